@@ -1,0 +1,80 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace headkit {
+
+/// Weights of one attention layer, y = x W^T + b. Head h owns rows h*dh .. (h+1)*dh-1 of q, k, v and
+/// their biases, and the same columns of o. Any bias may be undefined.
+struct AttentionWeights {
+  at::Tensor q, k, v;                 ///< [H*dh, D]
+  at::Tensor o;                       ///< [D, H*dh]
+  at::Tensor q_bias, k_bias, v_bias;  ///< [H*dh]
+  at::Tensor o_bias;                  ///< [D]
+};
+
+/// Optional inputs of one call; unset members mean plain dense attention.
+///
+///     auto y = gated_attention(x, weights, 12, AttentionInput().gate(g).key_padding_mask(mask));
+class AttentionInput {
+ public:
+  /// [H], [B, H] or [B, T, H], float32 (float64 when x is float64). 0 = skipped, another value
+  /// scales the head's output. A [B, T, H] gate skips a head of a sample only where all its tokens
+  /// are closed.
+  AttentionInput& gate(at::Tensor value);
+  /// false = mask mode: closed heads are computed and multiplied by 0, so that their gates receive
+  /// gradients. Default true.
+  AttentionInput& skip(bool value);
+  /// Bool [B, T]; true = attend. A query without any admissible key gets attention output 0.
+  AttentionInput& key_padding_mask(at::Tensor value);
+  AttentionInput& is_causal(bool value);
+  /// Added to the scaled scores; broadcastable to [B, H, T, T], dtype of x.
+  AttentionInput& attn_bias(at::Tensor value);
+  /// [H, D], dtype of x: what a closed head adds instead of nothing; a gate g gives
+  /// g * output + (1 - g) * dropped_output.
+  AttentionInput& dropped_output(at::Tensor value);
+  /// Factor on the scores; default 1 / sqrt(dh).
+  AttentionInput& scale(double value);
+  /// Dropout on the attention probabilities with an explicit seed; default 0.
+  AttentionInput& dropout(double probability, int64_t seed);
+
+  std::optional<at::Tensor> gate_, key_padding_mask_, attn_bias_, dropped_output_;
+  std::optional<double> scale_;
+  double dropout_p_ = 0.0;
+  int64_t dropout_seed_ = 0;
+  bool skip_ = true;
+  bool is_causal_ = false;
+};
+
+/// Multi-head self-attention in which a closed gate is work not done: no Q, K, V, core or output
+/// projection for that head of that sample, forward and backward.
+///
+///     y[b, t] = o_bias + sum_h g[b, h] * a_h[b, t] W_O^h^T + (1 - g[b, h]) * dropped_output[h]
+///
+/// Args: x [B, T, D], float32, float64, bfloat16 or float16; all sizes may be 0. `num_heads` H >= 0,
+/// dh = q.size(0) / H. Returns [B, T, D], dtype of x.
+/// Differentiable in x, weights, biases, gate and dropped_output (once).
+/// Throws std::invalid_argument on shapes, dtypes or devices that do not fit and, on CPU, on a NaN or
+/// infinite gate; std::runtime_error if the environment variable HEADKIT_BACKEND names a backend that
+/// cannot run the call.
+/// The same call is `torch.ops.headkit.gated_attention` in Python.
+/// Source: Michel, Levy, Neubig 2019 (head gates); Vaswani et al. 2017.
+at::Tensor gated_attention(const at::Tensor& x, const AttentionWeights& weights, int64_t num_heads,
+                           const AttentionInput& input = {});
+
+/// The backend that `gated_attention` takes for such a call: "cpu", "aten" ... and why.
+struct BackendChoice {
+  std::string name;
+  std::string reason;
+};
+BackendChoice attention_backend(const at::Tensor& x, const AttentionWeights& weights,
+                                int64_t num_heads, const AttentionInput& input = {});
+
+/// Forgets all packed weights. Needed after an edit that torch does not count: `.data`, numpy views.
+void refresh_packed_weights();
+
+}  // namespace headkit

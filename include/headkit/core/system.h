@@ -1,0 +1,22 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace headkit {
+
+/// Instruction-set levels of the CPU kernels that this build holds and this machine can run, from
+/// slowest to fastest: "scalar", "avx2", "avx512".
+std::vector<std::string> available_isas();
+
+/// The level in use: the fastest available, or what the environment variable HEADKIT_ISA names.
+/// Throws std::runtime_error if that names a level the build or the machine lacks.
+std::string active_isa();
+
+/// Backends of the attention operator on this machine: "cpu", "cuda", "aten", "reference".
+std::vector<std::string> available_backends();
+
+/// One line a fact, for a bug report: versions, instruction set, threads, backends.
+std::string show_config();
+
+}  // namespace headkit

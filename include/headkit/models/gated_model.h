@@ -1,0 +1,75 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "headkit/attention/gated_attention.h"
+#include "headkit/core/gate_set.h"
+#include "headkit/core/head_layout.h"
+#include "headkit/core/head_mask.h"
+#include "headkit/models/batch.h"
+
+namespace headkit {
+
+/// What flows between the stages of a model: the residual stream before layer `layer`.
+struct ModelState {
+  at::Tensor hidden;          ///< [B, T, D]
+  at::Tensor attention_mask;  ///< bool [B, T], true = token; undefined = no padding
+  Batch batch;                ///< the inputs it came from (labels included)
+  int64_t layer = 0;          ///< the next layer to run
+  std::shared_ptr<void> extra;  ///< the implementation's own, for example a Python object
+
+  /// The rows of these samples. Implementations with `extra` override GatedModel::select.
+  ModelState select_samples(const at::Tensor& index) const;
+};
+
+/// What a caller wants to see of a run. Ask by setting a flag; read the vectors afterwards.
+struct Taps {
+  bool attention_inputs = false;             ///< ask for the input of each attention layer
+  std::vector<at::Tensor> attention_input;   ///< by layer run, [B, T, D]
+};
+
+/// A transformer whose heads have gates: the one interface that scorers, pruners, policies and
+/// explanations use. Staged, so that a prefix can be shared, a decision taken midway, or a sub-batch
+/// run on.
+///
+///     outputs = model(batch, gates) = head(run(embed(batch), 0, layers, gates))
+///
+/// A gate set with all gates 1 gives the outputs of the original model.
+class GatedModel {
+ public:
+  virtual ~GatedModel() = default;
+
+  virtual HeadLayout layout() const = 0;  ///< of the original model
+  virtual HeadMask heads() const = 0;     ///< heads that are physically there
+
+  virtual ModelState embed(const Batch& batch) = 0;
+  /// Runs layers first .. last-1. `state.layer` must equal `first`. Gates are those of the whole
+  /// model, in original indices; a head that was removed stays closed whatever its gate.
+  virtual ModelState run(const ModelState& state, int64_t first, int64_t last, const GateSet& gates,
+                         Taps* taps = nullptr) = 0;
+  /// Task output from the last state: logits [B, C], or whatever the model was attached with.
+  virtual at::Tensor head(const ModelState& state) = 0;
+  /// The state of these samples; `index`: int64 [n].
+  virtual ModelState select(const ModelState& state, const at::Tensor& index);
+
+  /// Weights of a layer's attention, of the heads that are physically there (original order).
+  virtual AttentionWeights attention(int64_t layer) = 0;
+  /// Puts new attention weights in place; `kept` are the original indices of their heads. Must not
+  /// fail half-way.
+  virtual void replace_attention(int64_t layer, const AttentionWeights& weights,
+                                 const std::vector<int64_t>& kept) = 0;
+  /// All parameters and buffers that define the function, by name.
+  virtual std::vector<std::pair<std::string, at::Tensor>> parameters() = 0;
+
+  at::Tensor operator()(const Batch& batch, const GateSet& gates = {}, Taps* taps = nullptr);
+
+  /// SHA-256 over names, dtypes, shapes and bytes of `parameters()`: the identity of the weights.
+  std::string fingerprint();
+};
+
+}  // namespace headkit

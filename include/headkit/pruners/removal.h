@@ -1,0 +1,22 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "headkit/core/head_mask.h"
+#include "headkit/models/gated_model.h"
+
+namespace headkit {
+
+/// The weights of the heads `kept` (places within `weights`, ascending). `added_output` [D], where
+/// defined, is folded into the output bias.
+AttentionWeights slice_heads(const AttentionWeights& weights, int64_t num_heads,
+                             const std::vector<int64_t>& kept, const at::Tensor& added_output = {});
+
+/// Removes heads physically: what is outside `mask` (original indices) is cut from the weights of
+/// `model`. Heads that are gone already stay gone; remove(A) then remove(B) equals both at once.
+/// `dropped_output` [L, H, D], where defined, is folded into the output bias for every head that goes
+/// (mean compensation); otherwise removal equals a gate of 0.
+/// Happens whole or not at all. Throws std::invalid_argument if the mask does not fit the model.
+void remove_heads(GatedModel& model, const HeadMask& mask, const at::Tensor& dropped_output = {});
+
+}  // namespace headkit

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "headkit/core/head_scores.h"
+#include "headkit/models/batch.h"
+#include "headkit/models/gated_model.h"
+#include "headkit/models/objective.h"
+
+namespace headkit {
+
+struct ScoreOptions {
+  std::string granularity = "example";  ///< gate gradient: token, example, batch, signed
+  std::string normalization = "none";   ///< none, layer_l2
+  double confidence = 0.95;             ///< level of the bootstrap interval, in (0, 1)
+  int64_t bootstrap = 1000;             ///< resamples over examples; 0 = no interval
+  uint64_t seed = 0;
+  Progress progress;  ///< batches done
+};
+
+/// Scores every head from data. Settings only: one scorer serves many threads.
+class HeadScorer {
+ public:
+  virtual ~HeadScorer() = default;
+  /// Larger = more important. Heads that are physically gone score 0. Leaves the model and its
+  /// gradients as they were.
+  virtual HeadScores score(GatedModel& model, const DataSource& data, const Objective& objective,
+                           const ScoreOptions& options) const = 0;
+};
+
+/// What the registry tells of a metric.
+struct ScorerInfo {
+  std::string name;
+  std::string definition;
+  std::string source;
+  std::string cost;   ///< in forwards and backwards over the data
+  std::string needs;  ///< labels, none ...
+  std::function<std::unique_ptr<HeadScorer>()> make;
+};
+const std::vector<ScorerInfo>& scorers();
+/// Throws std::invalid_argument, naming the known ones.
+std::unique_ptr<HeadScorer> make_scorer(const std::string& name);
+
+}  // namespace headkit

@@ -1,0 +1,14 @@
+#include "rooms.h"
+
+PYBIND11_MODULE(_C, m) {
+  using namespace headkit::bindings;
+  m.doc() = "C++ core of headkit.";
+  register_core(m);
+  register_attention(m);
+  register_models(m);
+  register_scorers(m);
+  register_gates(m);
+  register_pruners(m);
+  register_persistence(m);
+  register_explain(m);
+}

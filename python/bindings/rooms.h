@@ -1,0 +1,16 @@
+#pragma once
+
+#include <torch/extension.h>
+
+namespace headkit::bindings {
+
+void register_core(pybind11::module_& m);
+void register_attention(pybind11::module_& m);
+void register_models(pybind11::module_& m);
+void register_scorers(pybind11::module_& m);
+void register_gates(pybind11::module_& m);
+void register_pruners(pybind11::module_& m);
+void register_persistence(pybind11::module_& m);
+void register_explain(pybind11::module_& m);
+
+}  // namespace headkit::bindings
