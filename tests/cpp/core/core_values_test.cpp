@@ -1,0 +1,170 @@
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "headkit/core/error.h"
+#include "headkit/core/flops.h"
+#include "headkit/core/gate_set.h"
+#include "headkit/core/head_layout.h"
+#include "headkit/core/head_mask.h"
+#include "headkit/core/head_scores.h"
+
+namespace headkit {
+namespace {
+
+TEST(ErrorTest, NamesOperationExpectationAndFinding) {
+  try {
+    HEADKIT_CHECK(false, "prune", "scores of shape [layers, heads]", "shape ", 3);
+    FAIL();
+  } catch (const std::invalid_argument& error) {
+    EXPECT_STREQ(error.what(), "[prune] expected scores of shape [layers, heads]; found shape 3");
+  }
+  EXPECT_THROW(HEADKIT_CHECK_INDEX(false, "a", "b", "c"), std::out_of_range);
+  EXPECT_THROW(HEADKIT_CHECK_RUNTIME(false, "a", "b", "c"), std::runtime_error);
+}
+
+TEST(HeadLayoutTest, RoundTripsAndRefusesBadText) {
+  const HeadLayout layout{6, 12, 32, 384, 1536};
+  EXPECT_EQ(HeadLayout::from_json(layout.to_json()), layout);
+  for (const char* text :
+       {"", "[]", "{", R"({"layers":1})", R"({"layers":0,"heads":1,"head_dim":1,"model_dim":1,"feed_forward":0})",
+        R"({"layers":1.5,"heads":1,"head_dim":1,"model_dim":1,"feed_forward":0})",
+        R"({"layers":99999999999999999999,"heads":1,"head_dim":1,"model_dim":1,"feed_forward":0})"}) {
+    EXPECT_THROW(HeadLayout::from_json(text), std::invalid_argument) << text;
+  }
+  const std::string deep(100000, '[');
+  EXPECT_THROW(HeadLayout::from_json(deep), std::invalid_argument);
+}
+
+// Published totals: BERT-base at T = 128 costs 11,173,625,856 multiply-adds, GPT-2's shape at 1,024
+// tokens 106,300,440,576 (both models have 12 layers of 12 heads, D 768, F 3072).
+TEST(FlopsTest, MatchesPublishedTotals) {
+  const HeadLayout layout{12, 12, 64, 768, 3072};
+  EXPECT_DOUBLE_EQ(encoder_flops(layout, 144, 128), 2.0 * 11173625856.0);
+  EXPECT_DOUBLE_EQ(encoder_flops(layout, 144, 1024), 2.0 * 106300440576.0);
+  EXPECT_DOUBLE_EQ(attention_flops(layout, 1, 128), 2.0 * 27262976.0);
+  EXPECT_DOUBLE_EQ(encoder_flops(layout, 0, 128), 12 * feed_forward_flops(layout, 128));
+}
+
+TEST(HeadMaskTest, KeepsOriginalIndices) {
+  const HeadMask mask(at::tensor({1, 0, 1, 0, 0, 1}).reshape({2, 3}));
+  EXPECT_EQ(mask.count(), 3);
+  EXPECT_EQ(mask.layer_heads(0), (std::vector<int64_t>{0, 2}));
+  EXPECT_EQ(mask.layer_heads(1), (std::vector<int64_t>{2}));
+  EXPECT_EQ(mask.removed(), (std::vector<HeadId>{{0, 1}, {1, 0}, {1, 1}}));
+  EXPECT_TRUE(mask.contains({1, 2}));
+  EXPECT_TRUE(mask.is_subset_of(HeadMask::all(2, 3)));
+  EXPECT_FALSE(HeadMask::all(2, 3).is_subset_of(mask));
+  EXPECT_EQ(HeadMask::from_json(mask.to_json()), mask);
+}
+
+TEST(HeadMaskTest, DoesNotShareItsInput) {
+  at::Tensor keep = at::ones({2, 3}, at::kBool);
+  const HeadMask mask(keep);
+  keep.zero_();
+  EXPECT_EQ(mask.count(), 6);
+}
+
+TEST(HeadMaskTest, RefusesWhatIsNoMask) {
+  EXPECT_THROW(HeadMask(at::ones({3})), std::invalid_argument);
+  EXPECT_THROW(HeadMask(at::full({2, 3}, 0.5)), std::invalid_argument);
+  EXPECT_THROW(HeadMask::all(2, 3).contains({2, 0}), std::out_of_range);
+  EXPECT_THROW(HeadMask::all(2, 3).contains({0, -1}), std::out_of_range);
+  EXPECT_THROW(HeadMask::all(2, 3).intersect(HeadMask::all(3, 2)), std::invalid_argument);
+  for (const char* text :
+       {R"({"layers":1,"heads":2,"keep":[[0,2]]})", R"({"layers":1,"heads":2,"keep":[[1,0]]})",
+        R"({"layers":2,"heads":2,"keep":[[0]]})", R"({"layers":1,"heads":2,"keep":[0]})",
+        R"({"layers":4611686018427387904,"heads":4,"keep":[]})",
+        R"({"layers":1,"heads":2,"keep":[[0.5]]})"}) {
+    EXPECT_THROW(HeadMask::from_json(text), std::invalid_argument) << text;
+  }
+}
+
+TEST(HeadMaskTest, EmptyLayersAndEmptyMaskRoundTrip) {
+  const HeadMask none(at::zeros({2, 3}, at::kBool));
+  EXPECT_EQ(HeadMask::from_json(none.to_json()), none);
+  EXPECT_TRUE(none.layer_heads(1).empty());
+}
+
+TEST(HeadScoresTest, RoundTripsEveryBit) {
+  HeadScores scores;
+  scores.values = at::tensor({0.1, 1.0 / 3.0, -2e-17, 5e300}, at::kDouble).reshape({2, 2});
+  scores.lower = scores.values - 1;
+  scores.upper = scores.values + 1;
+  scores.metric = "gate_gradient";
+  scores.objective = "cross_entropy";
+  scores.settings = R"({"granularity":"example"})";
+  scores.samples = 7;
+  scores.seed = 18446744073709551615ull;
+  const HeadScores again = HeadScores::from_json(scores.to_json());
+  EXPECT_TRUE(at::equal(again.values, scores.values));
+  EXPECT_TRUE(at::equal(again.lower, scores.lower));
+  EXPECT_TRUE(at::equal(again.upper, scores.upper));
+  EXPECT_EQ(again.metric, scores.metric);
+  EXPECT_EQ(again.settings, scores.settings);
+  EXPECT_EQ(again.samples, 7);
+  EXPECT_EQ(again.seed, scores.seed);
+}
+
+TEST(HeadScoresTest, RefusesNanAndRaggedRows) {
+  HeadScores scores;
+  scores.values = at::full({2, 2}, std::nan(""), at::kDouble);
+  EXPECT_THROW(scores.to_json(), std::invalid_argument);
+  scores.values = at::zeros({4}, at::kDouble);
+  EXPECT_THROW(scores.check("x"), std::invalid_argument);
+  EXPECT_THROW(
+      HeadScores::from_json(
+          R"({"metric":"m","objective":"o","samples":1,"seed":0,"confidence":0.95,"settings":{},)"
+          R"("lower":null,"upper":null,"values":[[1,2],[3]]})"),
+      std::invalid_argument);
+}
+
+TEST(GateSetTest, SlicesByLayerAndSample) {
+  GateSet gates;
+  gates.heads = at::arange(24, at::kFloat).reshape({2, 3, 4});
+  gates.dropped_output = at::arange(60, at::kFloat).reshape({3, 4, 5});
+  gates.check("x", 2, 3, 4);
+  EXPECT_TRUE(at::equal(gates.layer_gate(1), gates.heads.select(1, 1)));
+  EXPECT_TRUE(at::equal(gates.layer_dropped_output(2), gates.dropped_output[2]));
+  const GateSet second = gates.select_samples(at::tensor({1}));
+  EXPECT_TRUE(at::equal(second.heads, gates.heads.slice(0, 1)));
+
+  GateSet shared = GateSet::from_mask(HeadMask::all(3, 4));
+  EXPECT_TRUE(at::equal(shared.layer_gate(0), at::ones({4})));
+  EXPECT_TRUE(at::equal(shared.select_samples(at::tensor({0})).heads, shared.heads));
+}
+
+TEST(GateSetTest, RefusesShapesThatDoNotFitTheModel) {
+  GateSet gates;
+  gates.heads = at::ones({3, 4});
+  gates.check("x", 2, 3, 4);
+  EXPECT_THROW(gates.check("x", 2, 4, 3), std::invalid_argument);
+  gates.heads = at::ones({5, 3, 4});
+  gates.check("x", -1, 3, 4);
+  EXPECT_THROW(gates.check("x", 2, 3, 4), std::invalid_argument);
+  gates.heads = at::ones({3, 4}, at::kBFloat16);
+  EXPECT_THROW(gates.check("x", 2, 3, 4), std::invalid_argument);
+  gates.heads = at::full({3, 4}, INFINITY);
+  EXPECT_THROW(gates.check("x", 2, 3, 4), std::invalid_argument);
+  gates.heads = at::Tensor();
+  gates.dropped_output = at::ones({3, 5, 8});
+  EXPECT_THROW(gates.check("x", 2, 3, 4), std::invalid_argument);
+}
+
+TEST(GateSetTest, RoundTripsThroughJson) {
+  GateSet gates;
+  gates.heads = at::rand({2, 3, 4});
+  gates.dropped_output = at::randn({3, 4, 5});
+  gates.skip = false;
+  const GateSet again = GateSet::from_json(gates.to_json());
+  EXPECT_TRUE(at::equal(again.heads, gates.heads));
+  EXPECT_TRUE(at::equal(again.dropped_output, gates.dropped_output));
+  EXPECT_FALSE(again.skip);
+  EXPECT_TRUE(GateSet::from_json(GateSet{}.to_json()).empty());
+  EXPECT_THROW(GateSet::from_json(R"({"skip":1,"heads":null,"dropped_output":null})"),
+               std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace headkit
