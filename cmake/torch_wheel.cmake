@@ -1,11 +1,13 @@
 # LibTorch as PyPI ships it. find_package(Torch) stops on a CUDA build of torch when the machine has
 # no CUDA toolkit, so the libraries are imported by path; no CUDA header is needed to use them.
-set(_python_components Interpreter)
-if(HEADKIT_BUILD_PYTHON)
-  list(APPEND _python_components Development.Module)
+if(HEADKIT_BUILD_PYTHON OR NOT HEADKIT_TORCH_ROOT)
+  set(_python_components Interpreter)
+  if(HEADKIT_BUILD_PYTHON)
+    list(APPEND _python_components Development.Module)
+  endif()
+  set(Python_FIND_VIRTUALENV FIRST)
+  find_package(Python 3.10 REQUIRED COMPONENTS ${_python_components})
 endif()
-set(Python_FIND_VIRTUALENV FIRST)
-find_package(Python 3.10 REQUIRED COMPONENTS ${_python_components})
 
 if(NOT HEADKIT_TORCH_ROOT)
   execute_process(

@@ -1,0 +1,23 @@
+#pragma once
+
+/// Everything public. Each header can also be included on its own.
+#include "headkit/attention/gated_attention.h"
+#include "headkit/attention/multi_head_attention.h"
+#include "headkit/attention/reference.h"
+#include "headkit/core/error.h"
+#include "headkit/core/flops.h"
+#include "headkit/core/gate_set.h"
+#include "headkit/core/head_layout.h"
+#include "headkit/core/head_mask.h"
+#include "headkit/core/head_scores.h"
+#include "headkit/core/system.h"
+#include "headkit/core/version.h"
+#include "headkit/gates/gate_policy.h"
+#include "headkit/models/batch.h"
+#include "headkit/models/gated_model.h"
+#include "headkit/models/objective.h"
+#include "headkit/models/sentence_probe.h"
+#include "headkit/plan/work_list.h"
+#include "headkit/pruners/removal.h"
+#include "headkit/pruners/top_fraction.h"
+#include "headkit/scorers/head_scorer.h"

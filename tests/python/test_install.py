@@ -1,0 +1,67 @@
+"""The installed package as a C++ project sees it."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import headkit as hk
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def configure(build, *options):
+    return subprocess.run(
+        [
+            "cmake",
+            "-S",
+            str(ROOT / "tests" / "install"),
+            "-B",
+            str(build),
+            f"-DCMAKE_PREFIX_PATH={hk.cmake_prefix_path}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DCONSUMER_SOURCE={ROOT / 'examples' / 'cpp' / 'quickstart.cpp'}",
+            *options,
+        ],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(autouse=True)
+def installed():
+    config = pathlib.Path(hk.cmake_prefix_path) / "share/cmake/headkit/headkit-config.cmake"
+    if not config.exists():
+        pytest.skip("headkit runs from its build tree; the package is not installed")
+
+
+def test_the_readme_program_builds_by_find_package_and_runs(tmp_path):
+    configured = configure(tmp_path)
+    assert configured.returncode == 0, configured.stderr
+    built = subprocess.run(["cmake", "--build", str(tmp_path)], capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    run = subprocess.run([str(tmp_path / "consumer")], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    heads = re.fullmatch(r"\[8, 128, 768\] from (\d+) of 96 heads\n", run.stdout)
+    assert heads and 0 < int(heads[1]) < 96
+
+
+def test_another_torch_minor_is_refused(tmp_path):
+    torch_root = tmp_path / "torch"
+    (torch_root / "lib").mkdir(parents=True)
+    (torch_root / "version.py").write_text("__version__ = '2.12.1'\n")
+    configured = configure(tmp_path / "build", f"-DHEADKIT_TORCH_ROOT={torch_root}")
+    assert configured.returncode != 0
+    minor = ".".join(torch.__version__.split(".")[:2])
+    # CMake wraps long lines.
+    message = " ".join(configured.stderr.split())
+    assert f"[headkit] expected torch {minor}" in message and "found 2.12.1" in message
+
+
+def test_the_readme_shows_the_example_that_was_built():
+    readme = (ROOT / "README.md").read_text()
+    program = (ROOT / "examples" / "cpp" / "quickstart.cpp").read_text()
+    assert f"```cpp\n{program}```" in readme
