@@ -17,11 +17,16 @@ namespace headkit {
 
 /// What flows between the stages of a model: the residual stream before layer `layer`.
 struct ModelState {
-  at::Tensor hidden;          ///< [B, T, D]
-  at::Tensor attention_mask;  ///< bool [B, T], true = token; undefined = no padding
-  Batch batch;                ///< the inputs it came from (labels included)
-  int64_t layer = 0;          ///< the next layer to run
-  std::shared_ptr<void> extra;  ///< the implementation's own, for example a Python object
+  /// The implementation's own part of a state.
+  struct Extra {
+    virtual ~Extra() = default;
+  };
+
+  at::Tensor hidden;                   ///< [B, T, D]
+  at::Tensor attention_mask;           ///< bool [B, T], true = token; undefined = no padding
+  Batch batch;                         ///< the inputs it came from (labels included)
+  int64_t layer = 0;                   ///< the next layer to run
+  std::shared_ptr<const Extra> extra;  ///< for example a Python object; may be null
 
   /// The rows of these samples. Implementations with `extra` override GatedModel::select.
   ModelState select_samples(const at::Tensor& index) const;
@@ -29,13 +34,13 @@ struct ModelState {
 
 /// What a caller wants to see of a run. Ask by setting a flag; read the vectors afterwards.
 struct Taps {
-  bool attention_inputs = false;             ///< ask for the input of each attention layer
-  std::vector<at::Tensor> attention_input;   ///< by layer run, [B, T, D]
+  bool attention_inputs = false;            ///< ask for the input of each attention layer
+  std::vector<at::Tensor> attention_input;  ///< by layer run, [B, T, D]
 };
 
 /// A transformer whose heads have gates: the one interface that scorers, pruners, policies and
-/// explanations use. Staged, so that a prefix can be shared, a decision taken midway, or a sub-batch
-/// run on.
+/// explanations use. Staged, so that a prefix can be shared, a decision taken midway, or a
+/// sub-batch run on.
 ///
 ///     outputs = model(batch, gates) = head(run(embed(batch), 0, layers, gates))
 ///
@@ -49,12 +54,13 @@ class GatedModel {
 
   virtual ModelState embed(const Batch& batch) = 0;
   /// Runs layers first .. last-1. `state.layer` must equal `first`. Gates are those of the whole
-  /// model, in original indices; a head that was removed stays closed whatever its gate.
+  /// model, in original indices; a head that was removed stays closed whatever its gate, and adds
+  /// nothing (a compensation for it was folded into the output bias).
   virtual ModelState run(const ModelState& state, int64_t first, int64_t last, const GateSet& gates,
                          Taps* taps = nullptr) = 0;
   /// Task output from the last state: logits [B, C], or whatever the model was attached with.
   virtual at::Tensor head(const ModelState& state) = 0;
-  /// The state of these samples; `index`: int64 [n].
+  /// The state of these samples, in this order; `index`: int64 [n].
   virtual ModelState select(const ModelState& state, const at::Tensor& index);
 
   /// Weights of a layer's attention, of the heads that are physically there (original order).
@@ -66,6 +72,8 @@ class GatedModel {
   /// All parameters and buffers that define the function, by name.
   virtual std::vector<std::pair<std::string, at::Tensor>> parameters() = 0;
 
+  /// Runs the whole model. Throws std::invalid_argument, before anything runs, if the gates do not
+  /// fit.
   at::Tensor operator()(const Batch& batch, const GateSet& gates = {}, Taps* taps = nullptr);
 
   /// SHA-256 over names, dtypes, shapes and bytes of `parameters()`: the identity of the weights.

@@ -12,9 +12,9 @@ namespace headkit {
 /// `attention_mask`: bool [B, T] or undefined. Source: Reimers, Gurevych 2019.
 at::Tensor sentence_embedding(const at::Tensor& hidden, const at::Tensor& attention_mask);
 
-/// A model that ends in a linear classifier on the sentence embedding of `model`: its `head` returns
-/// embedding W^T + b, [B, C]. Everything else is passed on; weights of the probe are not parameters
-/// of the model (its fingerprint stays).
+/// A model that ends in a linear classifier on the sentence embedding of `model`: its `head`
+/// returns embedding W^T + b, [B, C]. Everything else is passed on; weights of the probe are not
+/// parameters of the model (its fingerprint stays).
 std::shared_ptr<GatedModel> with_sentence_probe(std::shared_ptr<GatedModel> model,
                                                 at::Tensor weight /* [C, D] */,
                                                 at::Tensor bias /* [C] */);

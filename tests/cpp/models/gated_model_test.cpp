@@ -1,0 +1,120 @@
+#include "headkit/models/gated_model.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "support/golden.h"
+#include "support/toy_model.h"
+
+namespace headkit {
+namespace {
+
+using namespace headkit::testing;
+
+TEST(GatedModelTest, ToyModelGivesTheGoldenLogits) {
+  const auto model = golden_toy_model();
+  const nlohmann::json& golden = golden_case("toy.model");
+  const Batch batch = golden_toy_batch();
+  expect_golden((*model)(batch), golden, "logits");
+  expect_golden((*model)(batch, {.heads = at::ones({2, 3}, at::kDouble)}), golden, "logits");
+}
+
+TEST(GatedModelTest, GatesOfEachExampleAreItsOwn) {
+  const nlohmann::json& golden = golden_case("toy.per_example_gates");
+  const auto model = golden_toy_model();
+  for (bool skip : {true, false}) {
+    const GateSet gates{.heads = golden_tensor(golden["inputs"]["gates"]).to(at::kDouble),
+                        .skip = skip};
+    expect_golden((*model)(golden_toy_batch(), gates), golden, "logits");
+  }
+}
+
+TEST(GatedModelTest, StagesComposeToTheWhole) {
+  const HeadLayout layout{3, 5, 4, 14, 0};
+  const auto model = random_toy_model(layout, 3, 1);
+  const Batch batch = random_toy_batch(layout, 4, 6, 3, 2);
+  const GateSet gates{.heads = at::rand({4, 3, 5}, at::kDouble)};
+  const at::Tensor whole = (*model)(batch, gates);
+
+  Taps taps{.attention_inputs = true};
+  ModelState state = model->embed(batch);
+  for (int64_t l = 0; l < 3; ++l) state = model->run(state, l, l + 1, gates, &taps);
+  EXPECT_TRUE(model->head(state).equal(whole));
+  ASSERT_EQ(taps.attention_input.size(), 3u);
+  EXPECT_TRUE(taps.attention_input[0].equal(batch.at("x")));
+
+  const at::Tensor index = at::tensor({3, 1}, at::kLong);
+  const ModelState middle = model->run(model->embed(batch), 0, 1, gates);
+  const ModelState part = model->select(middle, index);
+  EXPECT_EQ(part.layer, 1);
+  EXPECT_TRUE(part.batch.at("labels").equal(batch.at("labels").index_select(0, index)));
+  const at::Tensor finished = model->head(model->run(part, 1, 3, gates.select_samples(index)));
+  EXPECT_TRUE(at::allclose(finished, whole.index_select(0, index), 1e-12, 1e-12));
+}
+
+TEST(GatedModelTest, RefusesGatesThatDoNotFit) {
+  const auto model = golden_toy_model();
+  const Batch batch = golden_toy_batch();
+  const auto run = [&](const at::Tensor& heads) { (*model)(batch, {.heads = heads}); };
+  EXPECT_THROW(run(at::ones({3, 2}, at::kDouble)), std::invalid_argument);
+  EXPECT_THROW(run(at::ones({2, 2, 3}, at::kDouble)), std::invalid_argument);
+  EXPECT_THROW(run(at::ones({3}, at::kDouble)), std::invalid_argument);
+  EXPECT_THROW(run(at::full({2, 3}, NAN, at::kDouble)), std::invalid_argument);
+}
+
+struct StateExtra : ModelState::Extra {};
+
+TEST(GatedModelTest, SelectRefusesAnExtraThatItWouldLose) {
+  const auto model = golden_toy_model();
+  ModelState state = model->embed(golden_toy_batch());
+  state.extra = std::make_shared<StateExtra>();
+  EXPECT_THROW(model->select(state, at::tensor({0}, at::kLong)), std::invalid_argument);
+}
+
+class Fingerprinted : public GatedModel {
+ public:
+  std::vector<std::pair<std::string, at::Tensor>> all;
+  HeadLayout layout() const override { return {}; }
+  HeadMask heads() const override { return {}; }
+  ModelState embed(const Batch&) override { return {}; }
+  ModelState run(const ModelState& s, int64_t, int64_t, const GateSet&, Taps*) override {
+    return s;
+  }
+  at::Tensor head(const ModelState&) override { return {}; }
+  AttentionWeights attention(int64_t) override { return {}; }
+  void replace_attention(int64_t, const AttentionWeights&, const std::vector<int64_t>&) override {}
+  std::vector<std::pair<std::string, at::Tensor>> parameters() override { return all; }
+};
+
+TEST(GatedModelTest, FingerprintSeesNamesDtypesShapesAndBytes) {
+  const auto fingerprint = [](std::vector<std::pair<std::string, at::Tensor>> all) {
+    Fingerprinted model;
+    model.all = std::move(all);
+    return model.fingerprint();
+  };
+  const at::Tensor a = at::arange(6, at::kFloat);
+  const std::string base = fingerprint({{"a", a}, {"b", at::ones({2})}});
+  EXPECT_EQ(base.size(), 64u);
+  EXPECT_EQ(base, fingerprint({{"a", a.clone()}, {"b", at::ones({2})}}));
+  EXPECT_EQ(base, fingerprint({{"a", at::stack({a, a}, 1).select(1, 0)}, {"b", at::ones({2})}}))
+      << "strides are not part of the value";
+
+  at::Tensor changed = a.clone();
+  changed[3] = 3.0000005f;
+  const std::set<std::string> different = {
+      base,
+      fingerprint({{"a", changed}, {"b", at::ones({2})}}),
+      fingerprint({{"a", a.reshape({2, 3})}, {"b", at::ones({2})}}),
+      fingerprint({{"a", a.view(at::kInt)}, {"b", at::ones({2})}}),
+      fingerprint({{"c", a}, {"b", at::ones({2})}}),
+      fingerprint({{"b", at::ones({2})}, {"a", a}}),
+      fingerprint({{"a", a}}),
+      fingerprint({}),
+  };
+  EXPECT_EQ(different.size(), 8u);
+}
+
+}  // namespace
+}  // namespace headkit

@@ -1,0 +1,162 @@
+#include "support/toy_model.h"
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+
+#include <numeric>
+
+#include "headkit/core/error.h"
+#include "support/golden.h"
+
+namespace headkit::testing {
+
+ToyModel::ToyModel(HeadLayout layout, std::vector<AttentionWeights> layers, at::Tensor classifier,
+                   at::Tensor classifier_bias)
+    : layout_(layout),
+      layers_(std::move(layers)),
+      kept_(layers_.size(), std::vector<int64_t>(layout.heads)),
+      classifier_(std::move(classifier)),
+      classifier_bias_(std::move(classifier_bias)) {
+  for (auto& kept : kept_) std::iota(kept.begin(), kept.end(), 0);
+}
+
+HeadMask ToyModel::heads() const {
+  at::Tensor keep = at::zeros({layout_.layers, layout_.heads}, at::kBool);
+  for (int64_t l = 0; l < layout_.layers; ++l) {
+    for (int64_t h : kept_[l]) keep[l][h] = true;
+  }
+  return HeadMask(keep);
+}
+
+ModelState ToyModel::embed(const Batch& batch) {
+  ModelState state;
+  state.hidden = batch.at("x");
+  if (batch.count("attention_mask"))
+    state.attention_mask = batch.at("attention_mask").to(at::kBool);
+  state.batch = batch;
+  return state;
+}
+
+ModelState ToyModel::run(const ModelState& state, int64_t first, int64_t last, const GateSet& gates,
+                         Taps* taps) {
+  HEADKIT_CHECK(state.layer == first && first <= last && last <= layout_.layers, "run",
+                "layers from " + std::to_string(state.layer), first, " to ", last);
+  ModelState next = state;
+  for (int64_t l = first; l < last; ++l) {
+    if (taps != nullptr && taps->attention_inputs) taps->attention_input.push_back(next.hidden);
+    AttentionInput input;
+    if (next.attention_mask.defined()) input.key_padding_mask(next.attention_mask);
+    const at::Tensor kept = at::tensor(kept_[l], at::kLong);
+    if (const at::Tensor gate = gates.layer_gate(l); gate.defined()) {
+      input.gate(gate.index_select(-1, kept)).skip(gates.skip);
+      if (const at::Tensor dropped = gates.layer_dropped_output(l); dropped.defined()) {
+        input.dropped_output(dropped.index_select(0, kept));
+      }
+    }
+    next.hidden = next.hidden + gated_attention(next.hidden, layers_[l],
+                                                static_cast<int64_t>(kept_[l].size()), input);
+  }
+  next.layer = last;
+  return next;
+}
+
+at::Tensor ToyModel::pooled(const ModelState& state) const {
+  if (!state.attention_mask.defined()) return state.hidden.mean(1);
+  const at::Tensor valid = state.attention_mask.to(state.hidden.dtype()).unsqueeze(2);
+  return (state.hidden * valid).sum(1) / valid.sum(1);
+}
+
+at::Tensor ToyModel::head(const ModelState& state) {
+  return at::linear(pooled(state), classifier_, classifier_bias_);
+}
+
+void ToyModel::replace_attention(int64_t layer, const AttentionWeights& weights,
+                                 const std::vector<int64_t>& kept) {
+  HEADKIT_CHECK(weights.q.size(0) == static_cast<int64_t>(kept.size()) * layout_.head_dim,
+                "replace_attention", "weights of the kept heads", weights.q.size(0), " rows");
+  layers_.at(layer) = weights;
+  kept_.at(layer) = kept;
+}
+
+std::vector<std::pair<std::string, at::Tensor>> ToyModel::parameters() {
+  std::vector<std::pair<std::string, at::Tensor>> all;
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    const AttentionWeights& w = layers_[l];
+    const std::string prefix = "layers." + std::to_string(l) + ".";
+    all.insert(all.end(), {{prefix + "q", w.q},
+                           {prefix + "k", w.k},
+                           {prefix + "v", w.v},
+                           {prefix + "o", w.o},
+                           {prefix + "q_bias", w.q_bias},
+                           {prefix + "k_bias", w.k_bias},
+                           {prefix + "v_bias", w.v_bias},
+                           {prefix + "o_bias", w.o_bias}});
+  }
+  all.emplace_back("classifier", classifier_);
+  all.emplace_back("classifier_bias", classifier_bias_);
+  return all;
+}
+
+std::shared_ptr<ToyModel> golden_toy_model() {
+  const nlohmann::json& in = golden_case("toy.model")["inputs"];
+  std::vector<AttentionWeights> layers;
+  for (const auto& layer : in["layers"]) {
+    layers.push_back({golden_tensor(layer["W_Q"]), golden_tensor(layer["W_K"]),
+                      golden_tensor(layer["W_V"]), golden_tensor(layer["W_O"]),
+                      golden_tensor(layer["b_Q"]), golden_tensor(layer["b_K"]),
+                      golden_tensor(layer["b_V"]), golden_tensor(layer["b_O"])});
+  }
+  return std::make_shared<ToyModel>(
+      HeadLayout{in["num_layers"], in["num_heads"], in["head_dim"], in["model_dim"], 0},
+      std::move(layers), golden_tensor(in["W_C"]), golden_tensor(in["b_C"]));
+}
+
+Batch golden_toy_batch() {
+  const nlohmann::json& in = golden_case("toy.model")["inputs"];
+  std::vector<at::Tensor> examples;
+  int64_t longest = 0;
+  for (const auto& x : in["x"]) {
+    examples.push_back(golden_tensor(x));
+    longest = std::max(longest, examples.back().size(0));
+  }
+  for (at::Tensor& x : examples) x = at::constant_pad_nd(x, {0, 0, 0, longest - x.size(0)});
+  const at::Tensor lengths = golden_tensor(in["lengths"]);
+  return {{"x", at::stack(examples)},
+          {"attention_mask", at::arange(longest).unsqueeze(0) < lengths.unsqueeze(1)},
+          {"labels", golden_tensor(in["labels"])}};
+}
+
+std::shared_ptr<ToyModel> random_toy_model(HeadLayout layout, int64_t classes, uint64_t seed) {
+  const at::Generator generator = at::detail::createCPUGenerator(seed);
+  const auto normal = [&](std::vector<int64_t> shape, double scale) {
+    return at::randn(shape, generator, at::kDouble) * scale;
+  };
+  const int64_t width = layout.heads * layout.head_dim;
+  const double in = 1.0 / std::sqrt(static_cast<double>(layout.model_dim));
+  std::vector<AttentionWeights> layers;
+  for (int64_t l = 0; l < layout.layers; ++l) {
+    AttentionWeights w;
+    w.q = normal({width, layout.model_dim}, in);
+    w.k = normal({width, layout.model_dim}, in);
+    w.v = normal({width, layout.model_dim}, in);
+    w.o = normal({layout.model_dim, width}, in);
+    w.q_bias = normal({width}, 0.1);
+    w.k_bias = normal({width}, 0.1);
+    w.v_bias = normal({width}, 0.1);
+    w.o_bias = normal({layout.model_dim}, 0.1);
+    layers.push_back(w);
+  }
+  return std::make_shared<ToyModel>(layout, std::move(layers),
+                                    normal({classes, layout.model_dim}, 1), normal({classes}, 0.1));
+}
+
+Batch random_toy_batch(const HeadLayout& layout, int64_t examples, int64_t tokens, int64_t classes,
+                       uint64_t seed) {
+  const at::Generator generator = at::detail::createCPUGenerator(seed);
+  const at::Tensor lengths = at::randint(1, tokens + 1, {examples, 1}, generator, at::kLong);
+  return {{"x", at::randn({examples, tokens, layout.model_dim}, generator, at::kDouble)},
+          {"attention_mask", at::arange(tokens).unsqueeze(0) < lengths},
+          {"labels", at::randint(0, classes, {examples}, generator, at::kLong)}};
+}
+
+}  // namespace headkit::testing
