@@ -1,0 +1,102 @@
+"""Every example in README, docs and docstrings runs."""
+
+import doctest
+import importlib
+import pathlib
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import headkit
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+def blocks(page, language):
+    return [body for found, body in FENCE.findall(page.read_text()) if found == language]
+
+
+def modules():
+    names = ["headkit"]
+    for found in pkgutil.walk_packages(headkit.__path__, "headkit."):
+        if not found.name.endswith("._C"):
+            names.append(found.name)
+    return names
+
+
+def run_examples(examples, name, namespace):
+    runner = doctest.DocTestRunner(optionflags=OPTIONS)
+    text = []
+    for example in examples:
+        example.globs = dict(namespace)
+        runner.run(example, out=text.append)
+    assert runner.failures == 0, f"{name}\n" + "".join(text)
+    return runner.tries
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_python_examples_of_a_page_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace = {"__name__": "__main__"}
+    for number, block in enumerate(blocks(page, "python"), start=1):
+        exec(compile(block, f"{page.name}, example {number}", "exec"), namespace)
+
+
+def test_the_readme_has_a_python_and_a_cpp_example():
+    assert blocks(ROOT / "README.md", "python") and blocks(ROOT / "README.md", "cpp")
+
+
+@pytest.mark.parametrize("name", modules())
+def test_docstring_examples_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    examples = doctest.DocTestFinder(exclude_empty=True).find(module)
+    run_examples(examples, name, {**vars(module), "headkit": headkit, "hk": headkit, "torch": torch})
+
+
+def test_docstring_examples_of_the_compiled_core_run():
+    parser = doctest.DocTestParser()
+    examples = []
+    for name, value in vars(headkit._C).items():
+        members = vars(value).items() if isinstance(value, type) else ()
+        for path, item in [(name, value), *((f"{name}.{key}", member) for key, member in members)]:
+            text = getattr(item, "__doc__", None)
+            if isinstance(text, str) and ">>>" in text:
+                examples.append(parser.get_doctest(text, {}, path, None, 0))
+    tries = run_examples(examples, "headkit._C", {"headkit": headkit, "torch": torch})
+    assert tries > 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_of_a_page_exist(page):
+    for block in blocks(page, "sh") + blocks(page, "bash"):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["make"]:
+                assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), line
+            if words[:1] == ["headkit"]:
+                command = [word for word in words[1:3] if re.fullmatch(r"[a-z]+", word)]
+                shown = subprocess.run(
+                    [sys.executable, "-m", "headkit.cli", *command, "--help"],
+                    capture_output=True,
+                    text=True,
+                )
+                assert shown.returncode == 0, line + shown.stderr
+                for option in (word.split("=")[0] for word in words if word.startswith("--")):
+                    assert option in shown.stdout, f"{line}: no option {option}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_of_a_page_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
