@@ -1,0 +1,132 @@
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <memory>
+#include <stdexcept>
+
+#include "attention/attention_call.h"
+#include "headkit/core/error.h"
+
+namespace headkit {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+variable_list defined_only(const DifferentiableTensors& tensors) {
+  variable_list list;
+  for (const at::Tensor& tensor : tensors) {
+    if (tensor.defined()) list.push_back(tensor);
+  }
+  return list;
+}
+
+bool records_graph(at::TensorList tensors) {
+  if (!at::GradMode::is_enabled()) return false;
+  for (const at::Tensor& tensor : tensors) {
+    if (tensor.requires_grad()) return true;
+  }
+  return false;
+}
+
+void save_call(AutogradContext* ctx, const AttentionCall& call) {
+  const DifferentiableTensors tensors = differentiable_tensors(call);
+  variable_list saved(tensors.begin(), tensors.end());
+  saved.push_back(call.key_padding_mask.value_or(at::Tensor()));
+  ctx->save_for_backward(std::move(saved));
+  ctx->saved_data["num_heads"] = call.num_heads;
+  ctx->saved_data["scale"] = call.scale;
+  ctx->saved_data["skip"] = call.skip;
+  ctx->saved_data["is_causal"] = call.is_causal;
+  ctx->saved_data["dropout_p"] = call.dropout_p;
+  ctx->saved_data["dropout_seed"] = call.dropout_seed;
+}
+
+AttentionCall saved_call(AutogradContext* ctx) {
+  const variable_list saved = ctx->get_saved_variables();
+  AttentionCall call;
+  call.num_heads = ctx->saved_data["num_heads"].toInt();
+  call.scale = ctx->saved_data["scale"].toOptional<double>();
+  call.skip = ctx->saved_data["skip"].toBool();
+  call.is_causal = ctx->saved_data["is_causal"].toBool();
+  call.dropout_p = ctx->saved_data["dropout_p"].toDouble();
+  call.dropout_seed = ctx->saved_data["dropout_seed"].toInt();
+  if (saved[kDifferentiable].defined()) call.key_padding_mask = saved[kDifferentiable];
+  DifferentiableTensors tensors;
+  std::copy_n(saved.begin(), kDifferentiable, tensors.begin());
+  return with_differentiable(std::move(call), tensors);
+}
+
+class GatedAttention : public torch::autograd::Function<GatedAttention> {
+ public:
+  static at::Tensor forward(AutogradContext* ctx, at::TensorList, const AttentionCall& call) {
+    save_call(ctx, call);
+    ctx->set_materialize_grads(false);
+    // Tells the kernel that somebody trains: packed weights may be stale.
+    const at::AutoGradMode grad_mode(true);
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return dispatch_attention(call);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const AttentionCall call = saved_call(ctx);
+    const DifferentiableTensors tensors = differentiable_tensors(call);
+    GradientMask mask = {};
+    size_t input = 0;
+    bool any = false;
+    for (size_t i = 0; i < kDifferentiable; ++i) {
+      if (!tensors[i].defined()) continue;
+      mask[i] = grads[0].defined() && ctx->needs_input_grad(input);
+      any = any || mask[i];
+      ++input;
+    }
+    variable_list result(input + 1);  // the last for `call`, which has none
+    if (!any) return result;
+    const std::vector<at::Tensor> found = dispatch_attention_backward(grads[0], call, mask);
+    size_t next = 0;
+    input = 0;
+    for (size_t i = 0; i < kDifferentiable; ++i) {
+      if (!tensors[i].defined()) continue;
+      if (mask[i]) result[input] = found[next++];
+      ++input;
+    }
+    return result;
+  }
+};
+
+class GatedAttentionBackward : public torch::autograd::Function<GatedAttentionBackward> {
+ public:
+  static variable_list forward(AutogradContext*, at::TensorList, const at::Tensor& grad,
+                               const AttentionCall& call, const GradientMask& mask) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return dispatch_attention_backward(grad, call, mask);
+  }
+
+  static variable_list backward(AutogradContext*, variable_list) {
+    throw std::runtime_error(error_message("gated_attention", "to be differentiated once",
+                                           "a backward through its backward"));
+  }
+};
+
+}  // namespace
+
+at::Tensor attention_autograd(const AttentionCall& call) {
+  check_call(call);
+  const variable_list tensors = defined_only(differentiable_tensors(call));
+  if (records_graph(tensors)) return GatedAttention::apply(at::TensorList(tensors), call);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return dispatch_attention(call);
+}
+
+std::vector<at::Tensor> attention_backward_autograd(const at::Tensor& grad,
+                                                    const AttentionCall& call, GradientMask mask) {
+  variable_list tensors = defined_only(differentiable_tensors(call));
+  tensors.push_back(grad);
+  if (records_graph(tensors)) {
+    return GatedAttentionBackward::apply(at::TensorList(tensors), grad, call, mask);
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return dispatch_attention_backward(grad, call, mask);
+}
+
+}  // namespace headkit

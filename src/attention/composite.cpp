@@ -1,0 +1,70 @@
+#include <ATen/ATen.h>
+
+#include <limits>
+
+#include "attention/attention_problem.h"
+#include "attention/composite_backward.h"
+#include "attention/dropout.h"
+#include "attention/pair_block.h"
+
+namespace headkit {
+namespace {
+
+// [n, m, T, dh]
+at::Tensor block_context(const AttentionProblem& problem, const PairBlock& block,
+                         const BlockOperands& operands) {
+  if (problem.dropout_p > 0.0) {
+    at::Tensor probabilities = block_probabilities(problem, operands);
+    probabilities.mul_(dropout_factor(problem, block.samples.index(), block.heads.index(),
+                                      probabilities.scalar_type()));
+    return probabilities.matmul(operands.v.to(probabilities.scalar_type()))
+        .to(operands.v.scalar_type());
+  }
+  at::Tensor mask = operands.admissible;
+  if (operands.bias.defined()) {
+    mask = operands.bias;
+    if (operands.admissible.defined()) {
+      mask = at::where(operands.admissible, mask,
+                       at::full({}, -std::numeric_limits<double>::infinity(), mask.options()));
+    }
+  }
+  const bool causal =
+      problem.is_causal && !operands.bias.defined() && !problem.key_padding_mask.defined();
+  if (causal) mask = at::Tensor();
+  return at::scaled_dot_product_attention(operands.q, operands.k, operands.v,
+                                          mask.defined() ? std::optional(mask) : std::nullopt, 0.0,
+                                          causal, problem.scale);
+}
+
+}  // namespace
+
+at::Tensor gate_complement(const AttentionProblem& problem, at::ScalarType dtype) {
+  const at::Tensor gate = problem.gate.dim() == 3 ? problem.gate : problem.gate.unsqueeze(-2);
+  return (1.0 - gate).to(dtype);
+}
+
+at::Tensor attention_composite(const AttentionProblem& problem) {
+  const int64_t batch = problem.x.size(0), length = problem.x.size(1), width = problem.x.size(2);
+  const auto dtype = problem.x.scalar_type();
+  const auto wide = sum_dtype(dtype);
+  at::Tensor y = at::zeros({batch, length, width}, problem.x.options().dtype(wide));
+  if (y.numel() > 0 && problem.head_dim > 0) {
+    const bool dense_scores = problem.dropout_p > 0.0 || problem.attn_bias.defined() ||
+                              (problem.is_causal && problem.key_padding_mask.defined());
+    const int64_t max_scores = dense_scores ? kMaxScores : std::numeric_limits<int64_t>::max();
+    for (const PairBlock& block : pair_blocks(problem, max_scores)) {
+      const BlockOperands operands = block_operands(problem, block);
+      at::Tensor context = block_context(problem, block, operands);
+      if (operands.gate.defined()) context = (context * operands.gate).to(dtype);
+      const at::Tensor part = merge_heads(context).matmul(operands.o_weight.t());
+      block.samples.add_to(y, 0, part.view({block.samples.count(), length, width}));
+    }
+  }
+  if (problem.gate.defined() && problem.dropped_output.defined()) {
+    y.add_(gate_complement(problem, wide).matmul(problem.dropped_output.to(wide)));
+  }
+  if (problem.weights.o_bias.defined()) y.add_(problem.weights.o_bias);
+  return y.to(dtype);
+}
+
+}  // namespace headkit

@@ -1,0 +1,89 @@
+#include "headkit/attention/reference.h"
+
+#include <ATen/ATen.h>
+
+#include <limits>
+
+#include "attention/attention_call.h"
+#include "attention/dropout.h"
+
+namespace headkit {
+namespace {
+
+constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
+
+// [B, H, T, dh]
+at::Tensor project(const AttentionProblem& problem, const at::Tensor& weight,
+                   const at::Tensor& bias) {
+  at::Tensor y = problem.x.matmul(weight.t());
+  if (bias.defined()) y = y + bias;
+  return y.view({problem.x.size(0), problem.x.size(1), problem.heads, problem.head_dim})
+      .transpose(1, 2);
+}
+
+// Bool, broadcastable to [B, H, T, T].
+at::Tensor admissible(const AttentionProblem& problem) {
+  const int64_t length = problem.x.size(1);
+  at::Tensor allowed = at::ones({1, 1, length, length}, problem.x.options().dtype(at::kBool));
+  if (problem.is_causal) allowed = allowed.tril();
+  if (problem.key_padding_mask.defined()) {
+    allowed = allowed & problem.key_padding_mask.unsqueeze(1).unsqueeze(1);
+  }
+  if (problem.attn_bias.defined()) allowed = allowed & (problem.attn_bias != kMinusInfinity);
+  return allowed;
+}
+
+at::Tensor contexts(const AttentionProblem& problem) {
+  const AttentionWeights& w = problem.weights;
+  const at::Tensor q = project(problem, w.q, w.q_bias);
+  const at::Tensor k = project(problem, w.k, w.k_bias);
+  const at::Tensor v = project(problem, w.v, w.v_bias);
+  at::Tensor scores = q.matmul(k.transpose(-2, -1)) * problem.scale;
+  if (problem.attn_bias.defined()) scores = scores + problem.attn_bias;
+  const at::Tensor allowed = admissible(problem);
+  // A row of minus infinities alone would make NaN, in the gradient too.
+  const at::Tensor dead = allowed.any(-1, true).logical_not();
+  scores = scores.masked_fill(allowed.logical_not(), kMinusInfinity).masked_fill(dead, 0.0);
+  at::Tensor probabilities = scores.softmax(-1).masked_fill(dead, 0.0);
+  if (problem.dropout_p > 0.0) {
+    const auto index = problem.x.options().dtype(at::kLong);
+    probabilities = probabilities * dropout_factor(problem, at::arange(problem.x.size(0), index),
+                                                   at::arange(problem.heads, index),
+                                                   probabilities.scalar_type());
+  }
+  return probabilities.matmul(v).transpose(1, 2);
+}
+
+}  // namespace
+
+at::Tensor attention_reference(const AttentionProblem& problem) {
+  const int64_t width = problem.x.size(2);
+  at::Tensor head_output = contexts(problem);
+  const auto dtype = head_output.scalar_type();
+  at::Tensor y;
+  if (problem.gate.defined()) {
+    const at::Tensor gate = problem.gate.dim() == 3 ? problem.gate : problem.gate.unsqueeze(-2);
+    head_output = (head_output * gate.unsqueeze(-1)).to(dtype);
+    if (problem.dropped_output.defined()) {
+      y = (1.0 - gate).to(dtype).matmul(problem.dropped_output);
+    }
+  }
+  const at::Tensor attended =
+      head_output.reshape({problem.x.size(0), problem.x.size(1), problem.heads * problem.head_dim})
+          .matmul(problem.weights.o.t());
+  y = y.defined() ? attended + y : attended;
+  if (problem.weights.o_bias.defined()) y = y + problem.weights.o_bias;
+  return y.view({problem.x.size(0), problem.x.size(1), width});
+}
+
+at::Tensor reference_attention(const at::Tensor& x, const AttentionWeights& weights,
+                               int64_t num_heads, const AttentionInput& input) {
+  return attention_reference(make_problem(make_call(x, weights, num_heads, input)));
+}
+
+at::Tensor head_contexts(const at::Tensor& x, const AttentionWeights& weights, int64_t num_heads,
+                         const AttentionInput& input) {
+  return contexts(make_problem(make_call(x, weights, num_heads, input))).contiguous();
+}
+
+}  // namespace headkit
