@@ -1,7 +1,186 @@
+#include <optional>
+#include <string>
+
+#include "headkit/attention/gated_attention.h"
+#include "headkit/attention/reference.h"
 #include "rooms.h"
 
-namespace headkit::bindings {
+namespace py = pybind11;
 
-void register_attention(pybind11::module_& m) {}
+namespace headkit::bindings {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+OptionalTensor to_optional(const at::Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+void bind_weight(py::class_<AttentionWeights>& owner, const char* name,
+                 at::Tensor AttentionWeights::*member) {
+  owner.def_property(
+      name, [member](const AttentionWeights& self) { return to_optional(self.*member); },
+      [member](AttentionWeights& self, const OptionalTensor& value) {
+        self.*member = value.value_or(at::Tensor());
+      });
+}
+
+// One Python function (x, weights, num_heads, *, gate=None, ...) over a C++ one that takes an
+// AttentionInput.
+template <typename Result>
+void def_attention(py::module_& m, const char* name,
+                   Result (*function)(const at::Tensor&, const AttentionWeights&, int64_t,
+                                      const AttentionInput&),
+                   const char* doc) {
+  m.def(
+      name,
+      [function](const at::Tensor& x, const AttentionWeights& weights, int64_t num_heads,
+                 OptionalTensor gate, bool skip, OptionalTensor key_padding_mask, bool is_causal,
+                 OptionalTensor attn_bias, OptionalTensor dropped_output,
+                 std::optional<double> scale, double dropout_p, int64_t dropout_seed) {
+        AttentionInput input;
+        input.gate_ = std::move(gate);
+        input.skip_ = skip;
+        input.key_padding_mask_ = std::move(key_padding_mask);
+        input.is_causal_ = is_causal;
+        input.attn_bias_ = std::move(attn_bias);
+        input.dropped_output_ = std::move(dropped_output);
+        input.scale_ = scale;
+        input.dropout(dropout_p, dropout_seed);
+        const py::gil_scoped_release release;
+        return function(x, weights, num_heads, input);
+      },
+      py::arg("x"), py::arg("weights"), py::arg("num_heads"), py::kw_only(),
+      py::arg("gate") = py::none(), py::arg("skip") = true,
+      py::arg("key_padding_mask") = py::none(), py::arg("is_causal") = false,
+      py::arg("attn_bias") = py::none(), py::arg("dropped_output") = py::none(),
+      py::arg("scale") = py::none(), py::arg("dropout_p") = 0.0, py::arg("dropout_seed") = 0, doc);
+}
+
+}  // namespace
+
+void register_attention(py::module_& m) {
+  py::class_<AttentionWeights> weights(m, "AttentionWeights", R"pbdoc(
+Weights of one attention layer, y = x W^T + b.
+
+Head h owns rows h*dh .. (h+1)*dh-1 of q, k, v and their biases, and the same columns of o.
+
+Args:
+    q, k, v: shape [H*dh, D].
+    o: shape [D, H*dh].
+    q_bias, k_bias, v_bias: shape [H*dh], or None.
+    o_bias: shape [D], or None.
+Example:
+    >>> headkit.AttentionWeights(*torch.randn(4, 6, 6)).q.shape
+    torch.Size([6, 6])
+)pbdoc");
+  weights.def(
+      py::init([](at::Tensor q, at::Tensor k, at::Tensor v, at::Tensor o, OptionalTensor q_bias,
+                  OptionalTensor k_bias, OptionalTensor v_bias, OptionalTensor o_bias) {
+        return AttentionWeights{q,
+                                k,
+                                v,
+                                o,
+                                q_bias.value_or(at::Tensor()),
+                                k_bias.value_or(at::Tensor()),
+                                v_bias.value_or(at::Tensor()),
+                                o_bias.value_or(at::Tensor())};
+      }),
+      py::arg("q"), py::arg("k"), py::arg("v"), py::arg("o"), py::kw_only(),
+      py::arg("q_bias") = py::none(), py::arg("k_bias") = py::none(),
+      py::arg("v_bias") = py::none(), py::arg("o_bias") = py::none());
+  bind_weight(weights, "q", &AttentionWeights::q);
+  bind_weight(weights, "k", &AttentionWeights::k);
+  bind_weight(weights, "v", &AttentionWeights::v);
+  bind_weight(weights, "o", &AttentionWeights::o);
+  bind_weight(weights, "q_bias", &AttentionWeights::q_bias);
+  bind_weight(weights, "k_bias", &AttentionWeights::k_bias);
+  bind_weight(weights, "v_bias", &AttentionWeights::v_bias);
+  bind_weight(weights, "o_bias", &AttentionWeights::o_bias);
+
+  py::class_<BackendChoice>(m, "BackendChoice", "A backend's ``name``, and the ``reason`` for it.")
+      .def_readonly("name", &BackendChoice::name)
+      .def_readonly("reason", &BackendChoice::reason)
+      .def("__repr__", [](const BackendChoice& self) {
+        return "BackendChoice(name='" + self.name + "', reason='" + self.reason + "')";
+      });
+
+  def_attention(m, "gated_attention", &gated_attention, R"pbdoc(
+Multi-head self-attention in which a closed gate is work not done.
+
+No Q, K, V, core or output projection is computed for a skipped head of a sample, forward and
+backward. The same as ``torch.ops.headkit.gated_attention``, with the weights in one value.
+
+Args:
+    x: shape [B, T, D]; float32, float64, bfloat16 or float16.
+    weights: AttentionWeights of the dtype and device of ``x``.
+    num_heads: H.
+    gate: [H], [B, H] or [B, T, H], float32 (float64 when ``x`` is float64). 0 = skipped, another
+        value scales the head's output. A [B, T, H] gate skips a head of a sample only where all
+        its tokens are closed.
+    skip: False = closed heads are computed and multiplied by 0, so that their gates receive
+        gradients; with True the gate of a skipped head gets exactly 0.
+    key_padding_mask: bool [B, T]; True = attend (the opposite of torch.nn.MultiheadAttention).
+    is_causal: a query sees itself and earlier keys only.
+    attn_bias: added to the scaled scores; broadcastable to [B, H, T, T], dtype of ``x``.
+    dropped_output: [H, D]; a gate g gives ``g * output + (1 - g) * dropped_output``.
+    scale: factor on the scores; default ``1 / sqrt(dh)``.
+    dropout_p, dropout_seed: dropout on the attention probabilities; the seed alone decides.
+Returns:
+    torch.Tensor: [B, T, D], dtype of ``x``. A query without any admissible key gets 0 from each
+    head.
+Raises:
+    ValueError: if shapes, dtypes or devices do not fit, or a CPU gate is not finite.
+    RuntimeError: if HEADKIT_BACKEND names a backend that cannot run the call.
+Source:
+    Michel, Levy, Neubig 2019 (head gates); Vaswani et al. 2017.
+Example:
+    >>> weights = headkit.AttentionWeights(*torch.randn(4, 6, 6))
+    >>> gate = torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
+    >>> headkit.gated_attention(torch.randn(2, 4, 6), weights, 3, gate=gate)[1].abs().max()
+    tensor(0.)
+)pbdoc");
+  def_attention(m, "reference_attention", &reference_attention, R"pbdoc(
+The oracle of gated_attention: dense, differentiable, in plain PyTorch operators.
+
+Computes every head and multiplies by the gates; ``skip`` changes nothing. Arguments and result as
+gated_attention.
+
+Example:
+    >>> weights = headkit.AttentionWeights(*torch.randn(4, 6, 6))
+    >>> headkit.reference_attention(torch.randn(2, 4, 6), weights, 3).shape
+    torch.Size([2, 4, 6])
+)pbdoc");
+  def_attention(m, "head_contexts", &head_contexts, R"pbdoc(
+Output of every head before the output projection; gates are not applied.
+
+Arguments as gated_attention. Differentiable.
+
+Returns:
+    torch.Tensor: [B, T, H, dh], dtype of ``x``.
+Example:
+    >>> weights = headkit.AttentionWeights(*torch.randn(4, 6, 6))
+    >>> headkit.head_contexts(torch.randn(2, 4, 6), weights, 3).shape
+    torch.Size([2, 4, 3, 2])
+)pbdoc");
+  def_attention(m, "attention_backend", &attention_backend, R"pbdoc(
+The backend that gated_attention takes for such a call, and why.
+
+Arguments as gated_attention.
+
+Returns:
+    BackendChoice: ``name`` ("cpu", "aten", "reference") and ``reason``.
+Example:
+    >>> weights = headkit.AttentionWeights(*torch.randn(4, 6, 6, dtype=torch.float64))
+    >>> headkit.attention_backend(torch.randn(2, 4, 6, dtype=torch.float64), weights, 3).name
+    'aten'
+)pbdoc");
+  m.def("refresh_packed_weights", &refresh_packed_weights, py::call_guard<py::gil_scoped_release>(),
+        R"pbdoc(
+Forget all packed weights.
+
+Needed after an edit that torch does not count: ``.data``, numpy views, fused optimisers.
+)pbdoc");
+}
 
 }  // namespace headkit::bindings

@@ -125,25 +125,27 @@ AttentionCall with_differentiable(AttentionCall call, const DifferentiableTensor
 
 AttentionCall make_call(const at::Tensor& x, const AttentionWeights& weights, int64_t num_heads,
                         const AttentionInput& input) {
-  return {.x = x,
-          .q_weight = weights.q,
-          .k_weight = weights.k,
-          .v_weight = weights.v,
-          .o_weight = weights.o,
-          .num_heads = num_heads,
-          .q_bias = optional(weights.q_bias),
-          .k_bias = optional(weights.k_bias),
-          .v_bias = optional(weights.v_bias),
-          .o_bias = optional(weights.o_bias),
-          .scale = input.scale_,
-          .gate = input.gate_,
-          .skip = input.skip_,
-          .key_padding_mask = input.key_padding_mask_,
-          .is_causal = input.is_causal_,
-          .attn_bias = input.attn_bias_,
-          .dropped_output = input.dropped_output_,
-          .dropout_p = input.dropout_p_,
-          .dropout_seed = input.dropout_seed_};
+  AttentionCall call;
+  call.x = x;
+  call.q_weight = weights.q;
+  call.k_weight = weights.k;
+  call.v_weight = weights.v;
+  call.o_weight = weights.o;
+  call.num_heads = num_heads;
+  call.q_bias = optional(weights.q_bias);
+  call.k_bias = optional(weights.k_bias);
+  call.v_bias = optional(weights.v_bias);
+  call.o_bias = optional(weights.o_bias);
+  call.scale = input.scale_;
+  call.gate = input.gate_;
+  call.skip = input.skip_;
+  call.key_padding_mask = input.key_padding_mask_;
+  call.is_causal = input.is_causal_;
+  call.attn_bias = input.attn_bias_;
+  call.dropped_output = input.dropped_output_;
+  call.dropout_p = input.dropout_p_;
+  call.dropout_seed = input.dropout_seed_;
+  return call;
 }
 
 void check_call(const AttentionCall& call) {

@@ -1,8 +1,9 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <memory>
+#include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 #include "attention/attention_call.h"
 #include "headkit/core/error.h"
@@ -120,9 +121,8 @@ at::Tensor attention_autograd(const AttentionCall& call) {
 
 std::vector<at::Tensor> attention_backward_autograd(const at::Tensor& grad,
                                                     const AttentionCall& call, GradientMask mask) {
-  variable_list tensors = defined_only(differentiable_tensors(call));
-  tensors.push_back(grad);
-  if (records_graph(tensors)) {
+  const variable_list tensors = defined_only(differentiable_tensors(call));
+  if (records_graph(tensors) || records_graph(grad)) {
     return GatedAttentionBackward::apply(at::TensorList(tensors), grad, call, mask);
   }
   const at::AutoDispatchBelowADInplaceOrView below;
