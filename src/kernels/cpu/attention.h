@@ -1,0 +1,293 @@
+#pragma once
+
+#include "kernels/cpu/packing.h"
+
+namespace headkit::kernels::HEADKIT_ISA {
+namespace {
+
+// Keys that are scored at a time: whole panels, about half of a small L2 cache for one panel of
+// queries. Fixed, so that the blocks of a sample do not depend on its padding.
+constexpr int64_t kKeyBlock = 528 / kPanel * kPanel;
+
+// Scratch of a pair: [token panels][dh][P] of Q^T and K^T, [keys][dh rounded up to VL] of V, one
+// block of scores [keys][P], and what the running softmax remembers of each query.
+struct PairScratch {
+  int64_t v_stride;
+  int64_t q, k, v, scores, floats;
+
+  PairScratch(int64_t num_tokens, int64_t num_keys, int64_t head_dim) {
+    v_stride = ceil_div(head_dim, kLanes) * kLanes;
+    int64_t at = 0;
+    const auto place = [&at](int64_t count) {
+      const int64_t offset = at;
+      at += ceil_div(count, 16) * 16;
+      return offset;
+    };
+    q = place(ceil_div(num_tokens, kPanel) * head_dim * kPanel);
+    k = place(ceil_div(num_keys, kPanel) * head_dim * kPanel);
+    v = place(num_keys * v_stride);
+    scores = place((num_keys < kKeyBlock ? num_keys : kKeyBlock) * kPanel);
+    floats = at;
+  }
+};
+
+int64_t pair_scratch_floats(int64_t num_tokens, int64_t num_keys, int64_t head_dim) {
+  return PairScratch(num_tokens, num_keys, head_dim).floats;
+}
+
+HEADKIT_INLINE int64_t vectors_of(int64_t tokens) { return ceil_div(tokens, kLanes); }
+
+// out [rows][P] = scale * (W x + bias), for W in blocks of R rows and one token panel x.
+template <int NV>
+void project_rows(const float* weights, const float* bias, const float* x, int64_t width,
+                  int64_t rows, float scale, float* out) {
+  for (int64_t first = 0; first < rows; first += kWeightRows) {
+    const int64_t count = rows - first < kWeightRows ? rows - first : kWeightRows;
+    for_row_tiles<kWeightRows>(count, [&]<int MR>(int64_t i) {
+      const float* row_bias = bias + first + i;
+      float* to = out + (first + i) * kPanel;
+      const Vec factor = broadcast(scale);
+      tile<MR, NV>(
+          1, width, weights + first * width + i, kWeightRows, OneSegment{x}, kPanel,
+          [row_bias](int r, int) { return broadcast(row_bias[r]); },
+          [to, factor](int r, int j, Vec c) {
+            store(to + r * kPanel + j * kLanes, mul(factor, c));
+          });
+    });
+  }
+}
+
+// out [tokens][stride] = x^T W + bias, for one token panel x and W in column panels.
+void project_columns(const float* x, int64_t tokens, const float* weights,
+                     const ColumnPanels& panels, const float* bias, int64_t width, float* out,
+                     int64_t stride) {
+  for (int64_t panel = 0; panel < panels.panels; ++panel) {
+    const int64_t column = panel * panels.width();
+    for_vectors(panels.vectors_of(panel), [&]<int NV>() {
+      for_row_tiles<kTileRows[NV]>(tokens, [&]<int MR>(int64_t i) {
+        const float* column_bias = bias + column;
+        float* to = out + i * stride + column;
+        tile<MR, NV>(
+            1, width, x + i, kPanel, OneSegment{weights + column * width}, panels.width(),
+            [column_bias](int, int j) { return load(column_bias + j * kLanes); },
+            [to, stride](int r, int j, Vec c) { store(to + r * stride + j * kLanes, c); });
+      });
+    });
+  }
+}
+
+// scores [count][P] = K q for keys [first, first + count); `first` is at the start of a key panel.
+template <int NV>
+void score_keys(const float* keys, const float* q, int64_t head_dim, int64_t first, int64_t count,
+                float* scores) {
+  for (int64_t key = 0; key < count; key += kPanel) {
+    const float* panel = keys + (first + key) * head_dim;
+    const int64_t in_panel = count - key < kPanel ? count - key : kPanel;
+    for_row_tiles<kTileRows[NV]>(in_panel, [&]<int MR>(int64_t i) {
+      float* to = scores + (key + i) * kPanel;
+      tile<MR, NV>(
+          1, head_dim, panel + i, kPanel, OneSegment{q}, kPanel,
+          [](int, int) { return zero(); },
+          [to](int r, int j, Vec c) { store(to + r * kPanel + j * kLanes, c); });
+    });
+  }
+}
+
+// What the softmax of one panel of queries remembers between blocks of keys.
+struct RunningSoftmax {
+  float largest[kPanel];
+  float sum[kPanel];
+  float rescale[kPanel];  // of what the earlier blocks gave, to the new maximum
+};
+
+const float kMinusInfinity = -__builtin_inff();
+
+// Row r of the scores belongs to a key that the queries from lane `row - first_masked + 1` on may
+// see; lanes before it do not.
+HEADKIT_INLINE void mask_diagonal(float* scores, int64_t row, int64_t hidden_lanes) {
+  float* at = scores + row * kPanel;
+  for (int64_t lane = 0; lane < hidden_lanes; ++lane) at[lane] = kMinusInfinity;
+}
+
+// Turns scores into exp(score - maximum) and folds the block into the running maximum and sum, one
+// vector of queries at a time: the softmax runs down the rows, so nothing is reduced across lanes.
+HEADKIT_INLINE void softmax_block(float* scores, int64_t count, int64_t vectors, bool first,
+                                  RunningSoftmax& running) {
+  for (int64_t j = 0; j < vectors; ++j) {
+    float* column = scores + j * kLanes;
+    Vec m[4];
+    for (Vec& v : m) v = broadcast(kMinusInfinity);
+    int64_t r = 0;
+    for (; r + 4 <= count; r += 4) {
+      for (int u = 0; u < 4; ++u) m[u] = max(m[u], load(column + (r + u) * kPanel));
+    }
+    for (; r < count; ++r) m[0] = max(m[0], load(column + r * kPanel));
+    Vec largest = max(max(m[0], m[1]), max(m[2], m[3]));
+    Vec before = broadcast(kMinusInfinity);
+    if (!first) {
+      before = load(running.largest + j * kLanes);
+      largest = max(largest, before);
+    }
+    // A query that has seen no key yet: its scores are -infinity, and their exponentials 0.
+    const Vec shift = if_equal(largest, broadcast(kMinusInfinity), zero(), largest);
+    Vec s[4];
+    for (Vec& v : s) v = zero();
+    for (r = 0; r + 4 <= count; r += 4) {
+      for (int u = 0; u < 4; ++u) {
+        float* at = column + (r + u) * kPanel;
+        const Vec e = exponential(sub(load(at), shift));
+        store(at, e);
+        s[u] = add(s[u], e);
+      }
+    }
+    for (int u = 0; r < count; ++r, ++u) {
+      float* at = column + r * kPanel;
+      const Vec e = exponential(sub(load(at), shift));
+      store(at, e);
+      s[u] = add(s[u], e);
+    }
+    Vec sum = add(add(s[0], s[1]), add(s[2], s[3]));
+    if (!first) {
+      const Vec rescale = exponential(sub(before, shift));
+      store(running.rescale + j * kLanes, rescale);
+      sum = fma(load(running.sum + j * kLanes), rescale, sum);
+    }
+    store(running.largest + j * kLanes, largest);
+    store(running.sum + j * kLanes, sum);
+  }
+}
+
+// context [head_dim][P] = (first ? 0 : context * rescale) + V^T scores, times `finish` if given.
+template <int NV>
+void weigh_values(const float* v, int64_t v_stride, const float* scores, int64_t count,
+                  int64_t head_dim, const float* rescale, const float* finish, float* context) {
+  for_row_tiles<kTileRows[NV]>(head_dim, [&]<int MR>(int64_t i) {
+    float* to = context + i * kPanel;
+    tile<MR, NV>(
+        1, count, v + i, v_stride, OneSegment{scores}, kPanel,
+        [to, rescale](int r, int j) {
+          if (rescale == nullptr) return zero();
+          return mul(load(to + r * kPanel + j * kLanes), load(rescale + j * kLanes));
+        },
+        [to, finish](int r, int j, Vec c) {
+          if (finish != nullptr) c = mul(c, load(finish + j * kLanes));
+          store(to + r * kPanel + j * kLanes, c);
+        });
+  });
+}
+
+// Context of one panel of queries, [head_dim][P].
+template <int NV>
+void attend_panel(const PairParams& p, const float* q, const float* keys, const float* v,
+                  int64_t v_stride, int64_t first_token, float* scores, float* context) {
+  const int64_t last_token = first_token + kPanel < p.num_tokens ? first_token + kPanel - 1
+                                                                 : p.num_tokens - 1;
+  int64_t visible = p.num_keys;
+  if (p.causal) {
+    while (visible > 0 && p.key_position[visible - 1] > last_token) --visible;
+  }
+  if (visible == 0) {
+    for (int64_t i = 0; i < p.head_dim; ++i) {
+      for (int j = 0; j < NV; ++j) store(context + i * kPanel + j * kLanes, zero());
+    }
+    return;
+  }
+  RunningSoftmax running;
+  for (int64_t block = 0; block < visible; block += kKeyBlock) {
+    const int64_t count = visible - block < kKeyBlock ? visible - block : kKeyBlock;
+    score_keys<NV>(keys, q, p.head_dim, block, count, scores);
+    if (p.causal) {
+      for (int64_t r = count - 1; r >= 0 && p.key_position[block + r] > first_token; --r) {
+        mask_diagonal(scores, r, p.key_position[block + r] - first_token);
+      }
+    }
+    softmax_block(scores, count, NV, block == 0, running);
+    const bool last = block + count == visible;
+    float finish[NV * kLanes];
+    if (last) {
+      for (int j = 0; j < NV; ++j) {
+        const Vec sum = load(running.sum + j * kLanes);
+        const Vec scaled = div(broadcast(p.gate), sum);
+        store(finish + j * kLanes, if_equal(sum, zero(), zero(), scaled));
+      }
+    }
+    weigh_values<NV>(v + block * v_stride, v_stride, scores, count, p.head_dim,
+                     block == 0 ? nullptr : running.rescale, last ? finish : nullptr, context);
+  }
+}
+
+void attention_pair(const PairParams& p) {
+  const PackedHead head(p.width, p.head_dim);
+  const PairScratch at(p.num_tokens, p.num_keys, p.head_dim);
+  float* q = p.scratch + at.q;
+  float* k = p.scratch + at.k;
+  float* v = p.scratch + at.v;
+  const int64_t longest = p.num_tokens > p.num_keys ? p.num_tokens : p.num_keys;
+  for (int64_t token = 0; token < longest; token += kPanel) {
+    if (token < p.num_tokens) {
+      const int64_t left = p.num_tokens - token;
+      for_vectors(vectors_of(left < kPanel ? left : kPanel), [&]<int NV>() {
+        project_rows<NV>(p.head + head.q, p.head + head.q_bias, p.tokens + token * p.width,
+                         p.width, p.head_dim, p.scale, q + token * p.head_dim);
+      });
+    }
+    if (token < p.num_keys) {
+      const int64_t left = p.num_keys - token < kPanel ? p.num_keys - token : kPanel;
+      for_vectors(vectors_of(left), [&]<int NV>() {
+        project_rows<NV>(p.head + head.k, p.head + head.k_bias, p.keys + token * p.width, p.width,
+                         p.head_dim, 1.0f, k + token * p.head_dim);
+      });
+      project_columns(p.keys + token * p.width, left, p.head + head.v, head.v_panels,
+                      p.head + head.v_bias, p.width, v + token * at.v_stride, at.v_stride);
+    }
+  }
+  for (int64_t token = 0; token < p.num_tokens; token += kPanel) {
+    const int64_t left = p.num_tokens - token;
+    for_vectors(vectors_of(left < kPanel ? left : kPanel), [&]<int NV>() {
+      attend_panel<NV>(p, q + token * p.head_dim, k, v, at.v_stride, token, p.scratch + at.scores,
+                       p.context + token / kPanel * p.context_stride);
+    });
+  }
+}
+
+void attention_output(const OutputParams& p) {
+  const PackedHead head(p.width, p.head_dim);
+  for (int64_t panel = 0; panel < head.o_panels.panels; ++panel) {
+    const int64_t column = panel * head.o_panels.width();
+    const int64_t vectors = head.o_panels.vectors_of(panel);
+    // The last columns of a width that is no multiple of VL go through a buffer: nothing is ever
+    // written beyond the output.
+    const int64_t columns = p.width - column < vectors * kLanes ? p.width - column : vectors * kLanes;
+    const bool whole = columns == vectors * kLanes;
+    const auto weights_of = [&](int64_t s) {
+      return p.packed + p.head_index[s] * head.floats + head.o + column * p.head_dim;
+    };
+    for (int64_t token = 0; token < p.num_tokens; token += kPanel) {
+      const int64_t left = p.num_tokens - token < kPanel ? p.num_tokens - token : kPanel;
+      const float* context = p.context + token / kPanel * p.context_stride;
+      float buffer[kPanel * kPanel];
+      float* out = whole ? p.out + token * p.width + column : buffer;
+      const int64_t stride = whole ? p.width : kPanel;
+      for_vectors(vectors, [&]<int NV>() {
+        for_row_tiles<kTileRows[NV]>(left, [&]<int MR>(int64_t i) {
+          const float* start = p.start + column;
+          float* to = out + i * stride;
+          tile<MR, NV>(
+              p.num_heads, p.head_dim, context + i, kPanel, weights_of, head.o_panels.width(),
+              [start](int, int j) { return load(start + j * kLanes); },
+              [to, stride](int r, int j, Vec c) { store(to + r * stride + j * kLanes, c); });
+        });
+      });
+      if (!whole) {
+        for (int64_t i = 0; i < left; ++i) {
+          for (int64_t j = 0; j < columns; ++j) {
+            p.out[(token + i) * p.width + column + j] = buffer[i * kPanel + j];
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace headkit::kernels::HEADKIT_ISA
