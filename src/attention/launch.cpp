@@ -1,19 +1,371 @@
-#include <stdexcept>
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <vector>
 
 #include "attention/attention_problem.h"
-#include "headkit/core/error.h"
+#include "attention/packed_weights.h"
+#include "headkit/plan/work_list.h"
+#include "kernels/dispatch.h"
 
 namespace headkit {
+namespace {
 
-at::Tensor attention_cpu(const AttentionProblem& problem) {
-  throw std::runtime_error(
-      error_message("gated_attention", "the CPU kernels", attention_cpu_refusal(problem)));
+using kernels::KernelTable;
+
+// Row panels that one output task multiplies: enough to use a panel of W_O more than once.
+constexpr int64_t kOutputPanels = 3;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Memory of one thread that grows and stays.
+class Arena {
+ public:
+  float* reserve(int64_t floats) {
+    if (floats > capacity_) {
+      data_.reset();
+      capacity_ = 0;
+      const size_t bytes = ceil_div(floats * static_cast<int64_t>(sizeof(float)), 64) * 64;
+      data_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+      if (data_ == nullptr) throw std::bad_alloc();
+      capacity_ = floats;
+    }
+    return data_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(float* data) const { std::free(data); }
+  };
+  std::unique_ptr<float, Free> data_;
+  int64_t capacity_ = 0;
+};
+
+struct Sample {
+  int64_t index = 0;
+  int64_t first_pair = 0;
+  int64_t num_pairs = 0;
+  int64_t num_keys = 0;
+  const int32_t* key_rows = nullptr;  // nullptr = the first num_keys tokens
+  int64_t prepare_tasks = 1;
+  int64_t output_tasks = 0;
+};
+
+enum class Stage : int8_t { kPrepare, kPair, kOutput };
+
+struct Task {
+  Stage stage;
+  int32_t place;  // of the sample in the order of work
+  int32_t item;
+};
+
+// What is left of a sample's stages. A task waits for counters of tasks before it in the queue and
+// for nothing else; those have been taken by running threads, so waiting always ends.
+struct Progress {
+  std::atomic<int64_t> prepare{0}, pairs{0}, outputs{0};
+};
+
+void wait_for(const std::atomic<int64_t>& left) {
+  while (left.load(std::memory_order_acquire) != 0) std::this_thread::yield();
 }
+
+class Launch {
+ public:
+  Launch(const AttentionProblem& problem, const PackedWeights& packed, at::Tensor& out)
+      : table_(kernels::kernel_table()),
+        packed_(packed),
+        x_(problem.x.contiguous()),
+        out_(out),
+        batch_(x_.size(0)),
+        length_(x_.size(1)),
+        width_(x_.size(2)),
+        head_dim_(problem.head_dim),
+        panels_(ceil_div(length_, table_.panel)),
+        scale_(static_cast<float>(problem.scale)),
+        causal_(problem.is_causal) {
+    const at::Tensor gate = gate_matrix(problem);
+    list_ = make_work_list(problem.skip ? gate : at::ones_like(gate));
+    if (!problem.skip) {
+      std::copy_n(gate.const_data_ptr<float>(), list_.pairs(), list_.scale.begin());
+    }
+    gate_ = gate;
+    if (problem.weights.o_bias.defined()) o_bias_ = problem.weights.o_bias.contiguous();
+    if (problem.dropped_output.defined()) dropped_ = problem.dropped_output.contiguous();
+    find_samples(problem.key_padding_mask);
+    plan_tasks();
+  }
+
+  void run() {
+    thread_local Arena shared;
+    tokens_ =
+        shared.reserve(slots_ * (token_slot_ + key_slot_ + context_slot_) + batch_ * start_stride_);
+    keys_ = tokens_ + slots_ * token_slot_;
+    context_ = keys_ + slots_ * key_slot_;
+    start_ = context_ + slots_ * context_slot_;
+    std::atomic<size_t> next{0};
+    at::parallel_for(0, threads_, 1, [&](int64_t, int64_t) {
+      thread_local Arena scratch;
+      float* room = scratch.reserve(scratch_floats_);
+      for (size_t i = next++; i < tasks_.size(); i = next++) run_task(tasks_[i], room);
+    });
+  }
+
+ private:
+  static at::Tensor gate_matrix(const AttentionProblem& problem) {
+    const int64_t batch = problem.x.size(0);
+    if (!problem.gate.defined()) {
+      return at::ones({batch, problem.heads}, problem.x.options());
+    }
+    return problem.gate.expand({batch, problem.heads}).to(at::kFloat).contiguous();
+  }
+
+  void find_samples(const at::Tensor& mask) {
+    positions_.resize(length_);
+    std::iota(positions_.begin(), positions_.end(), 0);
+    const at::Tensor open = mask.defined() ? mask.contiguous() : mask;
+    const bool* rows = open.defined() ? open.const_data_ptr<bool>() : nullptr;
+    samples_.resize(batch_);
+    key_rows_.resize(batch_);
+    for (int64_t b = 0; b < batch_; ++b) {
+      Sample& sample = samples_[b];
+      sample.index = b;
+      sample.first_pair = list_.row_offset[b];
+      sample.num_pairs = list_.row_offset[b + 1] - list_.row_offset[b];
+      sample.num_keys = length_;
+      if (rows != nullptr) {
+        const bool* row = rows + b * length_;
+        sample.num_keys = std::count(row, row + length_, true);
+        if (!std::all_of(row, row + sample.num_keys, [](bool value) { return value; })) {
+          for (int64_t t = 0; t < length_; ++t) {
+            if (row[t]) key_rows_[b].push_back(static_cast<int32_t>(t));
+          }
+          sample.key_rows = key_rows_[b].data();
+        }
+      }
+      // Without a key every context is 0: what is left is the start of the output.
+      if (sample.num_keys == 0 || head_dim_ == 0) sample.num_pairs = 0;
+    }
+    // Longest first, so that short samples fill the idle tail of the last threads. The order cannot
+    // change a result: every task writes its own block.
+    std::stable_sort(samples_.begin(), samples_.end(),
+                     [this](const Sample& a, const Sample& b) { return cost(a) > cost(b); });
+  }
+
+  int64_t cost(const Sample& sample) const {
+    return sample.num_pairs * (2 * length_ * width_ + sample.num_keys * (2 * width_ + 2 * length_));
+  }
+
+  void plan_tasks() {
+    threads_ = at::in_parallel_region() ? 1 : std::max(1, at::get_num_threads());
+    const int64_t row_blocks = ceil_div(panels_, kOutputPanels);
+    // One small batch on many threads: cut the columns of the output too.
+    output_parts_ =
+        threads_ == 1 ? 1 : std::clamp<int64_t>(2 * threads_ / (batch_ * row_blocks), 1, 16);
+    int64_t most_pairs = 0, most_keys = 0, pairs = 0;
+    bool holes = false;
+    for (Sample& sample : samples_) {
+      most_pairs = std::max(most_pairs, sample.num_pairs);
+      pairs += sample.num_pairs;
+      if (sample.num_pairs > 0) {
+        most_keys = std::max(most_keys, sample.num_keys);
+        holes = holes || sample.key_rows != nullptr;
+        sample.prepare_tasks = panels_;
+        if (sample.key_rows != nullptr) {
+          sample.prepare_tasks += ceil_div(sample.num_keys, table_.panel);
+        }
+      }
+      sample.output_tasks = row_blocks * output_parts_;
+    }
+    // The output of a sample waits until its pairs are done; with other pairs between, nobody
+    // idles. Tokens and contexts live in a ring of slots, long enough for that delay.
+    const int64_t delay =
+        threads_ == 1 ? 0
+                      : std::min(batch_, ceil_div(threads_ * batch_, std::max<int64_t>(1, pairs)));
+    const int64_t ahead = threads_ == 1 ? 0 : 1;
+    slots_ = std::min(batch_, delay + ahead + 1);
+    token_slot_ = most_pairs > 0 ? panels_ * table_.panel * width_ : 0;
+    key_slot_ = holes ? token_slot_ : 0;
+    context_slot_ = panels_ * table_.panel * most_pairs * head_dim_;
+    start_stride_ = ceil_div(width_, 16) * 16;
+    scratch_floats_ =
+        most_pairs > 0 ? table_.pair_scratch_floats(length_, most_keys, head_dim_) : 1;
+
+    progress_ = std::vector<Progress>(batch_);
+    for (int64_t place = 0; place < batch_; ++place) {
+      progress_[place].prepare = samples_[place].prepare_tasks;
+      progress_[place].pairs = samples_[place].num_pairs;
+      progress_[place].outputs = samples_[place].output_tasks;
+    }
+    for (int64_t turn = -ahead; turn < batch_ + delay; ++turn) {
+      push(Stage::kPrepare, turn + ahead);
+      push(Stage::kPair, turn);
+      push(Stage::kOutput, turn - delay);
+    }
+    threads_ = std::min<int64_t>(threads_, tasks_.size());
+  }
+
+  void push(Stage stage, int64_t place) {
+    if (place < 0 || place >= batch_) return;
+    const Sample& sample = samples_[place];
+    const int64_t count = stage == Stage::kPrepare ? sample.prepare_tasks
+                          : stage == Stage::kPair  ? sample.num_pairs
+                                                   : sample.output_tasks;
+    for (int64_t item = 0; item < count; ++item) {
+      tasks_.push_back({stage, static_cast<int32_t>(place), static_cast<int32_t>(item)});
+    }
+  }
+
+  void run_task(const Task& task, float* scratch) {
+    Progress& now = progress_[task.place];
+    const int64_t before = task.place - slots_;  // the sample that had the slot
+    switch (task.stage) {
+      case Stage::kPrepare:
+        if (before >= 0) wait_for(progress_[before].pairs);
+        prepare(task);
+        now.prepare.fetch_sub(1, std::memory_order_release);
+        break;
+      case Stage::kPair:
+        wait_for(now.prepare);
+        if (before >= 0) wait_for(progress_[before].outputs);
+        attend(task, scratch);
+        now.pairs.fetch_sub(1, std::memory_order_release);
+        break;
+      case Stage::kOutput:
+        wait_for(now.prepare);
+        wait_for(now.pairs);
+        project(task);
+        now.outputs.fetch_sub(1, std::memory_order_release);
+        break;
+    }
+  }
+
+  float* tokens(int64_t place) const { return tokens_ + place % slots_ * token_slot_; }
+  float* keys(int64_t place) const { return keys_ + place % slots_ * key_slot_; }
+  float* context(int64_t place) const { return context_ + place % slots_ * context_slot_; }
+  float* start(const Sample& sample) const { return start_ + sample.index * start_stride_; }
+
+  void prepare(const Task& task) {
+    const Sample& sample = samples_[task.place];
+    if (task.item == 0) begin_output(sample);
+    if (sample.num_pairs == 0) return;
+    const bool of_keys = task.item >= panels_;
+    const int64_t panel = of_keys ? task.item - panels_ : task.item;
+    const int64_t first = panel * table_.panel;
+    const float* x = x_.const_data_ptr<float>() + sample.index * length_ * width_;
+    table_.pack_tokens(
+        {.x = of_keys ? x : x + first * width_,
+         .rows = of_keys ? sample.key_rows + first : nullptr,
+         .panel = (of_keys ? keys(task.place) : tokens(task.place)) + first * width_,
+         .row_stride = width_,
+         .tokens = std::min(table_.panel, (of_keys ? sample.num_keys : length_) - first),
+         .width = width_});
+  }
+
+  // Bias and what closed heads add: the first value of every row of the output.
+  void begin_output(const Sample& sample) {
+    float* row = start(sample);
+    std::fill_n(row, start_stride_, 0.0f);
+    if (o_bias_.defined()) std::copy_n(o_bias_.const_data_ptr<float>(), width_, row);
+    if (!dropped_.defined()) return;
+    const float* gate = gate_.const_data_ptr<float>() + sample.index * list_.heads;
+    for (int64_t head = 0; head < list_.heads; ++head) {
+      const float share = 1.0f - gate[head];
+      if (share == 0.0f) continue;
+      const float* dropped = dropped_.const_data_ptr<float>() + head * width_;
+      for (int64_t d = 0; d < width_; ++d) row[d] += share * dropped[d];
+    }
+  }
+
+  void attend(const Task& task, float* scratch) {
+    const Sample& sample = samples_[task.place];
+    const int64_t pair = sample.first_pair + task.item;
+    const bool holes = sample.key_rows != nullptr;
+    table_.attention_pair(
+        {.tokens = tokens(task.place),
+         .keys = holes ? keys(task.place) : tokens(task.place),
+         .key_position = holes ? sample.key_rows : positions_.data(),
+         .head = packed_.data.get() + list_.head_index[pair] * packed_.head_floats,
+         .context = context(task.place) + task.item * head_dim_ * table_.panel,
+         .scratch = scratch,
+         .num_tokens = length_,
+         .num_keys = sample.num_keys,
+         .width = width_,
+         .head_dim = head_dim_,
+         .context_stride = sample.num_pairs * head_dim_ * table_.panel,
+         .scale = scale_,
+         .gate = list_.scale[pair],
+         .causal = causal_});
+  }
+
+  void project(const Task& task) {
+    const Sample& sample = samples_[task.place];
+    const int64_t first_panel = task.item / output_parts_ * kOutputPanels;
+    const int64_t first = first_panel * table_.panel;
+    const int64_t context_stride = sample.num_pairs * head_dim_ * table_.panel;
+    table_.attention_output(
+        {.context = context(task.place) + first_panel * context_stride,
+         .packed = packed_.data.get(),
+         .head_index = list_.head_index.data() + sample.first_pair,
+         .start = start(sample),
+         .out = out_.mutable_data_ptr<float>() + (sample.index * length_ + first) * width_,
+         .num_heads = sample.num_pairs,
+         .num_tokens = std::min(kOutputPanels * table_.panel, length_ - first),
+         .width = width_,
+         .head_dim = head_dim_,
+         .context_stride = context_stride,
+         .part = task.item % output_parts_,
+         .parts = output_parts_});
+  }
+
+  const KernelTable& table_;
+  const PackedWeights& packed_;
+  const at::Tensor x_;
+  at::Tensor& out_;
+  const int64_t batch_, length_, width_, head_dim_, panels_;
+  const float scale_;
+  const bool causal_;
+  at::Tensor gate_, o_bias_, dropped_;
+  WorkList list_;
+  std::vector<Sample> samples_;
+  std::vector<std::vector<int32_t>> key_rows_;
+  std::vector<int32_t> positions_;
+  std::vector<Task> tasks_;
+  std::vector<Progress> progress_;
+  int64_t threads_ = 1, output_parts_ = 1, slots_ = 0, start_stride_ = 0, scratch_floats_ = 0;
+  int64_t token_slot_ = 0, key_slot_ = 0, context_slot_ = 0;
+  float *tokens_ = nullptr, *keys_ = nullptr, *context_ = nullptr, *start_ = nullptr;
+};
+
+}  // namespace
 
 std::string attention_cpu_refusal(const AttentionProblem& problem) {
-  return "the CPU kernels are not built";
+  if (!problem.x.is_cpu()) return "x is on " + problem.x.device().str() + ", not on the CPU";
+  if (problem.x.scalar_type() != at::kFloat) {
+    return std::string("the CPU kernels are float32, x is ") +
+           c10::toString(problem.x.scalar_type());
+  }
+  if (problem.gate.defined() && problem.gate.dim() == 3) {
+    return "the CPU kernels take one gate for a head of a sample, not [B, T, H]";
+  }
+  if (problem.attn_bias.defined()) return "the CPU kernels take no attn_bias";
+  if (problem.dropout_p > 0.0) return "the CPU kernels have no dropout";
+  return "";
 }
 
-void refresh_packed_weights() {}
+at::Tensor attention_cpu(const AttentionProblem& problem) {
+  at::Tensor out = at::empty(problem.x.sizes(), problem.x.options());
+  if (out.numel() == 0) return out;
+  const auto packed = packed_weights(problem.weights, problem.heads, problem.head_dim);
+  Launch(problem, *packed, out).run();
+  return out;
+}
 
 }  // namespace headkit

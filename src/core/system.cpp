@@ -2,9 +2,12 @@
 
 #include <ATen/Parallel.h>
 
+#include <chrono>
+#include <mutex>
 #include <sstream>
 
 #include "headkit/core/version.h"
+#include "kernels/dispatch.h"
 
 namespace headkit {
 
@@ -24,9 +27,31 @@ std::string show_config() {
   return text.str();
 }
 
-std::vector<std::string> available_isas() { return {"scalar"}; }
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (int i = 0; i < kernels::isa_count(); ++i) names.emplace_back(kernels::isa_name(i));
+  return names;
+}
 
-std::string active_isa() { return "scalar"; }
+std::string active_isa() { return kernels::kernel_table().isa; }
+
+double peak_flops(double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const kernels::KernelTable& table = kernels::kernel_table();
+  std::mutex mutex;
+  double total = 0.0;
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
+    const auto start = Clock::now();
+    double flops = 0.0, elapsed = 0.0;
+    do {
+      flops += table.probe(1000);
+      elapsed = std::chrono::duration<double>(Clock::now() - start).count();
+    } while (elapsed < seconds);
+    const std::lock_guard<std::mutex> lock(mutex);
+    total += flops / elapsed;
+  });
+  return total;
+}
 
 std::vector<std::string> available_backends() { return {"cpu", "aten", "reference"}; }
 

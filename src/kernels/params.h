@@ -69,6 +69,9 @@ struct OutputParams {
   int64_t width;
   int64_t head_dim;
   int64_t context_stride;
+  int64_t
+      part;  // this part of the columns, 0 <= part < parts; whole panels, so a part may be empty
+  int64_t parts;
 };
 
 }  // namespace headkit::kernels

@@ -13,6 +13,10 @@ std::vector<std::string> available_isas();
 /// Throws std::runtime_error if that names a level the build or the machine lacks.
 std::string active_isa();
 
+/// FLOP/s of float32 multiply-adds on registers alone at the active level, over the threads that
+/// torch uses: the ceiling of every CPU kernel. Runs for `seconds` on each thread.
+double peak_flops(double seconds = 0.02);
+
 /// Backends of the attention operator on this machine: "cpu", "cuda", "aten", "reference".
 std::vector<std::string> available_backends();
 

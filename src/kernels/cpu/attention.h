@@ -86,8 +86,7 @@ void score_keys(const float* keys, const float* q, int64_t head_dim, int64_t fir
     for_row_tiles<kTileRows[NV]>(in_panel, [&]<int MR>(int64_t i) {
       float* to = scores + (key + i) * kPanel;
       tile<MR, NV>(
-          1, head_dim, panel + i, kPanel, OneSegment{q}, kPanel,
-          [](int, int) { return zero(); },
+          1, head_dim, panel + i, kPanel, OneSegment{q}, kPanel, [](int, int) { return zero(); },
           [to](int r, int j, Vec c) { store(to + r * kPanel + j * kLanes, c); });
     });
   }
@@ -180,8 +179,8 @@ void weigh_values(const float* v, int64_t v_stride, const float* scores, int64_t
 template <int NV>
 void attend_panel(const PairParams& p, const float* q, const float* keys, const float* v,
                   int64_t v_stride, int64_t first_token, float* scores, float* context) {
-  const int64_t last_token = first_token + kPanel < p.num_tokens ? first_token + kPanel - 1
-                                                                 : p.num_tokens - 1;
+  const int64_t last_token =
+      first_token + kPanel < p.num_tokens ? first_token + kPanel - 1 : p.num_tokens - 1;
   int64_t visible = p.num_keys;
   if (p.causal) {
     while (visible > 0 && p.key_position[visible - 1] > last_token) --visible;
@@ -227,8 +226,8 @@ void attention_pair(const PairParams& p) {
     if (token < p.num_tokens) {
       const int64_t left = p.num_tokens - token;
       for_vectors(vectors_of(left < kPanel ? left : kPanel), [&]<int NV>() {
-        project_rows<NV>(p.head + head.q, p.head + head.q_bias, p.tokens + token * p.width,
-                         p.width, p.head_dim, p.scale, q + token * p.head_dim);
+        project_rows<NV>(p.head + head.q, p.head + head.q_bias, p.tokens + token * p.width, p.width,
+                         p.head_dim, p.scale, q + token * p.head_dim);
       });
     }
     if (token < p.num_keys) {
@@ -252,12 +251,14 @@ void attention_pair(const PairParams& p) {
 
 void attention_output(const OutputParams& p) {
   const PackedHead head(p.width, p.head_dim);
-  for (int64_t panel = 0; panel < head.o_panels.panels; ++panel) {
+  const int64_t end = head.o_panels.panels * (p.part + 1) / p.parts;
+  for (int64_t panel = head.o_panels.panels * p.part / p.parts; panel < end; ++panel) {
     const int64_t column = panel * head.o_panels.width();
     const int64_t vectors = head.o_panels.vectors_of(panel);
     // The last columns of a width that is no multiple of VL go through a buffer: nothing is ever
     // written beyond the output.
-    const int64_t columns = p.width - column < vectors * kLanes ? p.width - column : vectors * kLanes;
+    const int64_t columns =
+        p.width - column < vectors * kLanes ? p.width - column : vectors * kLanes;
     const bool whole = columns == vectors * kLanes;
     const auto weights_of = [&](int64_t s) {
       return p.packed + p.head_index[s] * head.floats + head.o + column * p.head_dim;

@@ -64,10 +64,9 @@ HEADKIT_INLINE void transpose_square(const float* const* rows, float* out, int64
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_castpd_ps(
-        _mm512_unpacklo_pd(_mm512_castps_pd(s[i]), _mm512_castps_pd(s[i + 2])));
-    r[i + 1] = _mm512_castpd_ps(
-        _mm512_unpackhi_pd(_mm512_castps_pd(s[i]), _mm512_castps_pd(s[i + 2])));
+    r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(s[i]), _mm512_castps_pd(s[i + 2])));
+    r[i + 1] =
+        _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(s[i]), _mm512_castps_pd(s[i + 2])));
     r[i + 2] = _mm512_castpd_ps(
         _mm512_unpacklo_pd(_mm512_castps_pd(s[i + 1]), _mm512_castps_pd(s[i + 3])));
     r[i + 3] = _mm512_castpd_ps(

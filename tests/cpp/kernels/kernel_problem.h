@@ -1,0 +1,288 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/dispatch.h"
+
+namespace headkit::kernels {
+
+/// 64-byte aligned floats with guard values behind them.
+class Floats {
+ public:
+  explicit Floats(int64_t count, float value = std::numeric_limits<float>::quiet_NaN())
+      : count_(count) {
+    const size_t bytes = ((count + kGuards) * sizeof(float) + 63) / 64 * 64;
+    data_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+    for (int64_t i = 0; i < count; ++i) data_.get()[i] = value;
+    for (int64_t i = 0; i < kGuards; ++i) data_.get()[count + i] = kGuard;
+  }
+  float* data() { return data_.get(); }
+  const float* data() const { return data_.get(); }
+  float& operator[](int64_t i) { return data_.get()[i]; }
+  float operator[](int64_t i) const { return data_.get()[i]; }
+  int64_t size() const { return count_; }
+  bool intact() const {
+    for (int64_t i = 0; i < kGuards; ++i) {
+      if (data_.get()[count_ + i] != kGuard) return false;
+    }
+    return true;
+  }
+
+ private:
+  struct Free {
+    void operator()(float* data) const { std::free(data); }
+  };
+  static constexpr int64_t kGuards = 64;
+  static constexpr float kGuard = 123.0f;
+  int64_t count_;
+  std::unique_ptr<float, Free> data_;
+};
+
+inline std::vector<float> random_floats(int64_t count, uint32_t seed, float scale = 1.0f) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal(0.0f, scale);
+  std::vector<float> values(count);
+  for (float& value : values) value = normal(generator);
+  return values;
+}
+
+/// One layer and one sample.
+struct Problem {
+  int64_t tokens = 1, width = 1, heads = 1, head_dim = 1;
+  bool bias = true;
+  bool causal = false;
+  std::vector<int32_t> keys = {};  ///< tokens that may be attended to, ascending
+  std::vector<int32_t> open = {};  ///< heads that run
+  std::vector<float> gates = {};   ///< of the open heads
+  std::vector<float> x = {}, q = {}, k = {}, v = {}, o = {}, q_bias = {}, k_bias = {}, v_bias = {},
+                     start = {};
+
+  float scale() const { return 1.0f / std::sqrt(static_cast<float>(head_dim)); }
+
+  void fill(uint32_t seed) {
+    const int64_t inner = heads * head_dim;
+    const float spread = 1.0f / std::sqrt(static_cast<float>(width));
+    x = random_floats(tokens * width, seed);
+    q = random_floats(inner * width, seed + 1, 2.0f * spread);
+    k = random_floats(inner * width, seed + 2, 2.0f * spread);
+    v = random_floats(inner * width, seed + 3, spread);
+    o = random_floats(width * inner, seed + 4, 1.0f / std::sqrt(static_cast<float>(inner)));
+    if (bias) {
+      q_bias = random_floats(inner, seed + 5);
+      k_bias = random_floats(inner, seed + 6);
+      v_bias = random_floats(inner, seed + 7);
+    }
+    start = random_floats(width, seed + 8);
+    if (keys.empty()) {
+      for (int32_t t = 0; t < tokens; ++t) keys.push_back(t);
+    }
+    if (open.empty()) {
+      for (int32_t h = 0; h < heads; ++h) open.push_back(h);
+    }
+    if (gates.empty()) gates.assign(open.size(), 1.0f);
+  }
+
+  const float* head_bias(const std::vector<float>& values, int64_t head) const {
+    return values.empty() ? nullptr : values.data() + head * head_dim;
+  }
+};
+
+/// Context of one open head, [tokens][head_dim], in the type `Number`.
+template <typename Number>
+std::vector<Number> plain_context(const Problem& p, int64_t place) {
+  const int64_t head = p.open[place];
+  const auto project = [&](const std::vector<float>& w, const std::vector<float>& b, int64_t t,
+                           int64_t d) {
+    Number sum = b.empty() ? Number(0) : Number(b[head * p.head_dim + d]);
+    for (int64_t i = 0; i < p.width; ++i) {
+      sum += Number(p.x[t * p.width + i]) * Number(w[(head * p.head_dim + d) * p.width + i]);
+    }
+    return sum;
+  };
+  const int64_t dh = p.head_dim, n = static_cast<int64_t>(p.keys.size());
+  std::vector<Number> q(p.tokens * dh), k(n * dh), v(n * dh), context(p.tokens * dh, Number(0));
+  for (int64_t t = 0; t < p.tokens; ++t) {
+    for (int64_t d = 0; d < dh; ++d) q[t * dh + d] = project(p.q, p.q_bias, t, d);
+  }
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t d = 0; d < dh; ++d) {
+      k[j * dh + d] = project(p.k, p.k_bias, p.keys[j], d);
+      v[j * dh + d] = project(p.v, p.v_bias, p.keys[j], d);
+    }
+  }
+  for (int64_t t = 0; t < p.tokens; ++t) {
+    std::vector<Number> weight;
+    Number largest = -std::numeric_limits<Number>::infinity(), sum = 0;
+    for (int64_t j = 0; j < n && (!p.causal || p.keys[j] <= t); ++j) {
+      Number score = 0;
+      for (int64_t d = 0; d < dh; ++d) score += q[t * dh + d] * k[j * dh + d];
+      weight.push_back(score * Number(p.scale()));
+      largest = std::max(largest, weight.back());
+    }
+    for (Number& w : weight) sum += w = std::exp(w - largest);
+    for (size_t j = 0; j < weight.size(); ++j) {
+      for (int64_t d = 0; d < dh; ++d) {
+        context[t * dh + d] += weight[j] / sum * v[j * dh + d] * Number(p.gates[place]);
+      }
+    }
+  }
+  return context;
+}
+
+/// start + sum over open heads of context W_O^T, [tokens][width].
+template <typename Number>
+std::vector<Number> plain_output(const Problem& p) {
+  std::vector<Number> out(p.tokens * p.width);
+  for (int64_t t = 0; t < p.tokens; ++t) {
+    for (int64_t i = 0; i < p.width; ++i) out[t * p.width + i] = Number(p.start[i]);
+  }
+  for (size_t place = 0; place < p.open.size(); ++place) {
+    const std::vector<Number> context = plain_context<Number>(p, place);
+    for (int64_t t = 0; t < p.tokens; ++t) {
+      for (int64_t i = 0; i < p.width; ++i) {
+        for (int64_t d = 0; d < p.head_dim; ++d) {
+          out[t * p.width + i] +=
+              context[t * p.head_dim + d] *
+              Number(p.o[i * p.heads * p.head_dim + p.open[place] * p.head_dim + d]);
+        }
+      }
+    }
+  }
+  return out;
+}
+
+inline Floats pack_tokens(const KernelTable& table, const Problem& p,
+                          const std::vector<int32_t>* rows = nullptr) {
+  const int64_t count = rows == nullptr ? p.tokens : static_cast<int64_t>(rows->size());
+  const int64_t panels = (count + table.panel - 1) / table.panel;
+  Floats packed(panels * table.panel * p.width);
+  for (int64_t first = 0; first < count; first += table.panel) {
+    table.pack_tokens({.x = rows == nullptr ? p.x.data() + first * p.width : p.x.data(),
+                       .rows = rows == nullptr ? nullptr : rows->data() + first,
+                       .panel = packed.data() + first * p.width,
+                       .row_stride = p.width,
+                       .tokens = std::min(table.panel, count - first),
+                       .width = p.width});
+  }
+  return packed;
+}
+
+inline Floats pack_heads(const KernelTable& table, const Problem& p) {
+  const int64_t floats = table.packed_head_floats(p.width, p.head_dim);
+  Floats packed(p.heads * floats);
+  for (int64_t head = 0; head < p.heads; ++head) {
+    table.pack_head({.q = p.q.data() + head * p.head_dim * p.width,
+                     .k = p.k.data() + head * p.head_dim * p.width,
+                     .v = p.v.data() + head * p.head_dim * p.width,
+                     .o = p.o.data() + head * p.head_dim,
+                     .q_bias = p.head_bias(p.q_bias, head),
+                     .k_bias = p.head_bias(p.k_bias, head),
+                     .v_bias = p.head_bias(p.v_bias, head),
+                     .packed = packed.data() + head * floats,
+                     .width = p.width,
+                     .head_dim = p.head_dim,
+                     .o_stride = p.heads * p.head_dim});
+  }
+  return packed;
+}
+
+/// All contexts of the sample, in the layout of the kernels.
+inline Floats run_pairs(const KernelTable& table, const Problem& p, const Floats& packed) {
+  bool whole = p.keys.size() <= static_cast<size_t>(p.tokens);
+  for (size_t j = 0; j < p.keys.size(); ++j) whole = whole && p.keys[j] == static_cast<int32_t>(j);
+  const Floats tokens = pack_tokens(table, p);
+  const Floats keys = whole ? Floats(0) : pack_tokens(table, p, &p.keys);
+  const int64_t panels = (p.tokens + table.panel - 1) / table.panel;
+  const int64_t stride = static_cast<int64_t>(p.open.size()) * p.head_dim * table.panel;
+  const int64_t num_keys = static_cast<int64_t>(p.keys.size());
+  Floats context(panels * stride);
+  for (size_t place = 0; place < p.open.size(); ++place) {
+    Floats scratch(table.pair_scratch_floats(p.tokens, num_keys, p.head_dim));
+    table.attention_pair(
+        {.tokens = tokens.data(),
+         .keys = whole ? tokens.data() : keys.data(),
+         .key_position = p.keys.data(),
+         .head = packed.data() + p.open[place] * table.packed_head_floats(p.width, p.head_dim),
+         .context = context.data() + static_cast<int64_t>(place) * p.head_dim * table.panel,
+         .scratch = scratch.data(),
+         .num_tokens = p.tokens,
+         .num_keys = num_keys,
+         .width = p.width,
+         .head_dim = p.head_dim,
+         .context_stride = stride,
+         .scale = p.scale(),
+         .gate = p.gates[place],
+         .causal = p.causal});
+    EXPECT_TRUE(scratch.intact()) << "written beyond the scratch";
+  }
+  EXPECT_TRUE(context.intact()) << "written beyond the context";
+  return context;
+}
+
+inline std::vector<float> run_output(const KernelTable& table, const Problem& p,
+                                     const Floats& packed, const Floats& context,
+                                     int64_t parts = 1) {
+  const int64_t stride = static_cast<int64_t>(p.open.size()) * p.head_dim * table.panel;
+  Floats start(p.width + table.vector_length, 0.0f);
+  for (int64_t i = 0; i < p.width; ++i) start[i] = p.start[i];
+  Floats out(p.tokens * p.width);
+  for (int64_t part = 0; part < parts; ++part) {
+    table.attention_output({.context = context.data(),
+                            .packed = packed.data(),
+                            .head_index = p.open.data(),
+                            .start = start.data(),
+                            .out = out.data(),
+                            .num_heads = static_cast<int64_t>(p.open.size()),
+                            .num_tokens = p.tokens,
+                            .width = p.width,
+                            .head_dim = p.head_dim,
+                            .context_stride = stride,
+                            .part = part,
+                            .parts = parts});
+  }
+  EXPECT_TRUE(out.intact()) << "written beyond the output";
+  return {out.data(), out.data() + out.size()};
+}
+
+inline std::vector<float> run_all(const KernelTable& table, const Problem& p, int64_t parts = 1) {
+  const Floats packed = pack_heads(table, p);
+  EXPECT_TRUE(packed.intact()) << "written beyond the packed weights";
+  return run_output(table, p, packed, run_pairs(table, p, packed), parts);
+}
+
+/// The project's rule: twice the error of the plain float32 computation, plus two units in the last
+/// place of the largest output.
+template <typename Values>
+void expect_accurate(const Values& found, const std::vector<float>& plain,
+                     const std::vector<double>& exact) {
+  ASSERT_EQ(static_cast<size_t>(found.size()), exact.size());
+  double plain_error = 0.0, error = 0.0, largest = 0.0;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    ASSERT_TRUE(std::isfinite(found[i])) << "at " << i << ": " << found[i];
+    plain_error = std::max(plain_error, std::abs(plain[i] - exact[i]));
+    error = std::max(error, std::abs(found[i] - exact[i]));
+    largest = std::max(largest, std::abs(exact[i]));
+  }
+  EXPECT_LE(error, 2.0 * plain_error + 2.0 * std::numeric_limits<float>::epsilon() * largest);
+}
+
+/// Runs once for every level that this machine has.
+class LevelTest : public testing::TestWithParam<int> {
+ protected:
+  const KernelTable& table() const { return kernel_table_at(GetParam()); }
+};
+
+inline auto every_level() { return testing::Range(0, isa_count()); }
+inline std::string level_name(const testing::TestParamInfo<int>& info) {
+  return isa_name(info.param);
+}
+
+}  // namespace headkit::kernels
