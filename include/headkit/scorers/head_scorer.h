@@ -15,10 +15,11 @@ namespace headkit {
 
 struct ScoreOptions {
   std::string granularity = "example";  ///< gate gradient: token, example, batch, signed
-  std::string normalization = "none";   ///< none, layer_l2
+  std::string normalization = "none";   ///< none, layer_l2 (divide by the norm of the layer)
+  std::string denominator = "examples";  ///< gate gradient: examples, tokens (Michel's own)
   double confidence = 0.95;             ///< level of the bootstrap interval, in (0, 1)
   int64_t bootstrap = 1000;             ///< resamples over examples; 0 = no interval
-  uint64_t seed = 0;
+  uint64_t seed = 0;  ///< of the bootstrap and of the random scorer
   Progress progress;  ///< batches done
 };
 
@@ -27,7 +28,11 @@ class HeadScorer {
  public:
   virtual ~HeadScorer() = default;
   /// Larger = more important. Heads that are physically gone score 0. Leaves the model and its
-  /// gradients as they were.
+  /// gradients as they were, also where it throws. The model must be in eval mode (dropout off).
+  /// Sums are kept in double, so that batch size, order and padding do not show.
+  /// Throws std::invalid_argument on unknown settings, an objective that does not fit the metric or
+  /// data without examples; std::runtime_error if a loss or gradient is not finite, a gradient is
+  /// missing, or every score is 0 (the gates then do not reach the loss).
   virtual HeadScores score(GatedModel& model, const DataSource& data, const Objective& objective,
                            const ScoreOptions& options) const = 0;
 };

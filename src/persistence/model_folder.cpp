@@ -1,0 +1,301 @@
+#include "headkit/persistence/model_folder.h"
+
+#include <ATen/ATen.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+#include "core/json.h"
+#include "headkit/core/error.h"
+#include "headkit/core/version.h"
+#include "headkit/pruners/removal.h"
+#include "persistence/write_safetensors.h"
+
+namespace headkit {
+namespace {
+
+constexpr char kManifest[] = "headkit.json";
+constexpr char kConfig[] = "config.json";
+constexpr char kGateHeads[] = "headkit.gates.heads";
+constexpr char kGateDropped[] = "headkit.gates.dropped_output";
+constexpr size_t kMaxManifestBytes = size_t{64} << 20;
+constexpr size_t kHashDigits = 64;
+
+std::string weights_name(const std::string& hash) { return "weights-" + hash + ".safetensors"; }
+
+bool is_hash(const std::string& text) {
+  return text.size() == kHashDigits &&
+         text.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
+Json json_or_null(const char* what, const std::string& text) {
+  return text.empty() ? Json(nullptr) : parse_json(what, text);
+}
+
+std::string text_or_empty(const Json& value) { return value.is_null() ? "" : value.dump(); }
+
+std::string read_text(const std::string& path) {
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  HEADKIT_CHECK_RUNTIME(file >= 0, "load", "a folder written by headkit", "'", path,
+                        "': ", std::strerror(errno));
+  struct stat status {};
+  const bool regular = ::fstat(file, &status) == 0 && S_ISREG(status.st_mode);
+  const size_t size = regular ? static_cast<size_t>(status.st_size) : 0;
+  std::string text;
+  bool complete = regular && size <= kMaxManifestBytes;
+  if (complete) {
+    text.resize(size);
+    size_t done = 0;
+    while (done < size) {
+      const ssize_t got = ::read(file, text.data() + done, size - done);
+      if (got < 0 && errno == EINTR) continue;
+      if (got <= 0) break;
+      done += static_cast<size_t>(got);
+    }
+    complete = done == size;
+  }
+  ::close(file);
+  HEADKIT_CHECK_RUNTIME(complete, "load", "a headkit.json of 64 MiB at most", "'", path, "' with ",
+                        size, " bytes", regular ? "" : ", not a regular file");
+  return text;
+}
+
+void check_content(const ModelFolder& content) {
+  content.layout.check("save");
+  HEADKIT_CHECK(content.heads.layers() == content.layout.layers &&
+                    content.heads.heads() == content.layout.heads,
+                "save", "a head mask of the layout's size", content.heads.layers(), " layers of ",
+                content.heads.heads());
+  HEADKIT_CHECK(is_hash(content.base_fingerprint), "save",
+                "the fingerprint of the base model, 64 hexadecimal digits", "'",
+                content.base_fingerprint,
+                "'; a model whose heads were removed no longer knows its base, give it");
+  if (!content.gates.empty()) {
+    HEADKIT_CHECK(content.gates.heads.dim() == 2, "save", "static gates [layers, heads]", "shape ",
+                  content.gates.heads.sizes());
+    content.gates.check("save", -1, content.layout.layers, content.layout.heads);
+  }
+  for (const auto& [name, tensor] : content.weights) {
+    HEADKIT_CHECK(name != kGateHeads && name != kGateDropped, "save",
+                  "no weight under a name of headkit", "'", name, "'");
+  }
+}
+
+// What an earlier save, finished or killed, left behind.
+void drop_leftovers(const std::string& folder, const std::string& current) {
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string();
+    const bool weights = name != current && name.size() == weights_name("").size() + kHashDigits &&
+                         name == weights_name(name.substr(8, kHashDigits)) &&
+                         is_hash(name.substr(8, kHashDigits));
+    if (weights) std::filesystem::remove(entry.path(), ignored);
+  }
+}
+
+ModelFolder read_manifest(const std::string& folder, const Json& manifest) {
+  const int64_t schema = integer_member("load", manifest, "schema");
+  HEADKIT_CHECK(schema >= 1, "load", "a positive schema", schema);
+  HEADKIT_CHECK(schema <= ModelFolder::kSchema, "load",
+                "schema " + std::to_string(ModelFolder::kSchema) + " or older", schema,
+                ", written by a newer headkit; upgrade headkit");
+  ModelFolder content;
+  content.headkit_version = string_member("load", manifest, "headkit");
+  content.torch_version = string_member("load", manifest, "torch");
+  content.layout = HeadLayout::from_json(member("load", manifest, "layout").dump());
+  content.layout.check("load");
+  content.heads = HeadMask::from_json(member("load", manifest, "heads").dump());
+  HEADKIT_CHECK(content.heads.layers() == content.layout.layers &&
+                    content.heads.heads() == content.layout.heads,
+                "load", "heads that fit the layout", content.heads.layers(), " layers of ",
+                content.heads.heads());
+  content.base_fingerprint = string_member("load", manifest, "base_fingerprint");
+  HEADKIT_CHECK(is_hash(content.base_fingerprint), "load", "a fingerprint of 64 digits",
+                content.base_fingerprint.size(), " characters");
+  content.policy = text_or_empty(member("load", manifest, "policy"));
+  content.config = text_or_empty(member("load", manifest, "config"));
+  content.details = text_or_empty(member("load", manifest, "details"));
+
+  const Json& weights = member("load", manifest, "weights");
+  content.weights_sha256 = string_member("load", weights, "sha256");
+  HEADKIT_CHECK(is_hash(content.weights_sha256), "load", "a weights hash of 64 digits",
+                content.weights_sha256.size(), " characters");
+  return content;
+}
+
+}  // namespace
+
+void write_model_folder(const std::string& folder, const ModelFolder& content) {
+  check_content(content);
+  NamedTensors tensors = content.weights;
+  Json gates = nullptr;
+  if (!content.gates.empty()) {
+    gates = {{"skip", content.gates.skip}};
+    tensors.emplace_back(kGateHeads, content.gates.heads);
+    if (content.gates.dropped_output.defined()) {
+      tensors.emplace_back(kGateDropped, content.gates.dropped_output);
+    }
+  }
+  const std::string config = text_or_empty(json_or_null("save", content.config));
+  Json manifest = {{"schema", ModelFolder::kSchema},
+                   {"headkit", HEADKIT_VERSION},
+                   {"torch", HEADKIT_TORCH_VERSION},
+                   {"base_fingerprint", content.base_fingerprint},
+                   {"layout", parse_json("save", content.layout.to_json())},
+                   {"heads", parse_json("save", content.heads.to_json())},
+                   {"gates", gates},
+                   {"policy", json_or_null("save", content.policy)},
+                   {"config", json_or_null("save", content.config)},
+                   {"details", json_or_null("save", content.details)}};
+
+  std::error_code error;
+  std::filesystem::create_directory(folder, error);
+  HEADKIT_CHECK_RUNTIME(std::filesystem::is_directory(folder, error), "save",
+                        "a folder that exists or can be made", "'", folder, "'",
+                        error ? ": " + error.message() : std::string());
+
+  // Everything is on disk under a temporary name before the first rename.
+  AtomicFile weights_file("save", folder);
+  const std::string hash = write_safetensors(weights_file, tensors, {{"format", "pt"}});
+  manifest["weights"] = {{"file", weights_name(hash)},
+                         {"sha256", hash},
+                         {"tensors", static_cast<int64_t>(tensors.size())}};
+  AtomicFile manifest_file("save", folder);
+  const std::string text = manifest.dump(1) + "\n";
+  HEADKIT_CHECK(text.size() <= kMaxManifestBytes, "save", "a headkit.json of 64 MiB at most",
+                text.size(), " bytes; is the policy or the configuration that large?");
+  manifest_file.write(text.data(), text.size());
+  manifest_file.finish();
+  AtomicFile config_file("save", folder);
+  config_file.write(config.data(), config.size());
+  config_file.finish();
+
+  weights_file.commit(weights_name(hash));
+  if (!config.empty()) config_file.commit(kConfig);
+  manifest_file.commit(kManifest);
+  drop_leftovers(folder, weights_name(hash));
+}
+
+ModelFolder read_model_folder(const std::string& folder) {
+  const std::string path = folder + "/" + kManifest;
+  const std::string text = read_text(path);
+  ModelFolder content;
+  Json gates;
+  try {
+    const Json manifest = parse_json("load", text);
+    content = read_manifest(folder, manifest);
+    gates = member("load", manifest, "gates");
+    HEADKIT_CHECK(gates.is_null() || (gates.is_object() && gates.contains("skip") &&
+                                      gates["skip"].is_boolean()),
+                  "load", "gates that are null or an object with 'skip'", "something else");
+  } catch (const std::invalid_argument& error) {
+    throw std::runtime_error(std::string(error.what()) + " (in '" + path + "')");
+  }
+
+  const std::string weights_path = folder + "/" + weights_name(content.weights_sha256);
+  const SafetensorsFile file(weights_path);
+  const std::string hash = file.sha256();
+  HEADKIT_CHECK_RUNTIME(hash == content.weights_sha256, "load",
+                        "weights with SHA-256 " + content.weights_sha256, hash, " in '",
+                        weights_path, "': the file was changed or damaged, copy the folder again");
+  for (const auto& [name, tensor] : file.tensors()) {
+    if (name == kGateHeads) {
+      content.gates.heads = tensor;
+    } else if (name == kGateDropped) {
+      content.gates.dropped_output = tensor;
+    } else {
+      content.weights.emplace_back(name, tensor);
+    }
+  }
+  HEADKIT_CHECK_RUNTIME(gates.is_null() == content.gates.empty(), "load",
+                        "gates in both files or in none", "them in one of '", folder, "'");
+  if (!gates.is_null()) {
+    content.gates.skip = gates["skip"].get<bool>();
+    try {
+      content.gates.check("load", -1, content.layout.layers, content.layout.heads);
+    } catch (const std::invalid_argument& error) {
+      throw std::runtime_error(error.what());
+    }
+  }
+  return content;
+}
+
+ModelFolder describe_model(GatedModel& model, const std::string& base_fingerprint) {
+  ModelFolder content;
+  content.layout = model.layout();
+  content.heads = model.heads();
+  content.base_fingerprint = base_fingerprint;
+  if (base_fingerprint.empty()) {
+    HEADKIT_CHECK(content.heads.removed().empty(), "save",
+                  "the fingerprint of the base of a model without some of its heads", "none");
+    content.base_fingerprint = model.fingerprint();
+  }
+  content.weights = model.parameters();
+  return content;
+}
+
+namespace {
+
+// Empty if every saved weight has its place in the model, and the other way round.
+std::string misfit(const NamedTensors& target, const NamedTensors& saved) {
+  std::map<std::string, at::Tensor> by_name(saved.begin(), saved.end());
+  for (const auto& [name, tensor] : target) {
+    const auto found = by_name.find(name);
+    if (found == by_name.end()) return "no weight '" + name + "' in the folder";
+    if (found->second.sizes() != tensor.sizes() ||
+        found->second.scalar_type() != tensor.scalar_type()) {
+      std::ostringstream text;
+      text << "'" << name << "' of shape " << found->second.sizes() << " "
+           << found->second.dtype().name() << " for " << tensor.sizes() << " "
+           << tensor.dtype().name();
+      return text.str();
+    }
+    by_name.erase(found);
+  }
+  return by_name.empty() ? "" : "weight '" + by_name.begin()->first + "', which the model lacks";
+}
+
+}  // namespace
+
+void restore_model(GatedModel& model, const ModelFolder& content, bool check_base) {
+  HEADKIT_CHECK(model.layout() == content.layout, "load",
+                "a model of layout " + content.layout.to_json(), model.layout().to_json());
+  const HeadMask before = model.heads();
+  HEADKIT_CHECK(before.removed().empty(), "load", "the unpruned base model",
+                before.removed().size(), " heads already removed; load the original model first");
+  if (check_base) {
+    const std::string found = model.fingerprint();
+    HEADKIT_CHECK(found == content.base_fingerprint, "load",
+                  "the base model with fingerprint " + content.base_fingerprint, found,
+                  ": another or a changed model. It was left as it is; give the original, or none "
+                  "to build it from the folder");
+  }
+
+  std::vector<AttentionWeights> original;
+  for (int64_t layer = 0; layer < content.layout.layers; ++layer) {
+    original.push_back(model.attention(layer));
+  }
+  remove_heads(model, content.heads);
+  const NamedTensors target = model.parameters();
+  const std::string problem = misfit(target, content.weights);
+  if (!problem.empty()) {
+    for (int64_t layer = 0; layer < content.layout.layers; ++layer) {
+      if (content.heads.layer_heads(layer) == before.layer_heads(layer)) continue;
+      model.replace_attention(layer, original[layer], before.layer_heads(layer));
+    }
+    throw std::invalid_argument(
+        error_message("load", "weights that fit the model", problem, "; it was left as it is"));
+  }
+  const at::NoGradGuard no_grad;
+  const std::map<std::string, at::Tensor> saved(content.weights.begin(), content.weights.end());
+  for (const auto& [name, tensor] : target) at::Tensor(tensor).copy_(saved.at(name));
+}
+
+}  // namespace headkit

@@ -1,0 +1,102 @@
+#include "headkit/pruners/mean_output.h"
+
+#include <ATen/ATen.h>
+
+#include <vector>
+
+#include "headkit/attention/reference.h"
+#include "headkit/core/error.h"
+
+namespace headkit {
+namespace {
+
+constexpr char kName[] = "mean_head_outputs";
+
+// 1 where a sample counts for a head: where the head is closed. [B, L, H], double, CPU.
+at::Tensor closed_samples(const GateSet& gates, int64_t batch, const HeadLayout& layout) {
+  if (gates.empty()) return at::zeros({batch, layout.layers, layout.heads}, at::kDouble);
+  HEADKIT_CHECK(gates.heads.dim() <= 3, kName, "gates [L, H] or [B, L, H]", "shape ",
+                gates.heads.sizes());
+  gates.check(kName, batch, layout.layers, layout.heads);
+  return gates.heads.detach().to(at::kCPU).eq(0).to(at::kDouble).expand(
+      {batch, layout.layers, layout.heads});
+}
+
+struct Sums {
+  at::Tensor context;  // [L, H, dh]: sum of a_h over valid tokens
+  at::Tensor tokens;   // [L, H]
+
+  explicit Sums(const HeadLayout& layout)
+      : context(at::zeros({layout.layers, layout.heads, layout.head_dim}, at::kDouble)),
+        tokens(at::zeros({layout.layers, layout.heads}, at::kDouble)) {}
+};
+
+}  // namespace
+
+at::Tensor mean_head_outputs(GatedModel& model, const DataSource& data,
+                             const MeanOutputOptions& options) {
+  const at::NoGradGuard no_grad;
+  const HeadLayout layout = model.layout();
+  const HeadMask present = model.heads();
+  Sums all(layout);
+  Sums closed(layout);
+  at::ScalarType dtype = at::kFloat;
+  int64_t done = 0;
+  data.for_each([&](const Batch& batch) {
+    const ModelState state = model.embed(batch);
+    const GateSet gates = options.decide ? options.decide(state) : options.gates;
+    const int64_t examples = state.hidden.size(0);
+    const at::Tensor is_closed = closed_samples(gates, examples, layout);
+    Taps taps{.attention_inputs = true};
+    model.run(state, 0, layout.layers, gates, &taps);
+    HEADKIT_CHECK(static_cast<int64_t>(taps.attention_input.size()) == layout.layers, kName,
+                  "the input of every attention layer", taps.attention_input.size(), " of ",
+                  layout.layers);
+    if (state.hidden.scalar_type() == at::kDouble) dtype = at::kDouble;
+    AttentionInput input;
+    at::Tensor valid = at::ones({examples, state.hidden.size(1)}, at::kDouble);
+    if (state.attention_mask.defined()) {
+      input.key_padding_mask(state.attention_mask);
+      valid = state.attention_mask.to(at::kCPU, at::kDouble);
+    }
+    const at::Tensor tokens = valid.sum(1);  // [B]
+    for (int64_t layer = 0; layer < layout.layers; ++layer) {
+      const std::vector<int64_t> heads = present.layer_heads(layer);
+      if (heads.empty()) continue;
+      const at::Tensor context =
+          head_contexts(taps.attention_input[layer], model.attention(layer),
+                        static_cast<int64_t>(heads.size()), input)
+              .to(at::kCPU, at::kDouble);
+      const at::Tensor sum = at::einsum("bt,bthd->bhd", {valid, context});
+      const at::Tensor index = at::tensor(heads, at::kLong);
+      const at::Tensor share = is_closed.select(1, layer).index_select(1, index);  // [B, h]
+      all.context[layer].index_add_(0, index, sum.sum(0));
+      all.tokens[layer].index_add_(0, index, tokens.sum().expand({index.size(0)}));
+      closed.context[layer].index_add_(0, index, (sum * share.unsqueeze(2)).sum(0));
+      closed.tokens[layer].index_add_(0, index, at::mv(share.t(), tokens));
+    }
+    if (options.progress) options.progress(++done, data.size().value_or(-1));
+  });
+
+  const at::Tensor any_closed = closed.tokens.gt(0);
+  const at::Tensor tokens = at::where(any_closed, closed.tokens, all.tokens);
+  const at::Tensor context =
+      at::where(any_closed.unsqueeze(2), closed.context, all.context) /
+      tokens.clamp_min(1).unsqueeze(2);
+  HEADKIT_CHECK(present.count() == 0 || all.tokens.sum().item<double>() > 0, kName,
+                "data with at least one token", "none");
+  at::Tensor mean = at::zeros({layout.layers, layout.heads, layout.model_dim}, at::kDouble);
+  for (int64_t layer = 0; layer < layout.layers; ++layer) {
+    const std::vector<int64_t> heads = present.layer_heads(layer);
+    const at::Tensor weight = model.attention(layer).o.detach().to(at::kCPU, at::kDouble);
+    for (size_t place = 0; place < heads.size(); ++place) {
+      const int64_t head = heads[place];
+      const at::Tensor part =
+          weight.narrow(1, static_cast<int64_t>(place) * layout.head_dim, layout.head_dim);
+      mean[layer][head].copy_(at::mv(part, context[layer][head]));
+    }
+  }
+  return mean.to(dtype);
+}
+
+}  // namespace headkit
