@@ -1,6 +1,7 @@
 #include "headkit/persistence/model_folder.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -293,7 +294,7 @@ void restore_model(GatedModel& model, const ModelFolder& content, bool check_bas
     throw std::invalid_argument(
         error_message("load", "weights that fit the model", problem, "; it was left as it is"));
   }
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   const std::map<std::string, at::Tensor> saved(content.weights.begin(), content.weights.end());
   for (const auto& [name, tensor] : target) at::Tensor(tensor).copy_(saved.at(name));
 }

@@ -81,7 +81,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
   bool boolean(bool) override { return refuse("a boolean"); }
   bool number_float(double, const std::string& text) override { return refuse(text.substr(0, 40)); }
   bool number_integer(int64_t value) override { return refuse(std::to_string(value)); }
-  bool binary(std::vector<uint8_t>&) override { return refuse("binary data"); }
+  bool binary(nlohmann::json::binary_t&) override { return refuse("binary data"); }
 
   bool number_unsigned(uint64_t value) override {
     if (place_ == kShape && entry_.shape.size() < kMaxDims && value <= INT64_MAX) {

@@ -1,6 +1,7 @@
 #include "headkit/pruners/mean_output.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include <vector>
 
@@ -35,7 +36,7 @@ struct Sums {
 
 at::Tensor mean_head_outputs(GatedModel& model, const DataSource& data,
                              const MeanOutputOptions& options) {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   const HeadLayout layout = model.layout();
   const HeadMask present = model.heads();
   Sums all(layout);
@@ -47,7 +48,8 @@ at::Tensor mean_head_outputs(GatedModel& model, const DataSource& data,
     const GateSet gates = options.decide ? options.decide(state) : options.gates;
     const int64_t examples = state.hidden.size(0);
     const at::Tensor is_closed = closed_samples(gates, examples, layout);
-    Taps taps{.attention_inputs = true};
+    Taps taps;
+    taps.attention_inputs = true;
     model.run(state, 0, layout.layers, gates, &taps);
     HEADKIT_CHECK(static_cast<int64_t>(taps.attention_input.size()) == layout.layers, kName,
                   "the input of every attention layer", taps.attention_input.size(), " of ",

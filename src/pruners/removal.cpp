@@ -1,6 +1,7 @@
 #include "headkit/pruners/removal.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include <algorithm>
 #include <exception>
@@ -20,7 +21,7 @@ at::Tensor rows_of(const std::vector<int64_t>& kept, int64_t head_dim, const at:
 }
 
 struct LayerChange {
-  int64_t layer;
+  int64_t layer = 0;
   AttentionWeights before, after;
   std::vector<int64_t> heads_before, heads_after;
 };
@@ -41,19 +42,20 @@ AttentionWeights slice_heads(const AttentionWeights& weights, int64_t num_heads,
                         "ascending heads below " + std::to_string(num_heads), head);
     previous = head;
   }
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   const at::Tensor rows =
       rows_of(kept, num_heads > 0 ? width / num_heads : 0, weights.q.device());
   const auto cut = [&](const at::Tensor& tensor, int64_t axis) {
     return tensor.defined() ? tensor.detach().index_select(axis, rows).contiguous() : at::Tensor();
   };
-  AttentionWeights sliced{.q = cut(weights.q, 0),
-                          .k = cut(weights.k, 0),
-                          .v = cut(weights.v, 0),
-                          .o = cut(weights.o, 1),
-                          .q_bias = cut(weights.q_bias, 0),
-                          .k_bias = cut(weights.k_bias, 0),
-                          .v_bias = cut(weights.v_bias, 0)};
+  AttentionWeights sliced;
+  sliced.q = cut(weights.q, 0);
+  sliced.k = cut(weights.k, 0);
+  sliced.v = cut(weights.v, 0);
+  sliced.o = cut(weights.o, 1);
+  sliced.q_bias = cut(weights.q_bias, 0);
+  sliced.k_bias = cut(weights.k_bias, 0);
+  sliced.v_bias = cut(weights.v_bias, 0);
   if (weights.o_bias.defined()) sliced.o_bias = weights.o_bias.detach().clone();
   if (added_output.defined()) {
     HEADKIT_CHECK(added_output.dim() == 1 && added_output.size(0) == weights.o.size(0),
@@ -85,7 +87,9 @@ void remove_heads(GatedModel& model, const HeadMask& mask, const at::Tensor& dro
 
   std::vector<LayerChange> changes;
   for (int64_t layer = 0; layer < layout.layers; ++layer) {
-    LayerChange change{.layer = layer, .heads_before = present.layer_heads(layer)};
+    LayerChange change;
+    change.layer = layer;
+    change.heads_before = present.layer_heads(layer);
     std::vector<int64_t> places;
     std::vector<int64_t> going;
     for (size_t place = 0; place < change.heads_before.size(); ++place) {

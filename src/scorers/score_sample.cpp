@@ -1,0 +1,112 @@
+#include "scorers/score_sample.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "headkit/core/error.h"
+
+namespace headkit {
+namespace {
+
+constexpr double kTiny = 1e-20;
+constexpr int64_t kCountsAtOnce = int64_t{1} << 22;
+
+at::Tensor normalise(const ScoreOptions& options, const at::Tensor& values) {
+  return options.normalization == "layer_l2" ? normalise_layers(values) : values;
+}
+
+// How often each of n units is drawn, [rows, n]. Not std::uniform_int_distribution, whose numbers
+// differ between standard libraries.
+at::Tensor draw_counts(std::mt19937_64& random, int64_t rows, int64_t units) {
+  at::Tensor counts = at::zeros({rows, units}, at::kDouble);
+  double* next = counts.mutable_data_ptr<double>();
+  for (int64_t row = 0; row < rows; ++row, next += units) {
+    for (int64_t i = 0; i < units; ++i) {
+      const auto place = (static_cast<unsigned __int128>(random()) * static_cast<uint64_t>(units)) >> 64;
+      next[static_cast<int64_t>(place)] += 1;
+    }
+  }
+  return counts;
+}
+
+// Linear interpolation between the two nearest of the sorted rows.
+at::Tensor percentile(const at::Tensor& sorted, double share) {
+  const double place = share * static_cast<double>(sorted.size(0) - 1);
+  const auto below = static_cast<int64_t>(std::floor(place));
+  const int64_t above = std::min(below + 1, sorted.size(0) - 1);
+  return at::lerp(sorted[below], sorted[above], place - static_cast<double>(below));
+}
+
+}  // namespace
+
+void check_score_options(const ScoreOptions& options) {
+  HEADKIT_CHECK(options.normalization == "none" || options.normalization == "layer_l2", "score",
+                "normalization none or layer_l2", "'", options.normalization, "'");
+  HEADKIT_CHECK(options.confidence > 0 && options.confidence < 1, "score",
+                "a confidence level in (0, 1)", options.confidence);
+  HEADKIT_CHECK(options.bootstrap >= 0, "score", "a number of resamples >= 0", options.bootstrap);
+}
+
+at::Tensor normalise_layers(const at::Tensor& values) {
+  return values / (values.square().sum(-1, /*keepdim=*/true).sqrt() + kTiny);
+}
+
+at::Tensor checked_losses(const char* metric, const at::Tensor& losses, int64_t examples) {
+  HEADKIT_CHECK(losses.defined() && losses.dim() == 1 && losses.size(0) == examples, metric,
+                "one loss per example, shape [" + std::to_string(examples) + "]", "shape ",
+                losses.defined() ? losses.sizes() : at::IntArrayRef());
+  const at::Tensor values = losses.detach().to(at::kCPU, at::kDouble);
+  HEADKIT_CHECK_RUNTIME(values.isfinite().all().item<bool>(), metric, "finite losses",
+                        "NaN or infinity for example ",
+                        values.isfinite().logical_not().nonzero()[0].item<int64_t>(),
+                        " of a batch");
+  return values;
+}
+
+void fail_all_zero(const char* metric, const Objective& objective) {
+  throw std::runtime_error(error_message(
+      metric, "at least one head whose gate moves the loss", "every score exactly 0 for ",
+      objective.name(),
+      ": the gates do not reach the loss, or every head is gone or writes nothing"));
+}
+
+void ScoreSample::add(const at::Tensor& values, const at::Tensor& weights) {
+  values_.push_back(values);
+  weights_.push_back(weights);
+}
+
+bool ScoreSample::all_zero() const {
+  return std::all_of(values_.begin(), values_.end(),
+                     [](const at::Tensor& each) { return each.eq(0).all().item<bool>(); });
+}
+
+void ScoreSample::summarise(const ScoreOptions& options, HeadScores& scores) const {
+  const at::Tensor values = at::cat(values_);
+  const at::Tensor weights = at::cat(weights_);
+  const int64_t units = values.size(0);
+  const std::vector<int64_t> shape{values.size(1), values.size(2)};
+  scores.values = normalise(options, values.sum(0) / weights.sum());
+  scores.confidence = options.confidence;
+  scores.seed = options.seed;
+  if (options.bootstrap == 0) return;
+
+  const at::Tensor table = values.reshape({units, -1});
+  std::mt19937_64 random(options.seed);
+  std::vector<at::Tensor> draws;
+  const int64_t rows_at_once = std::max<int64_t>(kCountsAtOnce / units, 1);
+  for (int64_t done = 0; done < options.bootstrap; done += rows_at_once) {
+    const int64_t rows = std::min(rows_at_once, options.bootstrap - done);
+    const at::Tensor counts = draw_counts(random, rows, units);
+    const at::Tensor mean = at::mm(counts, table) / at::mv(counts, weights).unsqueeze(1);
+    draws.push_back(normalise(options, mean.reshape({rows, shape[0], shape[1]})));
+  }
+  const at::Tensor sorted = std::get<0>(at::cat(draws).sort(0));
+  const double tail = (1 - options.confidence) / 2;
+  scores.lower = percentile(sorted, tail).contiguous();
+  scores.upper = percentile(sorted, 1 - tail).contiguous();
+}
+
+}  // namespace headkit
