@@ -17,9 +17,12 @@ namespace {
 // Linux cuts larger writes short by itself.
 constexpr size_t kChunk = size_t{1} << 24;
 
+constexpr char kPrefix[] = ".headkit-";
+constexpr char kSuffix[] = ".tmp";
+
 std::string unique_name() {
   static std::atomic<uint64_t> counter{0};
-  return ".headkit-" + std::to_string(::getpid()) + "-" + std::to_string(counter++) + ".tmp";
+  return kPrefix + std::to_string(::getpid()) + "-" + std::to_string(counter++) + kSuffix;
 }
 
 }  // namespace
@@ -77,6 +80,11 @@ void AtomicFile::commit(const std::string& name) {
     (void)::fsync(folder);
     ::close(folder);
   }
+}
+
+bool AtomicFile::is_temporary(const std::string& name) {
+  return name.rfind(kPrefix, 0) == 0 && name.size() > sizeof(kPrefix) + sizeof(kSuffix) &&
+         name.compare(name.size() - sizeof(kSuffix) + 1, std::string::npos, kSuffix) == 0;
 }
 
 }  // namespace headkit

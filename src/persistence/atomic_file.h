@@ -23,6 +23,9 @@ class AtomicFile {
   /// Renames to `name` in the folder, over an older file, and flushes the folder.
   void commit(const std::string& name);
 
+  /// True for names that a killed writer may have left.
+  static bool is_temporary(const std::string& name);
+
  private:
   [[noreturn]] void fail(const char* doing, int error) const;
 

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <map>
@@ -91,13 +92,18 @@ void check_content(const ModelFolder& content) {
 
 // What an earlier save, finished or killed, left behind.
 void drop_leftovers(const std::string& folder, const std::string& current) {
+  constexpr auto kAbandoned =
+      std::chrono::hours(24);  // a save beside this one may still be writing
+  const auto now = std::filesystem::file_time_type::clock::now();
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
     const std::string name = entry.path().filename().string();
     const bool weights = name != current && name.size() == weights_name("").size() + kHashDigits &&
                          name == weights_name(name.substr(8, kHashDigits)) &&
                          is_hash(name.substr(8, kHashDigits));
-    if (weights) std::filesystem::remove(entry.path(), ignored);
+    const bool abandoned =
+        AtomicFile::is_temporary(name) && now - entry.last_write_time(ignored) > kAbandoned;
+    if (weights || abandoned) std::filesystem::remove(entry.path(), ignored);
   }
 }
 
@@ -193,10 +199,10 @@ ModelFolder read_model_folder(const std::string& folder) {
     const Json manifest = parse_json("load", text);
     content = read_manifest(folder, manifest);
     gates = member("load", manifest, "gates");
-    HEADKIT_CHECK(gates.is_null() || (gates.is_object() && gates.contains("skip") &&
-                                      gates["skip"].is_boolean()),
+    HEADKIT_CHECK(gates.is_null() ||
+                      (gates.is_object() && gates.contains("skip") && gates["skip"].is_boolean()),
                   "load", "gates that are null or an object with 'skip'", "something else");
-  } catch (const std::invalid_argument& error) {
+  } catch (const std::logic_error& error) {
     throw std::runtime_error(std::string(error.what()) + " (in '" + path + "')");
   }
 

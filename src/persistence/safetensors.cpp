@@ -33,11 +33,11 @@ struct DtypeName {
   at::ScalarType type;
 };
 constexpr DtypeName kDtypes[] = {
-    {"F64", at::kDouble},  {"F32", at::kFloat},       {"F16", at::kHalf},
-    {"BF16", at::kBFloat16}, {"I64", at::kLong},      {"I32", at::kInt},
-    {"I16", at::kShort},   {"I8", at::kChar},         {"U64", at::kUInt64},
-    {"U32", at::kUInt32},  {"U16", at::kUInt16},      {"U8", at::kByte},
-    {"BOOL", at::kBool},   {"C64", at::kComplexFloat}, {"F8_E4M3", at::kFloat8_e4m3fn},
+    {"F64", at::kDouble},          {"F32", at::kFloat},        {"F16", at::kHalf},
+    {"BF16", at::kBFloat16},       {"I64", at::kLong},         {"I32", at::kInt},
+    {"I16", at::kShort},           {"I8", at::kChar},          {"U64", at::kUInt64},
+    {"U32", at::kUInt32},          {"U16", at::kUInt16},       {"U8", at::kByte},
+    {"BOOL", at::kBool},           {"C64", at::kComplexFloat}, {"F8_E4M3", at::kFloat8_e4m3fn},
     {"F8_E5M2", at::kFloat8_e5m2},
 };
 
@@ -57,7 +57,8 @@ const char* name_of(at::ScalarType type) {
 
 std::string dtype_names() {
   std::string names;
-  for (const DtypeName& each : kDtypes) names += (names.empty() ? "" : ", ") + std::string(each.name);
+  for (const DtypeName& each : kDtypes)
+    names += (names.empty() ? "" : ", ") + std::string(each.name);
   return names;
 }
 
@@ -170,7 +171,8 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
 
-  bool parse_error(size_t position, const std::string&, const nlohmann::detail::exception&) override {
+  bool parse_error(size_t position, const std::string&,
+                   const nlohmann::detail::exception&) override {
     return fail("no JSON at byte " + std::to_string(position) + " of the header");
   }
 
@@ -259,9 +261,8 @@ SafetensorsHeader parse_safetensors(const uint8_t* data, size_t size, const std:
 
   std::vector<size_t> order(header.entries.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-    return header.entries[a].name < header.entries[b].name;
-  });
+  std::sort(order.begin(), order.end(),
+            [&](size_t a, size_t b) { return header.entries[a].name < header.entries[b].name; });
   for (size_t i = 1; i < order.size(); ++i) {
     require(header.entries[order[i]].name != header.entries[order[i - 1]].name, source,
             "every name once", "tensor ", shown(header.entries[order[i]].name), " twice");
@@ -413,7 +414,8 @@ std::string write_safetensors(AtomicFile& file, const NamedTensors& tensors,
                 header.size(), " bytes");
 
   uint8_t length[kLengthBytes];
-  for (size_t i = 0; i < kLengthBytes; ++i) length[i] = static_cast<uint8_t>(header.size() >> (8 * i));
+  for (size_t i = 0; i < kLengthBytes; ++i)
+    length[i] = static_cast<uint8_t>(header.size() >> (8 * i));
   file.write(length, kLengthBytes);
   file.write(header.data(), header.size());
   for (const auto* each : order) {

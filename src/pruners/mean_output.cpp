@@ -19,8 +19,11 @@ at::Tensor closed_samples(const GateSet& gates, int64_t batch, const HeadLayout&
   HEADKIT_CHECK(gates.heads.dim() <= 3, kName, "gates [L, H] or [B, L, H]", "shape ",
                 gates.heads.sizes());
   gates.check(kName, batch, layout.layers, layout.heads);
-  return gates.heads.detach().to(at::kCPU).eq(0).to(at::kDouble).expand(
-      {batch, layout.layers, layout.heads});
+  return gates.heads.detach()
+      .to(at::kCPU)
+      .eq(0)
+      .to(at::kDouble)
+      .expand({batch, layout.layers, layout.heads});
 }
 
 struct Sums {
@@ -65,10 +68,9 @@ at::Tensor mean_head_outputs(GatedModel& model, const DataSource& data,
     for (int64_t layer = 0; layer < layout.layers; ++layer) {
       const std::vector<int64_t> heads = present.layer_heads(layer);
       if (heads.empty()) continue;
-      const at::Tensor context =
-          head_contexts(taps.attention_input[layer], model.attention(layer),
-                        static_cast<int64_t>(heads.size()), input)
-              .to(at::kCPU, at::kDouble);
+      const at::Tensor context = head_contexts(taps.attention_input[layer], model.attention(layer),
+                                               static_cast<int64_t>(heads.size()), input)
+                                     .to(at::kCPU, at::kDouble);
       const at::Tensor sum = at::einsum("bt,bthd->bhd", {valid, context});
       const at::Tensor index = at::tensor(heads, at::kLong);
       const at::Tensor share = is_closed.select(1, layer).index_select(1, index);  // [B, h]
@@ -82,9 +84,8 @@ at::Tensor mean_head_outputs(GatedModel& model, const DataSource& data,
 
   const at::Tensor any_closed = closed.tokens.gt(0);
   const at::Tensor tokens = at::where(any_closed, closed.tokens, all.tokens);
-  const at::Tensor context =
-      at::where(any_closed.unsqueeze(2), closed.context, all.context) /
-      tokens.clamp_min(1).unsqueeze(2);
+  const at::Tensor context = at::where(any_closed.unsqueeze(2), closed.context, all.context) /
+                             tokens.clamp_min(1).unsqueeze(2);
   HEADKIT_CHECK(present.count() == 0 || all.tokens.sum().item<double>() > 0, kName,
                 "data with at least one token", "none");
   at::Tensor mean = at::zeros({layout.layers, layout.heads, layout.model_dim}, at::kDouble);

@@ -8,21 +8,20 @@ namespace {
 std::vector<PrunerInfo> one_shot_pruners() {
   std::vector<PrunerInfo> all;
   for (const ScorerInfo& scorer : scorers()) {
-    all.push_back({.name = scorer.name,
-                   .definition = "Scores once, keeps the top share of heads. Score: " +
-                                 scorer.definition,
-                   .source = "Michel, Levy, Neubig 2019 (one shot); score: " + scorer.source,
-                   .cost = scorer.cost,
-                   .needs = scorer.needs,
-                   .prune = [name = scorer.name](GatedModel& model, const DataSource& data,
-                                                 const Objective& objective,
-                                                 const PruneOptions& options) {
-                     TopFractionOptions share = options.share;
-                     share.candidates = model.heads();
-                     const HeadScores scores =
-                         make_scorer(name)->score(model, data, objective, options.score);
-                     return prune_top_fraction(scores, share);
-                   }});
+    all.push_back(
+        {.name = scorer.name,
+         .definition = "Scores once, keeps the top share of heads. Score: " + scorer.definition,
+         .source = "Michel, Levy, Neubig 2019 (one shot); score: " + scorer.source,
+         .cost = scorer.cost,
+         .needs = scorer.needs,
+         .prune = [name = scorer.name](GatedModel& model, const DataSource& data,
+                                       const Objective& objective, const PruneOptions& options) {
+           TopFractionOptions share = options.share;
+           share.candidates = model.heads();
+           const HeadScores scores =
+               make_scorer(name)->score(model, data, objective, options.score);
+           return prune_top_fraction(scores, share);
+         }});
   }
   return all;
 }

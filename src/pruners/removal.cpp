@@ -30,9 +30,9 @@ struct LayerChange {
 
 AttentionWeights slice_heads(const AttentionWeights& weights, int64_t num_heads,
                              const std::vector<int64_t>& kept, const at::Tensor& added_output) {
-  HEADKIT_CHECK(weights.q.defined() && weights.k.defined() && weights.v.defined() &&
-                    weights.o.defined(),
-                "slice_heads", "weights q, k, v and o", "some undefined");
+  HEADKIT_CHECK(
+      weights.q.defined() && weights.k.defined() && weights.v.defined() && weights.o.defined(),
+      "slice_heads", "weights q, k, v and o", "some undefined");
   const int64_t width = weights.q.size(0);
   HEADKIT_CHECK(num_heads > 0 ? width % num_heads == 0 : width == 0, "slice_heads",
                 "query rows that " + std::to_string(num_heads) + " heads share evenly", width);
@@ -43,8 +43,7 @@ AttentionWeights slice_heads(const AttentionWeights& weights, int64_t num_heads,
     previous = head;
   }
   const c10::NoGradGuard no_grad;
-  const at::Tensor rows =
-      rows_of(kept, num_heads > 0 ? width / num_heads : 0, weights.q.device());
+  const at::Tensor rows = rows_of(kept, num_heads > 0 ? width / num_heads : 0, weights.q.device());
   const auto cut = [&](const at::Tensor& tensor, int64_t axis) {
     return tensor.defined() ? tensor.detach().index_select(axis, rows).contiguous() : at::Tensor();
   };
@@ -59,12 +58,12 @@ AttentionWeights slice_heads(const AttentionWeights& weights, int64_t num_heads,
   if (weights.o_bias.defined()) sliced.o_bias = weights.o_bias.detach().clone();
   if (added_output.defined()) {
     HEADKIT_CHECK(added_output.dim() == 1 && added_output.size(0) == weights.o.size(0),
-                  "slice_heads", "added_output of shape [" + std::to_string(weights.o.size(0)) + "]",
-                  "shape ", added_output.sizes());
+                  "slice_heads",
+                  "added_output of shape [" + std::to_string(weights.o.size(0)) + "]", "shape ",
+                  added_output.sizes());
     const at::Tensor added = added_output.detach().to(weights.o.device(), at::kDouble);
-    sliced.o_bias =
-        (sliced.o_bias.defined() ? sliced.o_bias.to(at::kDouble) + added : added)
-            .to(weights.o.scalar_type());
+    sliced.o_bias = (sliced.o_bias.defined() ? sliced.o_bias.to(at::kDouble) + added : added)
+                        .to(weights.o.scalar_type());
   }
   return sliced;
 }
@@ -110,8 +109,8 @@ void remove_heads(GatedModel& model, const HeadMask& mask, const at::Tensor& dro
                   .sum(0);
     }
     change.before = model.attention(layer);
-    change.after = slice_heads(change.before, static_cast<int64_t>(change.heads_before.size()),
-                               places, added);
+    change.after =
+        slice_heads(change.before, static_cast<int64_t>(change.heads_before.size()), places, added);
     changes.push_back(std::move(change));
   }
 

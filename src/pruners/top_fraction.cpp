@@ -14,10 +14,10 @@ HeadMask candidates_or_all(const HeadScores& scores, const HeadMask& candidates)
   const int64_t layers = scores.values.size(0);
   const int64_t heads = scores.values.size(1);
   if (!candidates.keep().defined()) return HeadMask::all(layers, heads);
-  HEADKIT_CHECK(candidates.layers() == layers && candidates.heads() == heads, "prune",
-                "candidates of the scores' size, " + std::to_string(layers) + " x " +
-                    std::to_string(heads),
-                candidates.layers(), " x ", candidates.heads());
+  HEADKIT_CHECK(
+      candidates.layers() == layers && candidates.heads() == heads, "prune",
+      "candidates of the scores' size, " + std::to_string(layers) + " x " + std::to_string(heads),
+      candidates.layers(), " x ", candidates.heads());
   return candidates;
 }
 
@@ -77,7 +77,8 @@ std::vector<HeadId> removal_order(const HeadScores& scores, int64_t min_per_laye
   std::vector<HeadId> order;
   for (int64_t layer = 0; layer < allowed.layers(); ++layer) {
     std::vector<HeadId> heads = layer_order(ranking, allowed, layer);
-    const int64_t removable = std::max<int64_t>(static_cast<int64_t>(heads.size()) - min_per_layer, 0);
+    const int64_t removable =
+        std::max<int64_t>(static_cast<int64_t>(heads.size()) - min_per_layer, 0);
     order.insert(order.end(), heads.begin(), heads.begin() + removable);
   }
   std::sort(order.begin(), order.end(), ranking);
@@ -103,7 +104,8 @@ HeadMask prune_top_fraction(const HeadScores& scores, const TopFractionOptions& 
     }
     return mask;
   }
-  const int64_t kept = kept_heads(options.keep, allowed.layers() * allowed.heads(), options.rounding);
+  const int64_t kept =
+      kept_heads(options.keep, allowed.layers() * allowed.heads(), options.rounding);
   HEADKIT_CHECK(floor <= kept, "prune",
                 "a floor that fits into the " + std::to_string(kept) + " heads to keep", floor,
                 " heads that may not go (min_per_layer = ", options.min_per_layer, ")");

@@ -73,10 +73,10 @@ HeadScores AblationScorer::score(GatedModel& model, const DataSource& data,
           const int64_t variants = std::min(variants_at_once, count - first);
           const at::Tensor index = at::arange(examples).repeat({variants});
           GateSet gates;
-          gates.heads = at::ones({variants, examples, layout.layers, layout.heads},
-                                 hidden.options().dtype(hidden.scalar_type() == at::kDouble
-                                                            ? at::kDouble
-                                                            : at::kFloat));
+          gates.heads =
+              at::ones({variants, examples, layout.layers, layout.heads},
+                       hidden.options().dtype(hidden.scalar_type() == at::kDouble ? at::kDouble
+                                                                                  : at::kFloat));
           for (int64_t i = 0; i < variants; ++i) {
             gates.heads[i].select(1, layer).select(1, heads[first + i]).zero_();
           }

@@ -35,8 +35,7 @@ at::Tensor gate_gradients(GatedModel& model, const ModelState& state, const Obje
   const int64_t examples = state.hidden.size(0);
   std::vector<int64_t> shape{examples, layout.layers, layout.heads};
   if (by_token) shape.insert(shape.begin() + 2, state.hidden.size(1));
-  const at::ScalarType dtype =
-      state.hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType dtype = state.hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 
   const c10::AutoGradMode grad_on(true);
   GateSet gates;

@@ -25,7 +25,8 @@ at::Tensor draw_counts(std::mt19937_64& random, int64_t rows, int64_t units) {
   double* next = counts.mutable_data_ptr<double>();
   for (int64_t row = 0; row < rows; ++row, next += units) {
     for (int64_t i = 0; i < units; ++i) {
-      const auto place = (static_cast<unsigned __int128>(random()) * static_cast<uint64_t>(units)) >> 64;
+      const auto place =
+          (static_cast<unsigned __int128>(random()) * static_cast<uint64_t>(units)) >> 64;
       next[static_cast<int64_t>(place)] += 1;
     }
   }
@@ -59,18 +60,17 @@ at::Tensor checked_losses(const char* metric, const at::Tensor& losses, int64_t 
                 "one loss per example, shape [" + std::to_string(examples) + "]", "shape ",
                 losses.defined() ? losses.sizes() : at::IntArrayRef());
   const at::Tensor values = losses.detach().to(at::kCPU, at::kDouble);
-  HEADKIT_CHECK_RUNTIME(values.isfinite().all().item<bool>(), metric, "finite losses",
-                        "NaN or infinity for example ",
-                        values.isfinite().logical_not().nonzero()[0].item<int64_t>(),
-                        " of a batch");
+  HEADKIT_CHECK_RUNTIME(
+      values.isfinite().all().item<bool>(), metric, "finite losses", "NaN or infinity for example ",
+      values.isfinite().logical_not().nonzero()[0].item<int64_t>(), " of a batch");
   return values;
 }
 
 void fail_all_zero(const char* metric, const Objective& objective) {
-  throw std::runtime_error(error_message(
-      metric, "at least one head whose gate moves the loss", "every score exactly 0 for ",
-      objective.name(),
-      ": the gates do not reach the loss, or every head is gone or writes nothing"));
+  throw std::runtime_error(
+      error_message(metric, "at least one head whose gate moves the loss",
+                    "every score exactly 0 for ", objective.name(),
+                    ": the gates do not reach the loss, or every head is gone or writes nothing"));
 }
 
 void ScoreSample::add(const at::Tensor& values, const at::Tensor& weights) {

@@ -37,8 +37,8 @@ struct ModelFolder {
 
 /// Writes the folder (made if missing; its parent must exist), whole or not at all: hashed weights
 /// first, each file flushed to disk, headkit.json renamed into place last, then older weights are
-/// dropped. Throws std::invalid_argument if the content contradicts itself, std::runtime_error where
-/// the disk refuses; an older model in the folder is intact then.
+/// dropped. Throws std::invalid_argument if the content contradicts itself, std::runtime_error
+/// where the disk refuses; an older model in the folder is intact then.
 void write_model_folder(const std::string& folder, const ModelFolder& content);
 
 /// Reads what write_model_folder wrote; tensors share a mapping of the file. Throws
@@ -46,8 +46,8 @@ void write_model_folder(const std::string& folder, const ModelFolder& content);
 /// saying what was found and what to do.
 ModelFolder read_model_folder(const std::string& folder);
 
-/// The content that saves `model` as it is. `base_fingerprint` may be empty only for a model with all
-/// its heads: it is the base then.
+/// The content that saves `model` as it is. `base_fingerprint` may be empty only for a model with
+/// all its heads: it is the base then.
 ModelFolder describe_model(GatedModel& model, const std::string& base_fingerprint = "");
 
 /// Turns `model`, the unpruned base, into the saved one: removes heads and copies every weight, bit

@@ -31,9 +31,9 @@ struct SafetensorsHeader {
 };
 
 /// Reads the table of contents of a whole file held in memory and proves it sound: lengths and
-/// offsets inside the file, shapes that fit their bytes without overflow, every byte owned by exactly
-/// one tensor, no name twice. Allocates no more than a small multiple of the header's length. Throws
-/// std::runtime_error saying what was found; `source` names the file in the message.
+/// offsets inside the file, shapes that fit their bytes without overflow, every byte owned by
+/// exactly one tensor, no name twice. Allocates no more than a small multiple of the header's
+/// length. Throws std::runtime_error saying what was found; `source` names the file in the message.
 /// Format: 8 bytes little-endian header length N, N bytes of JSON, then the tensors' bytes.
 SafetensorsHeader parse_safetensors(const uint8_t* data, size_t size, const std::string& source);
 
@@ -47,8 +47,8 @@ class SafetensorsFile {
   const std::vector<SafetensorsEntry>& entries() const;
   const std::map<std::string, std::string>& metadata() const;
   bool contains(const std::string& name) const;
-  /// CPU tensor; std::out_of_range for a name that is not in the file. A Bool tensor whose bytes are
-  /// not all 0 or 1 is refused.
+  /// CPU tensor; std::out_of_range for a name that is not in the file. A Bool tensor whose bytes
+  /// are not all 0 or 1 is refused.
   at::Tensor tensor(const std::string& name) const;
   NamedTensors tensors() const;
   std::string sha256() const;  ///< of the whole file, 64 hexadecimal digits

@@ -11,11 +11,12 @@
 namespace headkit {
 
 struct MeanOutputOptions {
-  /// Gates at which the model runs, [L, H]: upstream removals shift what a head sees. Empty = dense.
+  /// Gates at which the model runs, [L, H]: upstream removals shift what a head sees. Empty =
+  /// dense.
   GateSet gates;
   /// Where set, decides the gates of each batch from its state before layer 0, instead of `gates`.
   std::function<GateSet(const ModelState& state)> decide;
-  Progress progress;  ///< batches done
+  Progress progress = {};  ///< batches done
 };
 
 /// Mean output of every head after its part of the output projection, a_h (W_O^h)^T, over valid
@@ -23,10 +24,10 @@ struct MeanOutputOptions {
 /// (float64 for a float64 model) on CPU, [L, H, D].
 ///
 /// With gates it is the mean over the samples in which the head is closed (gate 0), because that
-/// constant has the least squared error where it is used; a head that no sample closes gets the mean
-/// over all. Heads that are physically gone get 0. Sums are kept in double.
-/// Throws std::invalid_argument if the data hold no token or the gates do not fit.
-/// Source: mean compensation after An et al. 2024 (FLAP), per head.
+/// constant has the least squared error where it is used; a head that no sample closes gets the
+/// mean over all. Heads that are physically gone get 0. Sums are kept in double. Throws
+/// std::invalid_argument if the data hold no token or the gates do not fit. Source: mean
+/// compensation after An et al. 2024 (FLAP), per head.
 at::Tensor mean_head_outputs(GatedModel& model, const DataSource& data,
                              const MeanOutputOptions& options = {});
 

@@ -19,9 +19,9 @@ struct PruneOptions {
 };
 
 /// Decides which heads of `model` stay; the model is not changed (see remove_heads).
-using PruneFunction = std::function<HeadMask(GatedModel& model, const DataSource& data,
-                                             const Objective& objective,
-                                             const PruneOptions& options)>;
+using PruneFunction =
+    std::function<HeadMask(GatedModel& model, const DataSource& data, const Objective& objective,
+                           const PruneOptions& options)>;
 
 /// What the registry tells of a static pruning method.
 struct PrunerInfo {

@@ -22,7 +22,7 @@ struct TopFractionOptions {
   KeepRounding rounding = KeepRounding::kNearest;
   /// Heads that may stay, GatedModel::heads() of a model that lost some; undefined = all. Where
   /// fewer are left than the share asks for, all of them stay.
-  HeadMask candidates;
+  HeadMask candidates = {};
 };
 
 /// Heads that stay of `total`: the share rounded to a whole number.

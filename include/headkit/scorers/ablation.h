@@ -4,9 +4,9 @@
 
 namespace headkit {
 
-/// Leave-one-out: mean loss with the head's gate at 0 minus mean loss of the dense model. Layer l is
-/// restarted from its cached input and closed heads are skipped, several heads in one forward; the
-/// cost is about half of (heads + 1) forwards. Negative = the loss is lower without the head.
+/// Leave-one-out: mean loss with the head's gate at 0 minus mean loss of the dense model. Layer l
+/// is restarted from its cached input and closed heads are skipped, several heads in one forward;
+/// the cost is about half of (heads + 1) forwards. Negative = the loss is lower without the head.
 /// Where the batches hold labels, `settings` tells how many predictions each head flips.
 /// Ignores interactions between heads: a yardstick, not an oracle.
 /// Source: Michel, Levy, Neubig 2019.

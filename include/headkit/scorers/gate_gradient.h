@@ -5,8 +5,8 @@
 namespace headkit {
 
 /// First-order importance: the gradient of each example's loss with respect to each head's gate at
-/// the dense point, G[x, l, h] = dL_x/dg[l, h]. One forward and one backward a batch; no gradient of
-/// a parameter is made. By `granularity` (n examples, c the parts of G by token):
+/// the dense point, G[x, l, h] = dL_x/dg[l, h]. One forward and one backward a batch; no gradient
+/// of a parameter is made. By `granularity` (n examples, c the parts of G by token):
 ///
 ///     token     (1/n) sum_x sum_t |c[x, t]|      released code of Michel 2019
 ///     example   (1/n) sum_x |G[x]|               the paper's formula, the default

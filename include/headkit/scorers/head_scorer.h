@@ -14,13 +14,13 @@
 namespace headkit {
 
 struct ScoreOptions {
-  std::string granularity = "example";  ///< gate gradient: token, example, batch, signed
-  std::string normalization = "none";   ///< none, layer_l2 (divide by the norm of the layer)
+  std::string granularity = "example";   ///< gate gradient: token, example, batch, signed
+  std::string normalization = "none";    ///< none, layer_l2 (divide by the norm of the layer)
   std::string denominator = "examples";  ///< gate gradient: examples, tokens (Michel's own)
-  double confidence = 0.95;             ///< level of the bootstrap interval, in (0, 1)
-  int64_t bootstrap = 1000;             ///< resamples over examples; 0 = no interval
-  uint64_t seed = 0;  ///< of the bootstrap and of the random scorer
-  Progress progress;  ///< batches done
+  double confidence = 0.95;              ///< level of the bootstrap interval, in (0, 1)
+  int64_t bootstrap = 1000;              ///< resamples over examples; 0 = no interval
+  uint64_t seed = 0;                     ///< of the bootstrap and of the random scorer
+  Progress progress = {};                ///< batches done
 };
 
 /// Scores every head from data. Settings only: one scorer serves many threads.

@@ -46,6 +46,7 @@ std::string read_all(const std::string& path) {
 }
 
 void write_all(const std::string& path, const std::string& bytes) {
+  std::filesystem::remove(path);  // some file systems flush a file that is cut and written again
   std::ofstream(path, std::ios::binary) << bytes;
 }
 
@@ -67,8 +68,8 @@ TEST(ModelFolderTest, ComesBackBitForBit) {
   ASSERT_EQ(found.weights.size(), saved.weights.size());
   const std::map<std::string, at::Tensor> by_name(found.weights.begin(), found.weights.end());
   for (const auto& [name, tensor] : saved.weights) EXPECT_TRUE(at::equal(by_name.at(name), tensor));
-  EXPECT_TRUE(std::filesystem::exists(
-      scratch / ("model/weights-" + found.weights_sha256 + ".safetensors")));
+  EXPECT_TRUE(std::filesystem::exists(scratch /
+                                      ("model/weights-" + found.weights_sha256 + ".safetensors")));
 }
 
 TEST(ModelFolderTest, RestoresTheModelExactly) {

@@ -94,9 +94,8 @@ TEST(SafetensorsTest, TensorsOutliveTheFileObjectAndDoNotWriteToIt) {
 
 TEST(SafetensorsTest, UnalignedTensorsAreRead) {
   const ScratchFolder folder;
-  const std::string header =
-      R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
-      R"("b":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}})";
+  const std::string header = R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+                             R"("b":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}})";
   write_all(folder / "w", file_of(header, 9));
   const SafetensorsFile file(folder / "w");
   EXPECT_EQ(file.tensor("b").view(at::kInt).select(0, 1).item<int>(), 0x01010101);
@@ -118,20 +117,29 @@ TEST(SafetensorsTest, RefusesFilesThatAreNotSound) {
       {"no JSON", file_of("{oops", 0)},
       {"text after the object", file_of(std::string(kEntry) + "x", 24)},
       {"two objects", file_of(std::string(kEntry) + "{}", 24)},
-      {"offsets outside", file_of(R"({"a":{"dtype":"F32","shape":[2,3],"data_offsets":[8,32]}})", 24)},
-      {"offsets reversed", file_of(R"({"a":{"dtype":"F32","shape":[2,3],"data_offsets":[24,0]}})", 24)},
-      {"negative offset", file_of(R"({"a":{"dtype":"F32","shape":[6],"data_offsets":[-24,0]}})", 24)},
-      {"three offsets", file_of(R"({"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24,24]}})", 24)},
+      {"offsets outside",
+       file_of(R"({"a":{"dtype":"F32","shape":[2,3],"data_offsets":[8,32]}})", 24)},
+      {"offsets reversed",
+       file_of(R"({"a":{"dtype":"F32","shape":[2,3],"data_offsets":[24,0]}})", 24)},
+      {"negative offset",
+       file_of(R"({"a":{"dtype":"F32","shape":[6],"data_offsets":[-24,0]}})", 24)},
+      {"three offsets",
+       file_of(R"({"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24,24]}})", 24)},
       {"offsets missing", file_of(R"({"a":{"dtype":"F32","shape":[6]}})", 24)},
       {"fraction", file_of(R"({"a":{"dtype":"F32","shape":[6.0],"data_offsets":[0,24]}})", 24)},
-      {"huge number", file_of(R"({"a":{"dtype":"F32","shape":[1e999],"data_offsets":[0,24]}})", 24)},
-      {"shape and bytes differ", file_of(R"({"a":{"dtype":"F32","shape":[7],"data_offsets":[0,24]}})", 24)},
+      {"huge number",
+       file_of(R"({"a":{"dtype":"F32","shape":[1e999],"data_offsets":[0,24]}})", 24)},
+      {"shape and bytes differ",
+       file_of(R"({"a":{"dtype":"F32","shape":[7],"data_offsets":[0,24]}})", 24)},
       {"shape overflows", file_of(R"({"a":{"dtype":"F32","shape":[4294967296,4294967296],)"
-                                  R"("data_offsets":[0,0]}})", 0)},
+                                  R"("data_offsets":[0,0]}})",
+                                  0)},
       {"shape overflows to the bytes",
-       file_of(R"({"a":{"dtype":"F32","shape":[9223372036854775807,2],"data_offsets":[0,24]}})", 24)},
+       file_of(R"({"a":{"dtype":"F32","shape":[9223372036854775807,2],"data_offsets":[0,24]}})",
+               24)},
       {"strides of an empty tensor overflow",
-       file_of(R"({"a":{"dtype":"F32","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}})", 0)},
+       file_of(R"({"a":{"dtype":"F32","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}})",
+               0)},
       {"unknown dtype", file_of(R"({"a":{"dtype":"F99","shape":[6],"data_offsets":[0,24]}})", 24)},
       {"dtype is a number", file_of(R"({"a":{"dtype":4,"shape":[6],"data_offsets":[0,24]}})", 24)},
       {"member twice", file_of(R"({"a":{"dtype":"F32",)" + entry + "}}", 24)},
@@ -139,17 +147,20 @@ TEST(SafetensorsTest, RefusesFilesThatAreNotSound) {
       {"name twice", file_of(R"({"a":{)" + entry + R"(},"a":{)" + entry + "}}", 24)},
       {"overlap", file_of(R"({"a":{)" + entry + R"(},"b":{)" + entry + "}}", 24)},
       {"gap", file_of(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
-                      R"("b":{"dtype":"U8","shape":[2],"data_offsets":[3,5]}})", 5)},
+                      R"("b":{"dtype":"U8","shape":[2],"data_offsets":[3,5]}})",
+                      5)},
       {"metadata is no text", file_of(R"({"__metadata__":{"a":1}})", 0)},
       {"metadata twice", file_of(R"({"__metadata__":{},"__metadata__":{}})", 0)},
       {"metadata key twice", file_of(R"({"__metadata__":{"a":"b","a":"c"}})", 0)},
       {"entry is an array", file_of(R"({"a":[]})", 0)},
       {"deep nesting", file_of("{\"a\":" + std::string(1000000, '['), 0)},
-      {"deep objects", file_of([] {
-         std::string text = "{";
-         for (int i = 0; i < 100000; ++i) text += "\"a\":{";
-         return text;
-       }(), 0)},
+      {"deep objects", file_of(
+                           [] {
+                             std::string text = "{";
+                             for (int i = 0; i < 100000; ++i) text += "\"a\":{";
+                             return text;
+                           }(),
+                           0)},
       {"not UTF-8", file_of("{\"\xff\xfe\":{" + entry + "}}", 24)},
   };
   for (const auto& [what, file] : hostile) EXPECT_THROW(parse(file), std::runtime_error) << what;
@@ -205,9 +216,9 @@ TEST(SafetensorsTest, MutatedFilesNeverCrash) {
   const std::string sound = read_all(folder / "w");
   uint64_t header = 0;
   std::memcpy(&header, sound.data(), sizeof header);
-  const std::string tokens[] = {"[",  "]",     "{",       "}",    "\"",    ",",
-                                ":",  "-1",    "1e9",     "null", "true",  "18446744073709551615",
-                                "0",  "\\u00", "\xc3\x28", "F32",  "shape", "9223372036854775807"};
+  const std::string tokens[] = {"[", "]",     "{",        "}",    "\"",    ",",
+                                ":", "-1",    "1e9",      "null", "true",  "18446744073709551615",
+                                "0", "\\u00", "\xc3\x28", "F32",  "shape", "9223372036854775807"};
   std::mt19937 random(7);
   const auto below = [&](size_t n) { return static_cast<size_t>(random() % n); };
   for (int round = 0; round < 24000; ++round) {
@@ -237,8 +248,8 @@ TEST(SafetensorsTest, MutatedFilesNeverCrash) {
     }
     // Half of them with a length that fits again, so that the damage reaches the JSON.
     if (below(2) == 0 && file.size() > 8) {
-      const uint64_t length = std::min<uint64_t>(header + file.size() - std::min(file.size(), sound.size()),
-                                                 file.size() - 8);
+      const uint64_t length = std::min<uint64_t>(
+          header + file.size() - std::min(file.size(), sound.size()), file.size() - 8);
       std::memcpy(file.data(), &length, sizeof length);
     }
     expect_sound_or_refused(file);
@@ -273,7 +284,8 @@ TEST(SafetensorsTest, AFullDiskLeavesTheOldFile) {
       write_safetensors(folder / "w", {{"a", at::zeros({1 << 20})}});
       FAIL();
     } catch (const std::runtime_error& error) {
-      EXPECT_NE(std::string(error.what()).find("free some space"), std::string::npos) << error.what();
+      EXPECT_NE(std::string(error.what()).find("free some space"), std::string::npos)
+          << error.what();
     }
   }
   EXPECT_EQ(read_all(folder / "w"), before);
