@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <stdexcept>
 #include <utility>
 
 #include "attention/attention_call.h"
@@ -51,7 +52,11 @@ AttentionInput& AttentionInput::dropout(double probability, int64_t seed) {
 
 at::Tensor gated_attention(const at::Tensor& x, const AttentionWeights& weights, int64_t num_heads,
                            const AttentionInput& input) {
-  return dispatch_attention(make_call(x, weights, num_heads, input));
+  try {
+    return dispatch_attention(make_call(x, weights, num_heads, input));
+  } catch (const c10::ValueError& error) {
+    throw std::invalid_argument(error.what_without_backtrace());
+  }
 }
 
 BackendChoice attention_backend(const at::Tensor& x, const AttentionWeights& weights,

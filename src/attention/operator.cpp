@@ -6,39 +6,11 @@
 
 #include "attention/attention_call.h"
 #include "attention/composite_backward.h"
+#include "attention/operator_signature.h"
 #include "headkit/core/error.h"
 
 namespace headkit {
 namespace {
-
-using OptionalTensor = std::optional<at::Tensor>;
-
-// The C++ types of the schema's arguments, written once for all kernels of both operators.
-template <typename... Args>
-struct Signature {
-  using Forward = at::Tensor(Args...);
-  using Backward = std::vector<at::Tensor>(const at::Tensor&, Args..., GradientMask);
-
-  template <at::Tensor (*Kernel)(const AttentionCall&)>
-  static at::Tensor forward(Args... args) {
-    return Kernel(AttentionCall{args...});
-  }
-
-  template <std::vector<at::Tensor> (*Kernel)(const at::Tensor&, const AttentionCall&,
-                                              GradientMask)>
-  static std::vector<at::Tensor> backward(const at::Tensor& grad, Args... args, GradientMask mask) {
-    return Kernel(grad, AttentionCall{args...}, mask);
-  }
-};
-
-using Operator =
-    Signature<const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-              const at::Tensor&, int64_t, const OptionalTensor&, const OptionalTensor&,
-              const OptionalTensor&, const OptionalTensor&, std::optional<int64_t>,
-              const OptionalTensor&, std::optional<double>, const OptionalTensor&, bool,
-              const OptionalTensor&, bool, const OptionalTensor&, const OptionalTensor&,
-              const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-              const OptionalTensor&, std::optional<int64_t>, double, int64_t>;
 
 auto arguments(const AttentionCall& c) {
   return std::tie(c.x, c.q_weight, c.k_weight, c.v_weight, c.o_weight, c.num_heads, c.q_bias,

@@ -8,8 +8,8 @@
 
 namespace headkit {
 
-/// Weights of one attention layer, y = x W^T + b. Head h owns rows h*dh .. (h+1)*dh-1 of q, k, v and
-/// their biases, and the same columns of o. Any bias may be undefined.
+/// Weights of one attention layer, y = x W^T + b. Head h owns rows h*dh .. (h+1)*dh-1 of q, k, v
+/// and their biases, and the same columns of o. Any bias may be undefined.
 struct AttentionWeights {
   at::Tensor q, k, v;                 ///< [H*dh, D]
   at::Tensor o;                       ///< [D, H*dh]
@@ -55,14 +55,13 @@ class AttentionInput {
 ///
 ///     y[b, t] = o_bias + sum_h g[b, h] * a_h[b, t] W_O^h^T + (1 - g[b, h]) * dropped_output[h]
 ///
-/// Args: x [B, T, D], float32, float64, bfloat16 or float16; all sizes may be 0. `num_heads` H >= 0,
-/// dh = q.size(0) / H. Returns [B, T, D], dtype of x.
-/// Differentiable in x, weights, biases, gate and dropped_output (once).
-/// Throws std::invalid_argument on shapes, dtypes or devices that do not fit and, on CPU, on a NaN or
-/// infinite gate; std::runtime_error if the environment variable HEADKIT_BACKEND names a backend that
-/// cannot run the call.
-/// The same call is `torch.ops.headkit.gated_attention` in Python.
-/// Source: Michel, Levy, Neubig 2019 (head gates); Vaswani et al. 2017.
+/// Args: x [B, T, D], float32, float64, bfloat16 or float16; all sizes may be 0. `num_heads` H >=
+/// 0, dh = q.size(0) / H. Returns [B, T, D], dtype of x. Differentiable in x, weights, biases, gate
+/// and dropped_output (once). Throws std::invalid_argument on shapes, dtypes or devices that do not
+/// fit and, on CPU, on a NaN or infinite gate; std::runtime_error if the environment variable
+/// HEADKIT_BACKEND names a backend that cannot run the call. The same call is
+/// `torch.ops.headkit.gated_attention` in Python. Source: Michel, Levy, Neubig 2019 (head gates);
+/// Vaswani et al. 2017.
 at::Tensor gated_attention(const at::Tensor& x, const AttentionWeights& weights, int64_t num_heads,
                            const AttentionInput& input = {});
 
@@ -74,7 +73,8 @@ struct BackendChoice {
 BackendChoice attention_backend(const at::Tensor& x, const AttentionWeights& weights,
                                 int64_t num_heads, const AttentionInput& input = {});
 
-/// Forgets all packed weights. Needed after an edit that torch does not count: `.data`, numpy views.
+/// Forgets all packed weights. Needed after an edit that torch does not count: `.data`, numpy
+/// views.
 void refresh_packed_weights();
 
 }  // namespace headkit

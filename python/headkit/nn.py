@@ -1,0 +1,214 @@
+"""Modules around the gated attention operator."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from headkit import _C
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head self-attention with head gates: a closed gate is work not done.
+
+    Head h owns rows ``h * dh`` to ``(h + 1) * dh - 1`` of ``q_proj``, ``k_proj`` and ``v_proj`` and
+    the same columns of ``o_proj``. Weights start uniform (Glorot and Bengio 2010), biases at zero.
+
+    Args:
+        embed_dim: D, the width of input and output.
+        num_heads: H; may be 0, as pruning may leave it.
+        num_kv_heads: heads of K and V; another number than H is refused for now.
+        head_dim: dh; default D / H, which must then be whole.
+        bias: whether the four projections have biases.
+        dropout: probability of dropping an attention weight, in training only. The seed of each
+            call is drawn from torch's generator.
+        device: as for every module of torch.
+        dtype: float32, float64, bfloat16 or float16.
+
+    Raises:
+        ValueError: if the sizes do not fit together.
+
+    Example:
+        >>> attention = MultiHeadAttention(12, 4)
+        >>> gate = torch.tensor([[1.0, 0.0, 0.5, 1.0], [0.0, 0.0, 0.0, 0.0]])
+        >>> attention(torch.randn(2, 5, 12), gate=gate)[1].abs().max().item()
+        0.0
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if embed_dim < 0 or num_heads < 0:
+            raise ValueError(
+                "[MultiHeadAttention] expected embed_dim and num_heads of at least 0; found "
+                f"embed_dim = {embed_dim}, num_heads = {num_heads}"
+            )
+        if num_kv_heads not in (None, num_heads):
+            raise ValueError(
+                "[MultiHeadAttention] expected num_kv_heads equal to num_heads (grouped-query "
+                f"attention has no backend yet); found {num_kv_heads} with num_heads = {num_heads}"
+            )
+        if head_dim is None:
+            if num_heads and embed_dim % num_heads:
+                raise ValueError(
+                    "[MultiHeadAttention] expected embed_dim divisible by num_heads, or head_dim; "
+                    f"found embed_dim = {embed_dim}, num_heads = {num_heads}"
+                )
+            head_dim = embed_dim // num_heads if num_heads else 0
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"[MultiHeadAttention] expected dropout in [0, 1); found {dropout}")
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.num_kv_heads = num_heads
+        self.head_dim = head_dim
+        self.dropout = dropout
+        inner = num_heads * head_dim
+        self.q_proj = nn.Linear(embed_dim, inner, bias, device, dtype)
+        self.k_proj = nn.Linear(embed_dim, inner, bias, device, dtype)
+        self.v_proj = nn.Linear(embed_dim, inner, bias, device, dtype)
+        self.o_proj = nn.Linear(inner, embed_dim, bias, device, dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew and set the biases to zero."""
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
+            if projection.weight.numel():
+                nn.init.xavier_uniform_(projection.weight)
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+
+    @classmethod
+    def from_torch(cls, module: nn.MultiheadAttention) -> MultiHeadAttention:
+        """Copy a ``torch.nn.MultiheadAttention``, exactly.
+
+        The result takes [B, T, D] whatever the ``batch_first`` of the original, and its
+        ``key_padding_mask`` is True where a key may be attended to: the opposite of torch's.
+
+        Args:
+            module: self-attention without ``add_bias_kv``, ``add_zero_attn``, ``kdim``, ``vdim``.
+
+        Returns:
+            MultiHeadAttention: same dtype, device and training mode; own parameters.
+
+        Raises:
+            ValueError: if ``module`` has what this class does not.
+
+        Example:
+            >>> original = torch.nn.MultiheadAttention(12, 4, batch_first=True)
+            >>> x = torch.randn(2, 5, 12)
+            >>> y = MultiHeadAttention.from_torch(original)(x)
+            >>> torch.allclose(y, original(x, x, x)[0], atol=1e-6)
+            True
+        """
+        refused = None
+        if module.bias_k is not None or module.bias_v is not None:
+            refused = "add_bias_kv=True"
+        elif module.add_zero_attn:
+            refused = "add_zero_attn=True"
+        elif module.in_proj_weight is None:
+            refused = f"kdim={module.kdim}, vdim={module.vdim} with embed_dim={module.embed_dim}"
+        if refused:
+            raise ValueError(
+                "[MultiHeadAttention.from_torch] expected self-attention without add_bias_kv, "
+                f"add_zero_attn, kdim and vdim; found {refused}"
+            )
+        weight = module.in_proj_weight
+        copy = cls(
+            module.embed_dim,
+            module.num_heads,
+            bias=module.in_proj_bias is not None,
+            dropout=module.dropout,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        with torch.no_grad():
+            inputs = (copy.q_proj, copy.k_proj, copy.v_proj)
+            for projection, part in zip(inputs, weight.chunk(3), strict=True):
+                projection.weight.copy_(part)
+            copy.o_proj.weight.copy_(module.out_proj.weight)
+            if module.in_proj_bias is not None:
+                for projection, part in zip(inputs, module.in_proj_bias.chunk(3), strict=True):
+                    projection.bias.copy_(part)
+                copy.o_proj.bias.copy_(module.out_proj.bias)
+        return copy.train(module.training)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        *,
+        kv: torch.Tensor | None = None,
+        gate: torch.Tensor | None = None,
+        skip: bool = True,
+        key_padding_mask: torch.Tensor | None = None,
+        attn_bias: torch.Tensor | None = None,
+        dropped_output: torch.Tensor | None = None,
+        is_causal: bool = False,
+    ) -> torch.Tensor:
+        """Attend.
+
+        Args:
+            x: [B, T, D].
+            kv: refused for now: keys and values come from ``x``.
+            gate: [H], [B, H] or [B, T, H], float32 (float64 when ``x`` is float64); 0 = skipped,
+                another value scales the head's output.
+            skip: False = closed heads are computed and multiplied by 0, so that their gates
+                receive gradients; with True the gate of a skipped head gets exactly 0.
+            key_padding_mask: bool [B, T]; True = attend (the opposite of torch's).
+            attn_bias: added to the scaled scores; broadcastable to [B, H, T, T], dtype of ``x``.
+            dropped_output: [H, D]; a gate g gives ``g * output + (1 - g) * dropped_output``.
+            is_causal: a query sees itself and earlier keys only.
+
+        Returns:
+            torch.Tensor: [B, T, D], dtype of ``x``.
+
+        Raises:
+            ValueError: if shapes, dtypes or devices do not fit, or a CPU gate is not finite.
+        """
+        dropout = self.dropout if self.training else 0.0
+        seed = int(torch.randint(2**62, ()).item()) if dropout else 0
+        return torch.ops.headkit.gated_attention(
+            x,
+            self.q_proj.weight,
+            self.k_proj.weight,
+            self.v_proj.weight,
+            self.o_proj.weight,
+            self.num_heads,
+            q_bias=self.q_proj.bias,
+            k_bias=self.k_proj.bias,
+            v_bias=self.v_proj.bias,
+            o_bias=self.o_proj.bias,
+            kv=kv,
+            gate=gate,
+            skip=skip,
+            key_padding_mask=key_padding_mask,
+            is_causal=is_causal,
+            attn_bias=attn_bias,
+            dropped_output=dropped_output,
+            dropout_p=dropout,
+            dropout_seed=seed,
+        )
+
+    def weights(self) -> _C.AttentionWeights:
+        """Return the parameters (not copies) as the value that ``headkit.gated_attention`` takes.
+
+        Example:
+            >>> MultiHeadAttention(12, 4).weights().q.shape
+            torch.Size([12, 12])
+        """
+        projections = (self.q_proj, self.k_proj, self.v_proj, self.o_proj)
+        biases = {f"{name}_bias": p.bias for name, p in zip("qkvo", projections, strict=True)}
+        return _C.AttentionWeights(*(p.weight for p in projections), **biases)
+
+    def extra_repr(self) -> str:
+        """Sizes for ``print``."""
+        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, head_dim={self.head_dim}"

@@ -1,0 +1,61 @@
+#include "headkit/attention/multi_head_attention.h"
+
+#include <torch/nn/init.h>
+
+#include "headkit/core/error.h"
+
+namespace headkit {
+
+MultiHeadAttentionImpl::MultiHeadAttentionImpl(const MultiHeadAttentionOptions& options)
+    : options(options) {
+  reset();
+}
+
+void MultiHeadAttentionImpl::reset() {
+  constexpr const char* kName = "MultiHeadAttention";
+  const int64_t width = options.embed_dim(), heads = options.num_heads();
+  HEADKIT_CHECK(width >= 0 && heads >= 0, kName, "embed_dim and num_heads of at least 0",
+                "embed_dim = ", width, ", num_heads = ", heads);
+  HEADKIT_CHECK(options.num_kv_heads().value_or(heads) == heads, kName,
+                "num_kv_heads equal to num_heads (grouped-query attention has no backend yet)",
+                *options.num_kv_heads(), " with num_heads = ", heads);
+  if (!options.head_dim()) {
+    HEADKIT_CHECK(heads == 0 || width % heads == 0, kName,
+                  "embed_dim divisible by num_heads, or head_dim", "embed_dim = ", width,
+                  ", num_heads = ", heads);
+    options.head_dim(heads == 0 ? 0 : width / heads);
+  }
+  HEADKIT_CHECK(*options.head_dim() >= 0, kName, "head_dim of at least 0", *options.head_dim());
+  const int64_t inner = heads * *options.head_dim();
+  const auto in = torch::nn::LinearOptions(width, inner).bias(options.bias());
+  q_proj = register_module("q_proj", torch::nn::Linear(in));
+  k_proj = register_module("k_proj", torch::nn::Linear(in));
+  v_proj = register_module("v_proj", torch::nn::Linear(in));
+  o_proj = register_module(
+      "o_proj", torch::nn::Linear(torch::nn::LinearOptions(inner, width).bias(options.bias())));
+  reset_parameters();
+}
+
+void MultiHeadAttentionImpl::reset_parameters() {
+  for (const auto& projection : {q_proj, k_proj, v_proj, o_proj}) {
+    if (projection->weight.numel() > 0) torch::nn::init::xavier_uniform_(projection->weight);
+    if (projection->bias.defined()) torch::nn::init::zeros_(projection->bias);
+  }
+}
+
+void MultiHeadAttentionImpl::pretty_print(std::ostream& stream) const {
+  stream << "headkit::MultiHeadAttention(embed_dim=" << options.embed_dim()
+         << ", num_heads=" << options.num_heads() << ", head_dim=" << *options.head_dim()
+         << ", bias=" << (options.bias() ? "true" : "false") << ")";
+}
+
+torch::Tensor MultiHeadAttentionImpl::forward(const torch::Tensor& x, const AttentionInput& input) {
+  return gated_attention(x, weights(), options.num_heads(), input);
+}
+
+AttentionWeights MultiHeadAttentionImpl::weights() const {
+  return {q_proj->weight, k_proj->weight, v_proj->weight, o_proj->weight,
+          q_proj->bias,   k_proj->bias,   v_proj->bias,   o_proj->bias};
+}
+
+}  // namespace headkit

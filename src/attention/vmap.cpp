@@ -1,0 +1,149 @@
+#include <ATen/ATen.h>
+#include <ATen/functorch/DynamicLayer.h>
+#include <ATen/functorch/PlumbingHelper.h>
+#include <torch/library.h>
+
+#include <utility>
+#include <vector>
+
+#include "attention/attention_call.h"
+#include "attention/operator_signature.h"
+
+namespace headkit {
+namespace {
+
+// A call in which some tensors carry one more dimension, in front.
+struct BatchedCall {
+  AttentionCall call;
+  std::array<bool, kDifferentiable> batched = {};  // by differentiable argument
+  bool mask_batched = false;
+  int64_t size = -1;  // of that dimension; -1 if no tensor carries it
+};
+
+// Takes the dimension of `level` out of `tensor`, to the front.
+bool unwrap(at::Tensor& tensor, int64_t level, int64_t& size) {
+  auto [value, dim] = at::functorch::unwrapTensorAtLevel(tensor, level);
+  tensor = dim ? value.movedim(*dim, 0) : value;
+  if (dim) size = tensor.size(0);
+  return dim.has_value();
+}
+
+int64_t current_level() { return at::functorch::maybeCurrentDynamicLayer()->layerId(); }
+
+BatchedCall unwrap_call(const AttentionCall& call) {
+  check_call(call);
+  const int64_t level = current_level();
+  BatchedCall result;
+  DifferentiableTensors tensors = differentiable_tensors(call);
+  for (size_t i = 0; i < kDifferentiable; ++i) {
+    if (tensors[i].defined()) result.batched[i] = unwrap(tensors[i], level, result.size);
+  }
+  result.call = with_differentiable(call, tensors);
+  if (call.key_padding_mask) {
+    result.mask_batched = unwrap(*result.call.key_padding_mask, level, result.size);
+  }
+  return result;
+}
+
+AttentionCall element(const BatchedCall& batch, int64_t index) {
+  DifferentiableTensors tensors = differentiable_tensors(batch.call);
+  for (size_t i = 0; i < kDifferentiable; ++i) {
+    if (batch.batched[i]) tensors[i] = tensors[i].select(0, index);
+  }
+  AttentionCall call = with_differentiable(batch.call, tensors);
+  if (batch.mask_batched) call.key_padding_mask = call.key_padding_mask->select(0, index);
+  return call;
+}
+
+// The mapped dimension can join B: no weight carries it, and no dropout, whose mask is a matter of
+// the place in the batch.
+bool folds(const BatchedCall& batch) {
+  for (size_t i = 0; i < kDifferentiable; ++i) {
+    const bool by_sample = i == kX || i == kGate || i == kAttnBias;
+    if (batch.batched[i] && !by_sample) return false;
+  }
+  return batch.call.dropout_p == 0.0;
+}
+
+AttentionCall fold(const BatchedCall& batch) {
+  AttentionCall call = batch.call;
+  const c10::SymInt samples = call.x.sym_size(batch.batched[kX] ? 1 : 0);
+  // [size?, B or 1, ...] -> [size * B, ...]
+  const auto join = [&](at::Tensor tensor, bool batched) {
+    if (!batched) tensor = tensor.unsqueeze(0);
+    std::vector<c10::SymInt> shape = tensor.sym_sizes().vec();
+    shape[0] = batch.size;
+    shape[1] = samples;
+    return tensor.expand_symint(shape).flatten(0, 1);
+  };
+  call.x = join(call.x, batch.batched[kX]);
+  if (call.gate) {
+    const bool batched = batch.batched[kGate];
+    const int64_t dim = call.gate->dim() - batched;
+    if (dim > 1) {
+      call.gate = join(*call.gate, batched);
+    } else if (batched) {
+      call.gate = join(call.gate->unsqueeze(1), true);
+    }
+  }
+  if (call.key_padding_mask) {
+    call.key_padding_mask = join(*call.key_padding_mask, batch.mask_batched);
+  }
+  if (call.attn_bias) {
+    const bool batched = batch.batched[kAttnBias];
+    at::Tensor bias = *call.attn_bias;
+    while (bias.dim() - batched < 4) bias = bias.unsqueeze(batched ? 1 : 0);
+    call.attn_bias = join(bias, batched);
+  }
+  return call;
+}
+
+at::Tensor forward_rule(const AttentionCall& call) {
+  const BatchedCall batch = unwrap_call(call);
+  const int64_t level = current_level();
+  const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
+  if (batch.size < 0) return dispatch_attention(batch.call);
+  at::Tensor y;
+  if (folds(batch)) {
+    y = dispatch_attention(fold(batch));
+    y = y.unflatten_symint(0, {batch.size, y.sym_size(0) / batch.size});
+  } else {
+    std::vector<at::Tensor> parts;
+    for (int64_t i = 0; i < batch.size; ++i) {
+      parts.push_back(dispatch_attention(element(batch, i)));
+    }
+    y = at::stack(parts);
+  }
+  return at::functorch::makeBatched(y, 0, level);
+}
+
+std::vector<at::Tensor> backward_rule(const at::Tensor& grad, const AttentionCall& call,
+                                      GradientMask mask) {
+  BatchedCall batch = unwrap_call(call);
+  const int64_t level = current_level();
+  at::Tensor dy = grad;
+  const bool grad_batched = unwrap(dy, level, batch.size);
+  const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
+  if (batch.size < 0) return dispatch_attention_backward(dy, batch.call, mask);
+  std::vector<std::vector<at::Tensor>> by_gradient;
+  for (int64_t i = 0; i < batch.size; ++i) {
+    const std::vector<at::Tensor> part =
+        dispatch_attention_backward(grad_batched ? dy.select(0, i) : dy, element(batch, i), mask);
+    by_gradient.resize(part.size());
+    for (size_t j = 0; j < part.size(); ++j) by_gradient[j].push_back(part[j]);
+  }
+  std::vector<at::Tensor> result;
+  for (const auto& parts : by_gradient) {
+    result.push_back(at::functorch::makeBatched(at::stack(parts), 0, level));
+  }
+  return result;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(headkit, FuncTorchBatched, m) {
+  m.impl("gated_attention", &Operator::forward<forward_rule>);
+  m.impl("gated_attention_backward", &Operator::backward<backward_rule>);
+}
+
+}  // namespace headkit
