@@ -21,8 +21,8 @@ namespace {
 
 using kernels::KernelTable;
 
-// Row panels that one output task multiplies: enough to use a panel of W_O more than once.
-constexpr int64_t kOutputPanels = 3;
+// Rows that one output task multiplies, about: each panel of W_O comes from memory once for them.
+constexpr int64_t kOutputRows = 192;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -89,6 +89,7 @@ class Launch {
         width_(x_.size(2)),
         head_dim_(problem.head_dim),
         panels_(ceil_div(length_, table_.panel)),
+        output_panels_(std::max<int64_t>(1, kOutputRows / table_.panel)),
         scale_(static_cast<float>(problem.scale)),
         causal_(problem.is_causal) {
     const at::Tensor gate = gate_matrix(problem);
@@ -165,7 +166,7 @@ class Launch {
 
   void plan_tasks() {
     threads_ = at::in_parallel_region() ? 1 : std::max(1, at::get_num_threads());
-    const int64_t row_blocks = ceil_div(panels_, kOutputPanels);
+    const int64_t row_blocks = ceil_div(panels_, output_panels_);
     // One small batch on many threads: cut the columns of the output too.
     output_parts_ =
         threads_ == 1 ? 1 : std::clamp<int64_t>(2 * threads_ / (batch_ * row_blocks), 1, 16);
@@ -307,7 +308,7 @@ class Launch {
 
   void project(const Task& task) {
     const Sample& sample = samples_[task.place];
-    const int64_t first_panel = task.item / output_parts_ * kOutputPanels;
+    const int64_t first_panel = task.item / output_parts_ * output_panels_;
     const int64_t first = first_panel * table_.panel;
     const int64_t context_stride = sample.num_pairs * head_dim_ * table_.panel;
     table_.attention_output(
@@ -317,7 +318,7 @@ class Launch {
          .start = start(sample),
          .out = out_.mutable_data_ptr<float>() + (sample.index * length_ + first) * width_,
          .num_heads = sample.num_pairs,
-         .num_tokens = std::min(kOutputPanels * table_.panel, length_ - first),
+         .num_tokens = std::min(output_panels_ * table_.panel, length_ - first),
          .width = width_,
          .head_dim = head_dim_,
          .context_stride = context_stride,
@@ -329,7 +330,7 @@ class Launch {
   const PackedWeights& packed_;
   const at::Tensor x_;
   at::Tensor& out_;
-  const int64_t batch_, length_, width_, head_dim_, panels_;
+  const int64_t batch_, length_, width_, head_dim_, panels_, output_panels_;
   const float scale_;
   const bool causal_;
   at::Tensor gate_, o_bias_, dropped_;

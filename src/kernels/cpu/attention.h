@@ -47,12 +47,11 @@ void project_rows(const float* weights, const float* bias, const float* x, int64
       const float* row_bias = bias + first + i;
       float* to = out + (first + i) * kPanel;
       const Vec factor = broadcast(scale);
-      tile<MR, NV>(
-          1, width, weights + first * width + i, kWeightRows, OneSegment{x}, kPanel,
-          [row_bias](int r, int) { return broadcast(row_bias[r]); },
-          [to, factor](int r, int j, Vec c) {
-            store(to + r * kPanel + j * kLanes, mul(factor, c));
-          });
+      tile<MR, NV>(1, width, weights + first * width + i, kWeightRows, OneSegment{x}, kPanel,
+                   [to, factor, row_bias](int r, int j, Vec c) {
+                     store(to + r * kPanel + j * kLanes,
+                           mul(factor, add(c, broadcast(row_bias[r]))));
+                   });
     });
   }
 }
@@ -67,10 +66,10 @@ void project_columns(const float* x, int64_t tokens, const float* weights,
       for_row_tiles<kTileRows[NV]>(tokens, [&]<int MR>(int64_t i) {
         const float* column_bias = bias + column;
         float* to = out + i * stride + column;
-        tile<MR, NV>(
-            1, width, x + i, kPanel, OneSegment{weights + column * width}, panels.width(),
-            [column_bias](int, int j) { return load(column_bias + j * kLanes); },
-            [to, stride](int r, int j, Vec c) { store(to + r * stride + j * kLanes, c); });
+        tile<MR, NV>(1, width, x + i, kPanel, OneSegment{weights + column * width}, panels.width(),
+                     [to, stride, column_bias](int r, int j, Vec c) {
+                       store(to + r * stride + j * kLanes, add(c, load(column_bias + j * kLanes)));
+                     });
       });
     });
   }
@@ -85,9 +84,8 @@ void score_keys(const float* keys, const float* q, int64_t head_dim, int64_t fir
     const int64_t in_panel = count - key < kPanel ? count - key : kPanel;
     for_row_tiles<kTileRows[NV]>(in_panel, [&]<int MR>(int64_t i) {
       float* to = scores + (key + i) * kPanel;
-      tile<MR, NV>(
-          1, head_dim, panel + i, kPanel, OneSegment{q}, kPanel, [](int, int) { return zero(); },
-          [to](int r, int j, Vec c) { store(to + r * kPanel + j * kLanes, c); });
+      tile<MR, NV>(1, head_dim, panel + i, kPanel, OneSegment{q}, kPanel,
+                   [to](int r, int j, Vec c) { store(to + r * kPanel + j * kLanes, c); });
     });
   }
 }
@@ -162,16 +160,14 @@ void weigh_values(const float* v, int64_t v_stride, const float* scores, int64_t
                   int64_t head_dim, const float* rescale, const float* finish, float* context) {
   for_row_tiles<kTileRows[NV]>(head_dim, [&]<int MR>(int64_t i) {
     float* to = context + i * kPanel;
-    tile<MR, NV>(
-        1, count, v + i, v_stride, OneSegment{scores}, kPanel,
-        [to, rescale](int r, int j) {
-          if (rescale == nullptr) return zero();
-          return mul(load(to + r * kPanel + j * kLanes), load(rescale + j * kLanes));
-        },
-        [to, finish](int r, int j, Vec c) {
-          if (finish != nullptr) c = mul(c, load(finish + j * kLanes));
-          store(to + r * kPanel + j * kLanes, c);
-        });
+    tile<MR, NV>(1, count, v + i, v_stride, OneSegment{scores}, kPanel,
+                 [to, rescale, finish](int r, int j, Vec c) {
+                   if (rescale != nullptr) {
+                     c = fma(load(to + r * kPanel + j * kLanes), load(rescale + j * kLanes), c);
+                   }
+                   if (finish != nullptr) c = mul(c, load(finish + j * kLanes));
+                   store(to + r * kPanel + j * kLanes, c);
+                 });
   });
 }
 
@@ -273,10 +269,10 @@ void attention_output(const OutputParams& p) {
         for_row_tiles<kTileRows[NV]>(left, [&]<int MR>(int64_t i) {
           const float* start = p.start + column;
           float* to = out + i * stride;
-          tile<MR, NV>(
-              p.num_heads, p.head_dim, context + i, kPanel, weights_of, head.o_panels.width(),
-              [start](int, int j) { return load(start + j * kLanes); },
-              [to, stride](int r, int j, Vec c) { store(to + r * stride + j * kLanes, c); });
+          tile<MR, NV>(p.num_heads, p.head_dim, context + i, kPanel, weights_of,
+                       head.o_panels.width(), [to, stride, start](int r, int j, Vec c) {
+                         store(to + r * stride + j * kLanes, add(c, load(start + j * kLanes)));
+                       });
         });
       });
       if (!whole) {

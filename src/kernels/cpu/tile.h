@@ -5,44 +5,72 @@
 namespace headkit::kernels::HEADKIT_ISA {
 namespace {
 
-// The one product of this library. C[MR x NV vectors] = start + sum over segments and k of
+// Steps of a chain of multiply-adds before it is folded into a total: rounding grows with the
+// square root of the longest chain, and one chain of thousands would be less exact than a good
+// BLAS.
+constexpr int64_t kChain = 256;
+
+// The one product of this library. C[MR x NV vectors] = sum over segments and k of
 // A(i, k) * B_s[k][j], with A(i, k) = a[k * a_stride + i] running on through the segments, and B_s
-// rows of NV vectors, `b_stride` floats apart. Each element is one chain of multiply-adds over
-// ascending k, whatever MR and NV are: a tile's shape never shows in a result.
+// rows of NV vectors, `b_stride` floats apart. Each element is summed over ascending k in chains of
+// kChain, whatever MR and NV are: a tile's shape never shows in a result.
 //   B:      const float* operator()(int64_t segment)
-//   Start:  Vec operator()(int i, int j), the first value of row i, vector j
-//   Finish: void operator()(int i, int j, Vec)
-template <int MR, int NV, class B, class Start, class Finish>
+//   Finish: void operator()(int i, int j, Vec), takes the sum of row i, vector j
+template <int MR, int NV, class B, class Finish>
 __attribute__((noinline)) void tile(int64_t segments, int64_t depth, const float* a,
                                     int64_t a_stride, const B& b_of, int64_t b_stride,
-                                    const Start& start, const Finish& finish) {
+                                    const Finish& finish) {
   Vec c[MR][NV];
+  float total[MR * NV * kLanes] __attribute__((aligned(64)));
+  bool folded = false;
+  int64_t room = kChain;
 #pragma GCC unroll 32
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) c[i][j] = start(i, j);
+    for (int j = 0; j < NV; ++j) c[i][j] = zero();
   }
   for (int64_t s = 0; s < segments; ++s) {
     const float* b = b_of(s);
-#pragma GCC unroll 4
-    for (int64_t k = 0; k < depth; ++k) {
-      Vec row[NV];
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) row[j] = load(b + j * kLanes);
+    for (int64_t done = 0; done < depth;) {
+      if (room == 0) {
 #pragma GCC unroll 32
-      for (int i = 0; i < MR; ++i) {
-        const Vec x = broadcast(a[i]);
+        for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) c[i][j] = fma(x, row[j], c[i][j]);
+          for (int j = 0; j < NV; ++j) {
+            float* at = total + (i * NV + j) * kLanes;
+            store(at, folded ? add(load(at), c[i][j]) : c[i][j]);
+            c[i][j] = zero();
+          }
+        }
+        folded = true;
+        room = kChain;
       }
-      a += a_stride;
-      b += b_stride;
+      const int64_t steps = depth - done < room ? depth - done : room;
+#pragma GCC unroll 4
+      for (int64_t k = 0; k < steps; ++k) {
+        Vec row[NV];
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j) row[j] = load(b + j * kLanes);
+#pragma GCC unroll 32
+        for (int i = 0; i < MR; ++i) {
+          const Vec x = broadcast(a[i]);
+#pragma GCC unroll 4
+          for (int j = 0; j < NV; ++j) c[i][j] = fma(x, row[j], c[i][j]);
+        }
+        a += a_stride;
+        b += b_stride;
+      }
+      done += steps;
+      room -= steps;
     }
   }
 #pragma GCC unroll 32
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) finish(i, j, c[i][j]);
+    for (int j = 0; j < NV; ++j) {
+      if (folded) c[i][j] = add(load(total + (i * NV + j) * kLanes), c[i][j]);
+      finish(i, j, c[i][j]);
+    }
   }
 }
 

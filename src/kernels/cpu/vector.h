@@ -88,9 +88,9 @@ HEADKIT_INLINE void transpose_square(const float* const* rows, float* out, int64
 #elif defined(HEADKIT_LEVEL_AVX2)
 
 constexpr int kLanes = 8;
-// A tile of 6 x 16: 12 accumulators, 2 vectors of B and two broadcasts, all 16 registers.
-constexpr int kPanelVectors = 2;
-constexpr int kWeightRows = 6;
+// A tile of 4 x 24: 12 accumulators, 3 vectors of B and one broadcast, all 16 registers.
+constexpr int kPanelVectors = 3;
+constexpr int kWeightRows = 4;
 constexpr int kTileRows[4] = {0, 8, 6, 4};
 
 struct Vec {

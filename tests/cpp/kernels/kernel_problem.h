@@ -71,8 +71,8 @@ struct Problem {
     const int64_t inner = heads * head_dim;
     const float spread = 1.0f / std::sqrt(static_cast<float>(width));
     x = random_floats(tokens * width, seed);
-    q = random_floats(inner * width, seed + 1, 2.0f * spread);
-    k = random_floats(inner * width, seed + 2, 2.0f * spread);
+    q = random_floats(inner * width, seed + 1, spread);
+    k = random_floats(inner * width, seed + 2, spread);
     v = random_floats(inner * width, seed + 3, spread);
     o = random_floats(width * inner, seed + 4, 1.0f / std::sqrt(static_cast<float>(inner)));
     if (bias) {
