@@ -1,7 +1,141 @@
+#include <headkit/core/error.h>
+#include <headkit/pruners/mean_output.h>
+#include <headkit/pruners/pruner.h>
+#include <headkit/pruners/removal.h>
+
+#include "optional_tensor.h"
+#include "python_progress.h"
 #include "rooms.h"
 
-namespace headkit::bindings {
+namespace py = pybind11;
 
-void register_pruners(pybind11::module_& m) {}
+namespace headkit::bindings {
+namespace {
+
+using Unlocked = py::call_guard<py::gil_scoped_release>;
+
+KeepRounding rounding_of(const std::string& name) {
+  if (name == "nearest") return KeepRounding::kNearest;
+  if (name == "up") return KeepRounding::kUp;
+  if (name == "down") return KeepRounding::kDown;
+  throw std::invalid_argument(
+      error_message("prune", "rounding nearest, up or down", "'", name, "'"));
+}
+
+}  // namespace
+
+void register_pruners(py::module_& m) {
+  m.def("pruners", [] {
+    py::dict all;
+    for (const PrunerInfo& each : pruners()) {
+      py::dict info;
+      info["definition"] = each.definition;
+      info["source"] = each.source;
+      info["cost"] = each.cost;
+      info["needs"] = each.needs;
+      all[py::str(each.name)] = info;
+    }
+    return all;
+  }, R"pbdoc(
+What can be asked of ``prune``: method -> definition, source, cost, needs.
+
+Returns:
+    dict[str, dict[str, str]]: by registry name.
+Example:
+    >>> headkit.pruners()["random"]["cost"]
+    'none'
+)pbdoc");
+
+  m.def(
+      "prune_top_fraction",
+      [](const HeadScores& scores, double keep, bool per_layer, int64_t min_per_layer,
+         const std::string& rounding, const std::optional<HeadMask>& candidates) {
+        return prune_top_fraction(scores, {.keep = keep,
+                                           .per_layer = per_layer,
+                                           .min_per_layer = min_per_layer,
+                                           .rounding = rounding_of(rounding),
+                                           .candidates = candidates.value_or(HeadMask())});
+      },
+      py::arg("scores"), py::arg("keep") = 0.5, py::kw_only(), py::arg("per_layer") = false,
+      py::arg("min_per_layer") = 0, py::arg("rounding") = "nearest",
+      py::arg("candidates") = py::none(), Unlocked(), R"pbdoc(
+Keep the heads with the largest scores; ties go to the lower (layer, head).
+
+Args:
+    scores: HeadScores.
+    keep: share of all heads that stay, 0 to 1.
+    per_layer: the same share in every layer instead of one global ranking.
+    min_per_layer: the best heads of each layer that are never removed.
+    rounding: how the share becomes whole heads: ``nearest`` (half counts as one), ``up``, ``down``.
+    candidates: heads that may stay; None = all.
+Returns:
+    HeadMask: what stays.
+Raises:
+    ValueError: if the share is outside 0 to 1 or the floor does not fit into it.
+Source:
+    Michel, Levy, Neubig 2019.
+Example:
+    >>> scores = headkit.HeadScores(torch.tensor([[3.0, 1.0], [2.0, 0.0]]))
+    >>> headkit.prune_top_fraction(scores, 0.5).keep.tolist()
+    [[True, False], [True, False]]
+)pbdoc");
+
+  m.def("removal_order",
+        [](const HeadScores& scores, int64_t min_per_layer) {
+          return removal_order(scores, min_per_layer);
+        },
+        py::arg("scores"), py::arg("min_per_layer") = 0, Unlocked(), R"pbdoc(
+All heads that may be removed, the first to go first.
+
+Args:
+    scores: HeadScores.
+    min_per_layer: the best heads of each layer that are left out.
+Returns:
+    list[HeadId]
+Example:
+    >>> scores = headkit.HeadScores(torch.tensor([[3.0, 1.0], [2.0, 0.0]]))
+    >>> [tuple(head) for head in headkit.removal_order(scores)]
+    [(1, 1), (0, 1), (1, 0), (0, 0)]
+)pbdoc");
+
+  m.def("slice_heads",
+        [](const AttentionWeights& weights, int64_t num_heads, const std::vector<int64_t>& kept,
+           const std::optional<at::Tensor>& added_output) {
+          return slice_heads(weights, num_heads, kept, or_undefined(added_output));
+        },
+        py::arg("weights"), py::arg("num_heads"), py::arg("kept"),
+        py::arg("added_output") = py::none(), Unlocked(), R"pbdoc(
+The weights of some heads: their rows of q, k, v and columns of o, copied.
+
+Args:
+    weights: AttentionWeights of ``num_heads`` heads.
+    num_heads: heads in ``weights``.
+    kept: places of the heads that stay, ascending.
+    added_output: shape [model_dim], folded into the output bias.
+Returns:
+    AttentionWeights
+)pbdoc");
+
+  m.def("remove_heads",
+        [](GatedModel& model, const HeadMask& mask,
+           const std::optional<at::Tensor>& dropped_output) {
+          remove_heads(model, mask, or_undefined(dropped_output));
+        },
+        py::arg("model"), py::arg("mask"), py::arg("dropped_output") = py::none(), Unlocked(),
+        "See headkit.apply.");
+
+  m.def("mean_head_outputs",
+        [](GatedModel& model, const DataSource& data, const GateSet& gates,
+           std::function<GateSet(const ModelState&)> decide, Progress progress) {
+          return mean_head_outputs(
+              model, data,
+              {.gates = gates,
+               .decide = std::move(decide),
+               .progress = interruptible(std::move(progress))});
+        },
+        py::arg("model"), py::arg("data"), py::kw_only(), py::arg("gates") = GateSet(),
+        py::arg("decide") = nullptr, py::arg("progress") = nullptr, Unlocked(),
+        "See headkit.mean_head_outputs.");
+}
 
 }  // namespace headkit::bindings

@@ -1,7 +1,53 @@
+#include <headkit/scorers/head_scorer.h>
+
+#include "python_progress.h"
 #include "rooms.h"
+
+namespace py = pybind11;
 
 namespace headkit::bindings {
 
-void register_scorers(pybind11::module_& m) {}
+void register_scorers(py::module_& m) {
+  m.def("scorers", [] {
+    py::dict all;
+    for (const ScorerInfo& each : scorers()) {
+      py::dict info;
+      info["definition"] = each.definition;
+      info["source"] = each.source;
+      info["cost"] = each.cost;
+      info["needs"] = each.needs;
+      all[py::str(each.name)] = info;
+    }
+    return all;
+  }, R"pbdoc(
+What can be asked of ``score``: metric -> definition, source, cost, needs.
+
+Returns:
+    dict[str, dict[str, str]]: by registry name.
+Example:
+    >>> sorted(headkit.scorers())
+    ['ablation', 'gate_gradient', 'random']
+)pbdoc");
+
+  m.def(
+      "score",
+      [](GatedModel& model, const DataSource& data, const std::string& metric,
+         const Objective& objective, const std::string& granularity,
+         const std::string& normalization, const std::string& denominator, double confidence,
+         int64_t bootstrap, uint64_t seed, Progress progress) {
+        return make_scorer(metric)->score(model, data, objective,
+                                          {.granularity = granularity,
+                                           .normalization = normalization,
+                                           .denominator = denominator,
+                                           .confidence = confidence,
+                                           .bootstrap = bootstrap,
+                                           .seed = seed,
+                                           .progress = interruptible(std::move(progress))});
+      },
+      py::arg("model"), py::arg("data"), py::arg("metric"), py::arg("objective"), py::kw_only(),
+      py::arg("granularity"), py::arg("normalization"), py::arg("denominator"),
+      py::arg("confidence"), py::arg("bootstrap"), py::arg("seed"), py::arg("progress") = nullptr,
+      py::call_guard<py::gil_scoped_release>(), "See headkit.score.");
+}
 
 }  // namespace headkit::bindings
