@@ -11,13 +11,14 @@ namespace {
 using Unlocked = py::call_guard<py::gil_scoped_release>;
 
 void register_safetensors(py::module_& m) {
-  m.def("write_safetensors",
-        [](const std::string& path, const std::map<std::string, at::Tensor>& tensors,
-           const std::map<std::string, std::string>& metadata) {
-          return write_safetensors(path, {tensors.begin(), tensors.end()}, metadata);
-        },
-        py::arg("path"), py::arg("tensors"),
-        py::arg("metadata") = std::map<std::string, std::string>(), Unlocked(), R"pbdoc(
+  m.def(
+      "write_safetensors",
+      [](const std::string& path, const std::map<std::string, at::Tensor>& tensors,
+         const std::map<std::string, std::string>& metadata) {
+        return write_safetensors(path, {tensors.begin(), tensors.end()}, metadata);
+      },
+      py::arg("path"), py::arg("tensors"),
+      py::arg("metadata") = std::map<std::string, std::string>(), Unlocked(), R"pbdoc(
 Write tensors to a safetensors file, whole or not at all.
 
 Args:
@@ -31,12 +32,13 @@ Raises:
     RuntimeError: where the disk refuses; the older file is intact then.
 )pbdoc");
 
-  m.def("read_safetensors",
-        [](const std::string& path) {
-          const NamedTensors tensors = SafetensorsFile(path).tensors();
-          return std::map<std::string, at::Tensor>(tensors.begin(), tensors.end());
-        },
-        py::arg("path"), Unlocked(), R"pbdoc(
+  m.def(
+      "read_safetensors",
+      [](const std::string& path) {
+        const NamedTensors tensors = SafetensorsFile(path).tensors();
+        return std::map<std::string, at::Tensor>(tensors.begin(), tensors.end());
+      },
+      py::arg("path"), Unlocked(), R"pbdoc(
 Read a safetensors file; tensors share a mapping of the file (copy on write).
 
 Args:

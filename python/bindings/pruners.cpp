@@ -25,18 +25,21 @@ KeepRounding rounding_of(const std::string& name) {
 }  // namespace
 
 void register_pruners(py::module_& m) {
-  m.def("pruners", [] {
-    py::dict all;
-    for (const PrunerInfo& each : pruners()) {
-      py::dict info;
-      info["definition"] = each.definition;
-      info["source"] = each.source;
-      info["cost"] = each.cost;
-      info["needs"] = each.needs;
-      all[py::str(each.name)] = info;
-    }
-    return all;
-  }, R"pbdoc(
+  m.def(
+      "pruners",
+      [] {
+        py::dict all;
+        for (const PrunerInfo& each : pruners()) {
+          py::dict info;
+          info["definition"] = each.definition;
+          info["source"] = each.source;
+          info["cost"] = each.cost;
+          info["needs"] = each.needs;
+          all[py::str(each.name)] = info;
+        }
+        return all;
+      },
+      R"pbdoc(
 What can be asked of ``prune``: method -> definition, source, cost, needs.
 
 Returns:
@@ -80,11 +83,12 @@ Example:
     [[True, False], [True, False]]
 )pbdoc");
 
-  m.def("removal_order",
-        [](const HeadScores& scores, int64_t min_per_layer) {
-          return removal_order(scores, min_per_layer);
-        },
-        py::arg("scores"), py::arg("min_per_layer") = 0, Unlocked(), R"pbdoc(
+  m.def(
+      "removal_order",
+      [](const HeadScores& scores, int64_t min_per_layer) {
+        return removal_order(scores, min_per_layer);
+      },
+      py::arg("scores"), py::arg("min_per_layer") = 0, Unlocked(), R"pbdoc(
 All heads that may be removed, the first to go first.
 
 Args:
@@ -98,13 +102,14 @@ Example:
     [(1, 1), (0, 1), (1, 0), (0, 0)]
 )pbdoc");
 
-  m.def("slice_heads",
-        [](const AttentionWeights& weights, int64_t num_heads, const std::vector<int64_t>& kept,
-           const std::optional<at::Tensor>& added_output) {
-          return slice_heads(weights, num_heads, kept, or_undefined(added_output));
-        },
-        py::arg("weights"), py::arg("num_heads"), py::arg("kept"),
-        py::arg("added_output") = py::none(), Unlocked(), R"pbdoc(
+  m.def(
+      "slice_heads",
+      [](const AttentionWeights& weights, int64_t num_heads, const std::vector<int64_t>& kept,
+         const std::optional<at::Tensor>& added_output) {
+        return slice_heads(weights, num_heads, kept, or_undefined(added_output));
+      },
+      py::arg("weights"), py::arg("num_heads"), py::arg("kept"),
+      py::arg("added_output") = py::none(), Unlocked(), R"pbdoc(
 The weights of some heads: their rows of q, k, v and columns of o, copied.
 
 Args:
@@ -116,26 +121,26 @@ Returns:
     AttentionWeights
 )pbdoc");
 
-  m.def("remove_heads",
-        [](GatedModel& model, const HeadMask& mask,
-           const std::optional<at::Tensor>& dropped_output) {
-          remove_heads(model, mask, or_undefined(dropped_output));
-        },
-        py::arg("model"), py::arg("mask"), py::arg("dropped_output") = py::none(), Unlocked(),
-        "See headkit.apply.");
+  m.def(
+      "remove_heads",
+      [](GatedModel& model, const HeadMask& mask, const std::optional<at::Tensor>& dropped_output) {
+        remove_heads(model, mask, or_undefined(dropped_output));
+      },
+      py::arg("model"), py::arg("mask"), py::arg("dropped_output") = py::none(), Unlocked(),
+      "See headkit.apply.");
 
-  m.def("mean_head_outputs",
-        [](GatedModel& model, const DataSource& data, const GateSet& gates,
-           std::function<GateSet(const ModelState&)> decide, Progress progress) {
-          return mean_head_outputs(
-              model, data,
-              {.gates = gates,
-               .decide = std::move(decide),
-               .progress = interruptible(std::move(progress))});
-        },
-        py::arg("model"), py::arg("data"), py::kw_only(), py::arg("gates") = GateSet(),
-        py::arg("decide") = nullptr, py::arg("progress") = nullptr, Unlocked(),
-        "See headkit.mean_head_outputs.");
+  m.def(
+      "mean_head_outputs",
+      [](GatedModel& model, const DataSource& data, const GateSet& gates,
+         std::function<GateSet(const ModelState&)> decide, Progress progress) {
+        return mean_head_outputs(model, data,
+                                 {.gates = gates,
+                                  .decide = std::move(decide),
+                                  .progress = interruptible(std::move(progress))});
+      },
+      py::arg("model"), py::arg("data"), py::kw_only(), py::arg("gates") = GateSet(),
+      py::arg("decide") = nullptr, py::arg("progress") = nullptr, Unlocked(),
+      "See headkit.mean_head_outputs.");
 }
 
 }  // namespace headkit::bindings

@@ -8,18 +8,21 @@ namespace py = pybind11;
 namespace headkit::bindings {
 
 void register_scorers(py::module_& m) {
-  m.def("scorers", [] {
-    py::dict all;
-    for (const ScorerInfo& each : scorers()) {
-      py::dict info;
-      info["definition"] = each.definition;
-      info["source"] = each.source;
-      info["cost"] = each.cost;
-      info["needs"] = each.needs;
-      all[py::str(each.name)] = info;
-    }
-    return all;
-  }, R"pbdoc(
+  m.def(
+      "scorers",
+      [] {
+        py::dict all;
+        for (const ScorerInfo& each : scorers()) {
+          py::dict info;
+          info["definition"] = each.definition;
+          info["source"] = each.source;
+          info["cost"] = each.cost;
+          info["needs"] = each.needs;
+          all[py::str(each.name)] = info;
+        }
+        return all;
+      },
+      R"pbdoc(
 What can be asked of ``score``: metric -> definition, source, cost, needs.
 
 Returns:
