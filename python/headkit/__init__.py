@@ -4,16 +4,15 @@ import os as _os
 
 import torch
 
-from headkit._C import __version__
-from headkit._C import torch_version as _built_with
-
-if torch.__version__.split(".")[:2] != _built_with.split(".")[:2]:
+try:
+    from headkit import _C
+except ImportError as error:
     raise ImportError(
-        f"[headkit] expected torch {_built_with}, which this build of headkit was compiled with; "
-        f"found torch {torch.__version__}. Reinstall headkit, or install that torch."
-    )
+        "[headkit] expected a compiled core that fits this torch; found that it does not load "
+        f"with torch {torch.__version__} ({error}). Reinstall headkit after changing torch."
+    ) from error
 
-from headkit import _C, nn
+from headkit import nn
 from headkit._C import (
     AttentionWeights,
     BackendChoice,
@@ -23,6 +22,7 @@ from headkit._C import (
     HeadMask,
     HeadScores,
     WorkList,
+    __version__,
     active_isa,
     attention_backend,
     attention_flops,
