@@ -1,7 +1,221 @@
+#include <headkit/core/error.h>
+#include <headkit/models/gated_model.h>
+#include <headkit/models/objective.h>
+#include <headkit/models/sentence_probe.h>
+#include <pybind11/trampoline_self_life_support.h>
+
+#include "optional_tensor.h"
+#include "python_data.h"
 #include "rooms.h"
 
-namespace headkit::bindings {
+namespace py = pybind11;
 
-void register_models(pybind11::module_& m) {}
+namespace headkit::bindings {
+namespace {
+
+// The Python object that a Python model keeps with a state.
+struct PythonExtra final : ModelState::Extra {
+  explicit PythonExtra(py::object value) : object(std::move(value)) {}
+  ~PythonExtra() override {
+    py::gil_scoped_acquire gil;
+    object = py::object();
+  }
+  py::object object;
+};
+
+// Sends the calls of C++ to a Python subclass. Overrides take the GIL; callers have let go of it.
+class PythonGatedModel final : public GatedModel, public py::trampoline_self_life_support {
+ public:
+  using GatedModel::GatedModel;
+  HeadLayout layout() const override { PYBIND11_OVERRIDE_PURE(HeadLayout, GatedModel, layout); }
+  HeadMask heads() const override { PYBIND11_OVERRIDE_PURE(HeadMask, GatedModel, heads); }
+  ModelState embed(const Batch& batch) override {
+    PYBIND11_OVERRIDE_PURE(ModelState, GatedModel, embed, batch);
+  }
+  ModelState run(const ModelState& state, int64_t first, int64_t last, const GateSet& gates,
+                 Taps* taps) override {
+    PYBIND11_OVERRIDE_PURE(ModelState, GatedModel, run, state, first, last, gates, taps);
+  }
+  at::Tensor head(const ModelState& state) override {
+    PYBIND11_OVERRIDE_PURE(at::Tensor, GatedModel, head, state);
+  }
+  ModelState select(const ModelState& state, const at::Tensor& index) override {
+    PYBIND11_OVERRIDE(ModelState, GatedModel, select, state, index);
+  }
+  AttentionWeights attention(int64_t layer) override {
+    PYBIND11_OVERRIDE_PURE(AttentionWeights, GatedModel, attention, layer);
+  }
+  void replace_attention(int64_t layer, const AttentionWeights& weights,
+                         const std::vector<int64_t>& kept) override {
+    PYBIND11_OVERRIDE_PURE(void, GatedModel, replace_attention, layer, weights, kept);
+  }
+  std::vector<std::pair<std::string, at::Tensor>> parameters() override {
+    using Named = std::vector<std::pair<std::string, at::Tensor>>;
+    PYBIND11_OVERRIDE_PURE(Named, GatedModel, parameters, );
+  }
+};
+
+void register_data(py::module_& m) {
+  py::class_<DataSource, std::shared_ptr<DataSource>>(m, "DataSource", R"pbdoc(
+Batches that can be walked any number of times.
+
+Args:
+    batches: a list of dictionaries from names to tensors, a torch ``DataLoader``, or anything else
+        that yields such batches each time it is iterated. The first axis of every tensor is the
+        example. None entries are left out.
+Raises:
+    ValueError: for an iterator or generator (it would be empty the second time), for one batch
+        instead of a list, and, when walked, for entries that are no tensors.
+Example:
+    >>> data = headkit.DataSource([{"x": torch.zeros(2, 3)}, {"x": torch.ones(1, 3)}])
+    >>> data.size
+    2
+)pbdoc")
+      .def(py::init(&data_from_python), py::arg("batches"))
+      .def_property_readonly("size", &DataSource::size, "Number of batches, or None.")
+      .def("for_each", &DataSource::for_each, py::arg("visit"),
+           py::call_guard<py::gil_scoped_release>(),
+           "Calls ``visit`` with every batch, a dictionary, in order.");
+  accept_as_data(m);
+}
+
+void register_state(py::module_& m) {
+  py::class_<ModelState>(m, "ModelState", R"pbdoc(
+What flows between the stages of a model: the residual stream before a layer.
+
+Args:
+    hidden: shape [batch, tokens, model_dim].
+    attention_mask: bool, shape [batch, tokens], true = token; None = no padding.
+    batch: the inputs it came from, name -> tensor.
+    layer: the next layer to run.
+    extra: the implementation's own, any object.
+)pbdoc")
+      .def(py::init([](at::Tensor hidden, std::optional<at::Tensor> attention_mask, Batch batch,
+                       int64_t layer, py::object extra) {
+             ModelState state;
+             state.hidden = std::move(hidden);
+             state.attention_mask = or_undefined(attention_mask);
+             state.batch = std::move(batch);
+             state.layer = layer;
+             if (!extra.is_none()) state.extra = std::make_shared<PythonExtra>(std::move(extra));
+             return state;
+           }),
+           py::arg("hidden"), py::kw_only(), py::arg("attention_mask") = py::none(),
+           py::arg("batch") = Batch(), py::arg("layer") = 0, py::arg("extra") = py::none())
+      .def_readonly("hidden", &ModelState::hidden)
+      .def_property_readonly("attention_mask",
+                             [](const ModelState& s) { return or_none(s.attention_mask); })
+      .def_readonly("batch", &ModelState::batch)
+      .def_readonly("layer", &ModelState::layer)
+      .def_property_readonly("extra", [](const ModelState& s) -> py::object {
+        const auto* extra = dynamic_cast<const PythonExtra*>(s.extra.get());
+        return extra == nullptr ? py::none() : extra->object;
+      });
+
+  py::class_<Taps>(m, "Taps", R"pbdoc(
+What a caller wants to see of a run.
+
+Attributes:
+    attention_inputs: ask for the input of each attention layer.
+    attention_input: by layer run, shape [batch, tokens, model_dim] each; filled by the run.
+)pbdoc")
+      .def(py::init([](bool attention_inputs) { return Taps{attention_inputs, {}}; }),
+           py::kw_only(), py::arg("attention_inputs") = false)
+      .def_readonly("attention_inputs", &Taps::attention_inputs)
+      .def_readwrite("attention_input", &Taps::attention_input);
+}
+
+void register_gated_model(py::module_& m) {
+  using Unlocked = py::call_guard<py::gil_scoped_release>;
+  py::classh<GatedModel, PythonGatedModel>(m, "GatedModel", R"pbdoc(
+A transformer whose heads have gates: what scorers, pruners, policies and explanations use.
+
+``model(batch, gates)`` is ``head(run(embed(batch), 0, layers, gates))``. All gates 1 gives the
+outputs of the original model. A Python class may derive from it and implement every method.
+)pbdoc")
+      .def(py::init<>())
+      .def("layout", &GatedModel::layout, Unlocked(), "HeadLayout of the original model.")
+      .def("heads", &GatedModel::heads, Unlocked(), "HeadMask of the heads physically there.")
+      .def("embed", &GatedModel::embed, py::arg("batch"), Unlocked(), "ModelState before layer 0.")
+      .def("run", &GatedModel::run, py::arg("state"), py::arg("first"), py::arg("last"),
+           py::arg("gates") = GateSet(), py::arg("taps") = nullptr, Unlocked(),
+           "ModelState after the layers first .. last-1.")
+      .def("head", &GatedModel::head, py::arg("state"), Unlocked(),
+           "Task output from the last state.")
+      .def("select", &GatedModel::select, py::arg("state"), py::arg("index"), Unlocked(),
+           "The state of these samples, in this order; ``index``: int64 [n].")
+      .def("attention", &GatedModel::attention, py::arg("layer"), Unlocked(),
+           "AttentionWeights of the heads physically there.")
+      .def("replace_attention", &GatedModel::replace_attention, py::arg("layer"),
+           py::arg("weights"), py::arg("kept"), Unlocked(),
+           "Puts new weights in place; ``kept``: the original indices of their heads.")
+      .def("parameters", &GatedModel::parameters, Unlocked(),
+           "(name, tensor) of everything that defines the function.")
+      .def("fingerprint", &GatedModel::fingerprint, Unlocked(),
+           "SHA-256 over names, dtypes, shapes and bytes of ``parameters()``.")
+      .def("__call__", &GatedModel::operator(), py::arg("batch"), py::arg("gates") = GateSet(),
+           py::arg("taps") = nullptr, Unlocked(), "Task output for a batch under gates.");
+
+  m.def(
+      "sentence_embedding",
+      [](const at::Tensor& hidden, std::optional<at::Tensor> attention_mask) {
+        return sentence_embedding(hidden, or_undefined(attention_mask));
+      },
+      py::arg("hidden"), py::arg("attention_mask") = py::none(), Unlocked(), R"pbdoc(
+Mean over valid tokens, L2-normalised: [batch, tokens, D] -> [batch, D].
+
+Source:
+    Reimers, Gurevych 2019.
+Example:
+    >>> headkit.sentence_embedding(torch.tensor([[[3.0, 0.0], [3.0, 8.0]]]))
+    tensor([[0.6000, 0.8000]])
+)pbdoc");
+  m.def("with_sentence_probe", &with_sentence_probe, py::arg("model"), py::arg("weight"),
+        py::arg("bias"), Unlocked(), R"pbdoc(
+A model that ends in a linear classifier on the sentence embedding of ``model``.
+
+Args:
+    model: any GatedModel; it is shared, not copied.
+    weight: shape [classes, model_dim].
+    bias: shape [classes].
+)pbdoc");
+  m.def("with_sentence_embedding", &with_sentence_embedding, py::arg("model"), Unlocked(),
+        "A model whose output is the sentence embedding of ``model``, [batch, model_dim].");
+}
+
+void register_objectives(py::module_& m) {
+  py::class_<Objective, std::shared_ptr<Objective>>(m, "Objective", R"pbdoc(
+A loss per example.
+
+Example:
+    >>> loss = headkit.make_objective("cross_entropy")
+    >>> loss(torch.zeros(1, 2), {"labels": torch.tensor([1])})
+    tensor([0.6931])
+)pbdoc")
+      .def_property_readonly("name", &Objective::name)
+      .def_property_readonly("needs_dense", &Objective::needs_dense,
+                             "Whether ``dense``, the outputs with all gates 1, is needed.")
+      .def_property_readonly("stationary_at_dense", &Objective::stationary_at_dense,
+                             "Whether every first-order score at the dense model is zero.")
+      .def(
+          "__call__",
+          [](const Objective& objective, const at::Tensor& output, const Batch& batch,
+             std::optional<at::Tensor> dense) {
+            return objective.loss(output, batch, or_undefined(dense));
+          },
+          py::arg("output"), py::arg("batch") = Batch(), py::arg("dense") = py::none(),
+          py::call_guard<py::gil_scoped_release>(), "Losses, shape [batch].");
+  m.def("make_objective", &make_objective, py::arg("name"), "An objective by name.");
+  m.def("objective_names", &objective_names, "The names that make_objective knows.");
+}
+
+}  // namespace
+
+void register_models(py::module_& m) {
+  register_data(m);
+  register_state(m);
+  register_gated_model(m);
+  register_objectives(m);
+}
 
 }  // namespace headkit::bindings
