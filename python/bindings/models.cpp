@@ -2,6 +2,7 @@
 #include <headkit/models/gated_model.h>
 #include <headkit/models/objective.h>
 #include <headkit/models/sentence_probe.h>
+#include <pybind11/functional.h>
 #include <pybind11/trampoline_self_life_support.h>
 
 #include "optional_tensor.h"

@@ -48,7 +48,7 @@ from headkit._C import (
 )
 from headkit.huggingface import attach, detach, gates, refresh
 
-# For find_package(headkit): -DCMAKE_PREFIX_PATH=$(python -c "import headkit; print(headkit.cmake_prefix_path)")
+# For find_package(headkit) against an installed wheel: a CMAKE_PREFIX_PATH.
 cmake_prefix_path = _os.path.dirname(_C.__file__)
 
 __all__ = [

@@ -60,7 +60,9 @@ def test_docstring_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
     examples = doctest.DocTestFinder(exclude_empty=True).find(module)
-    run_examples(examples, name, {**vars(module), "headkit": headkit, "hk": headkit, "torch": torch})
+    run_examples(
+        examples, name, {**vars(module), "headkit": headkit, "hk": headkit, "torch": torch}
+    )
 
 
 def test_docstring_examples_of_the_compiled_core_run():

@@ -218,6 +218,11 @@ def _block(family: ModuleType, layer: nn.Module, index: int) -> Block:
 
 
 def _note_padding(base: nn.Module, args: tuple, kwargs: dict[str, Any]):
+    if kwargs.get("head_mask") is not None:
+        raise ValueError(
+            "[attention] expected gates from headkit.gates; found head_mask, which transformers "
+            "ignores"
+        )
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
     if CALL not in kwargs and isinstance(mask, torch.Tensor) and mask.dim() == 2:
         kwargs = {**kwargs, CALL: Call(padding=mask.to(torch.bool))}

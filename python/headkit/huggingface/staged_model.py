@@ -147,7 +147,7 @@ class StagedModel(_C.GatedModel):
         state: _C.ModelState,
         first: int,
         last: int,
-        gates: _C.GateSet,
+        gates: _C.GateSet | None = None,
         taps: _C.Taps | None = None,
     ) -> _C.ModelState:
         """Layers first .. last-1 under gates, by the encoder's own loop."""
@@ -157,6 +157,8 @@ class StagedModel(_C.GatedModel):
                 f"[run] expected layers {state.layer} to at most {len(layers)}; found {first} to "
                 f"{last}"
             )
+        if gates is None:
+            gates = _C.GateSet()
         gating = Gating.of(gates, len(layers), self.blocks()[0].heads)
         check_batch(gating, *state.hidden.shape[:2])
         args, kwargs, call = state.extra
@@ -323,9 +325,11 @@ def call_of_encoder(
         hidden: [B, T, D].
     """
     mask = kwargs.get("attention_mask", args[0] if args else None)
-    if mask is None:
-        return Call()
-    if call is not None and call.padding is not None:
-        return Call(padding=call.padding)
+    noted = None if call is None else call.padding
+    if noted is not None:
+        # transformers hands over None for a mask of ones, and also where it has no mask function
+        # for the chosen attention: then the padding would be lost.
+        skip = mask is None and not torch.compiler.is_compiling() and bool(noted.all())
+        return Call(padding=None if skip else noted)
     padding, bias = read_mask(mask, hidden)
     return Call(padding=padding, bias=bias)
