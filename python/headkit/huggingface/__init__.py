@@ -142,6 +142,20 @@ def gates(
     return bind(getattr(base, family.ENCODER), Gating.of(gates, len(layers), block.heads, state))
 
 
+def attached(model: nn.Module, operation: str) -> StagedModel:
+    """The GatedModel of a model that ``attach`` was called on.
+
+    Args:
+        model: the model.
+        operation: who asks, for the error message.
+
+    Raises:
+        ValueError: if it is not attached.
+    """
+    _find_attached(_plain(model), operation)
+    return attach(model)
+
+
 def refresh(model: nn.Module | StagedModel | None = None) -> None:
     """Forget what was derived from weights.
 
