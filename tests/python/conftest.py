@@ -7,13 +7,12 @@ import torch
 import transformers
 
 LAYERS, HEADS, HEAD_DIM, CLASSES, VOCABULARY = 3, 4, 6, 5, 60
-FAMILIES = ("Bert", "Roberta", "Electra", "DistilBert")
 
 
 class TinyModels:
     """Models of the BERT line: 3 layers, 4 heads of width 6, every parameter random."""
 
-    layers, heads, head_dim, families = LAYERS, HEADS, HEAD_DIM, FAMILIES
+    layers, heads, head_dim = LAYERS, HEADS, HEAD_DIM
 
     def make(self, family, task="", attention="sdpa", seed=0, **options):
         """A model in eval mode; ``task`` as in class names, for example SequenceClassification."""

@@ -12,7 +12,7 @@ from torch import nn
 import headkit as hk
 from headkit.huggingface import supported
 
-FAMILIES = ("Bert", "Roberta", "Electra", "DistilBert")
+FAMILIES = ("Bert", "Roberta", "XLMRoberta", "Electra", "DistilBert")
 TASK = "SequenceClassification"
 
 
@@ -204,9 +204,11 @@ def test_masks_that_are_no_padding_become_a_bias(tiny):
     padding = torch.ones(3, 7, dtype=torch.bool)
     padding[1, 4:] = False
     square = padding[:, None, None].expand(3, 1, 7, 7)
+    blind = torch.rand(3, 1, 7, 7) > 0.4
+    blind[1, 0, 2] = False
     low = torch.finfo(torch.float32).min
     masks = {
-        "sdpa": [window[None, None].expand(3, 1, 7, 7), square, torch.randn(3, 1, 7, 7)],
+        "sdpa": [window[None, None].expand(3, 1, 7, 7), square, blind, torch.randn(3, 1, 7, 7)],
         "eager": [torch.zeros(3, 1, 7, 7).masked_fill(~square, low), torch.randn(1, 1, 7, 7)],
     }
     for attention, options in masks.items():

@@ -157,6 +157,19 @@ def test_data_that_ends_after_one_walk_is_refused():
             ValueError, match=r"\[data\] expected batches that can be iterated again"
         ):
             hk.DataSource(once)
+    model, loss = Scaled(), hk.make_objective("cross_entropy")
+    settings = {"granularity": "example", "normalization": "none", "denominator": "examples"}
+    with pytest.raises(ValueError, match="found an iterator of type list_iterator: write list"):
+        hk._C.score(
+            model,
+            iter(batches),
+            "gate_gradient",
+            loss,
+            confidence=0.9,
+            bootstrap=0,
+            seed=0,
+            **settings,
+        )
     with pytest.raises(ValueError, match="found one batch: write"):
         hk.DataSource(batches[0])
     with pytest.raises(ValueError, match="found int"):

@@ -37,8 +37,8 @@ def read_mask(
             attend = row[:, 0] if row.dtype == torch.bool else row[:, 0] == 0
             return attend.expand(batch, tokens), None
     if mask.dtype == torch.bool:
-        closed = torch.finfo(hidden.dtype).min
-        return None, torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, closed)
+        # Minus infinity, not the least number: a query that may see nothing gets 0, as under sdpa.
+        return None, torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, -torch.inf)
     return None, mask.to(hidden.dtype)
 
 
