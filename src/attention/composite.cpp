@@ -31,9 +31,12 @@ at::Tensor block_context(const AttentionProblem& problem, const PairBlock& block
   const bool causal =
       problem.is_causal && !operands.bias.defined() && !problem.key_padding_mask.defined();
   if (causal) mask = at::Tensor();
-  return at::scaled_dot_product_attention(operands.q, operands.k, operands.v,
+  // The CPU kernel of PyTorch masks first and scales then: NaN for a causal call unless scale > 0.
+  const bool positive = problem.scale > 0.0;
+  return at::scaled_dot_product_attention(positive ? operands.q : operands.q * problem.scale,
+                                          operands.k, operands.v,
                                           mask.defined() ? std::optional(mask) : std::nullopt, 0.0,
-                                          causal, problem.scale);
+                                          causal, positive ? problem.scale : 1.0);
 }
 
 }  // namespace
