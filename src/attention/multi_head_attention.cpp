@@ -2,9 +2,24 @@
 
 #include <torch/nn/init.h>
 
+#include <algorithm>
+
 #include "headkit/core/error.h"
 
 namespace headkit {
+namespace {
+
+// torch::nn::Linear cannot be made with a size of 0.
+torch::nn::Linear make_linear(int64_t in, int64_t out, bool bias) {
+  torch::nn::Linear linear(
+      torch::nn::LinearOptions(std::max<int64_t>(in, 1), std::max<int64_t>(out, 1)).bias(bias));
+  linear->options.in_features(in).out_features(out);
+  linear->weight.set_data(linear->weight.slice(0, 0, out).slice(1, 0, in).clone());
+  if (bias) linear->bias.set_data(linear->bias.slice(0, 0, out).clone());
+  return linear;
+}
+
+}  // namespace
 
 MultiHeadAttentionImpl::MultiHeadAttentionImpl(const MultiHeadAttentionOptions& options)
     : options(options) {
@@ -27,12 +42,10 @@ void MultiHeadAttentionImpl::reset() {
   }
   HEADKIT_CHECK(*options.head_dim() >= 0, kName, "head_dim of at least 0", *options.head_dim());
   const int64_t inner = heads * *options.head_dim();
-  const auto in = torch::nn::LinearOptions(width, inner).bias(options.bias());
-  q_proj = register_module("q_proj", torch::nn::Linear(in));
-  k_proj = register_module("k_proj", torch::nn::Linear(in));
-  v_proj = register_module("v_proj", torch::nn::Linear(in));
-  o_proj = register_module(
-      "o_proj", torch::nn::Linear(torch::nn::LinearOptions(inner, width).bias(options.bias())));
+  q_proj = register_module("q_proj", make_linear(width, inner, options.bias()));
+  k_proj = register_module("k_proj", make_linear(width, inner, options.bias()));
+  v_proj = register_module("v_proj", make_linear(width, inner, options.bias()));
+  o_proj = register_module("o_proj", make_linear(inner, width, options.bias()));
   reset_parameters();
 }
 
