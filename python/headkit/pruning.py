@@ -1,0 +1,160 @@
+"""Static pruning: which heads stay, and taking the others out of the weights."""
+
+from typing import Any
+
+import torch
+
+from headkit import _C
+from headkit.progress import Told, reporting
+from headkit.scoring import gated_model, score
+
+
+def prune(
+    model: torch.nn.Module | _C.GatedModel,
+    keep: float = 0.5,
+    method: str = "gate_gradient",
+    data: Any = None,
+    *,
+    scores: _C.HeadScores | None = None,
+    objective: str | _C.Objective | None = None,
+    per_layer: bool = False,
+    min_per_layer: int = 0,
+    rounding: str = "nearest",
+    progress: bool | Told = False,
+    **settings: Any,
+) -> _C.HeadMask:
+    """Decide which heads stay; the model is not changed (see ``apply``).
+
+    Args:
+        model: an attached model, or a GatedModel. Heads that it lost are never kept.
+        keep: share of all original heads that stays, 0 to 1.
+        method: a name in ``headkit.pruners()``.
+        data: as for ``score``; not needed with ``scores`` or ``method="random"``.
+        scores: scores to use instead of computing them.
+        objective: as for ``score``.
+        per_layer: the same share in every layer instead of one global ranking.
+        min_per_layer: the best heads of each layer that are never removed.
+        rounding: how the share becomes whole heads: ``"nearest"`` (half counts as one), ``"up"``
+            or ``"down"``.
+        progress: as for ``score``.
+        settings: more keyword arguments of ``score``, for example ``normalization``.
+
+    Returns:
+        HeadMask: what stays, in original indices.
+
+    Raises:
+        ValueError: for an unknown method, missing data, a share outside 0 to 1, or a floor that
+            does not fit into it.
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.BertConfig(
+        ...     vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4
+        ... )
+        >>> model = transformers.BertModel(config)
+        >>> gated = headkit.attach(model)
+        >>> headkit.prune(model, keep=0.25, method="random", seed=1)
+        HeadMask(2 of 8 heads)
+    """
+    gated = gated_model(model, "prune")
+    if method not in _C.pruners():
+        raise ValueError(
+            f"[prune] expected a method among {', '.join(_C.pruners())}; found {method!r}"
+        )
+    if scores is None:
+        if data is None and method != "random":
+            raise ValueError(f"[prune] expected data or scores for method {method!r}; found none")
+        batches = [] if data is None else data
+        scores = score(gated, batches, method, objective, progress=progress, **settings)
+    elif settings:
+        raise ValueError(
+            f"[prune] expected no settings of score beside scores; found {', '.join(settings)}"
+        )
+    return _C.prune_top_fraction(
+        scores,
+        keep,
+        per_layer=per_layer,
+        min_per_layer=min_per_layer,
+        rounding=rounding,
+        candidates=gated.heads(),
+    )
+
+
+def apply(
+    model: torch.nn.Module | _C.GatedModel,
+    mask: _C.HeadMask | torch.Tensor,
+    dropped_output: torch.Tensor | None = None,
+) -> None:
+    """Take heads out of the weights, for good.
+
+    Rows of the query, key and value weights and columns of the output weight go; outputs equal
+    those under the mask as gates. Happens whole or not at all. Heads keep their original indices;
+    heads that are gone already stay gone. Make optimisers after this: parameters are new objects.
+
+    Args:
+        model: an attached model, or a GatedModel; changed in place.
+        mask: HeadMask, or [layers, heads] of bool or 0/1; true = the head stays.
+        dropped_output: shape [layers, heads, model_dim], added to the output bias for each head
+            that goes, for example ``mean_head_outputs``.
+
+    Raises:
+        ValueError: if the mask or ``dropped_output`` does not fit; the model is as it was.
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.BertConfig(
+        ...     vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4
+        ... )
+        >>> model = transformers.BertModel(config)
+        >>> gated = headkit.attach(model)
+        >>> headkit.apply(model, torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0]]))
+        >>> model.encoder.layer[0].attention.self.query.weight.shape
+        torch.Size([18, 24])
+    """
+    gated = gated_model(model, "apply")
+    if not isinstance(mask, _C.HeadMask):
+        mask = _C.HeadMask(torch.as_tensor(mask))
+    _C.remove_heads(gated, mask, dropped_output)
+
+
+def mean_head_outputs(
+    model: torch.nn.Module | _C.GatedModel,
+    data: Any,
+    *,
+    gates: _C.GateSet | _C.HeadMask | torch.Tensor | None = None,
+    progress: bool | Told = False,
+) -> torch.Tensor:
+    """Mean output of every head over valid tokens: what best replaces a head that is dropped.
+
+    Args:
+        model: an attached model, or a GatedModel.
+        data: as for ``score``; labels are not needed.
+        gates: gates at which the model runs, [layers, heads]: what a head sees shifts when heads
+            below it are gone. None = all heads run.
+        progress: as for ``score``.
+
+    Returns:
+        Tensor: shape [layers, heads, model_dim], on CPU; 0 for heads that were removed.
+
+    Raises:
+        ValueError: if the data hold no token or the gates do not fit.
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.BertConfig(
+        ...     vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4
+        ... )
+        >>> model = transformers.BertModel(config)
+        >>> gated = headkit.attach(model)
+        >>> headkit.mean_head_outputs(model, [{"input_ids": torch.tensor([[1, 2, 3]])}]).shape
+        torch.Size([2, 4, 24])
+    """
+    gated = gated_model(model, "mean_head_outputs")
+    if isinstance(gates, _C.HeadMask):
+        gates = _C.GateSet.from_mask(gates)
+    elif isinstance(gates, torch.Tensor):
+        gates = _C.GateSet(gates if gates.is_floating_point() else gates.to(torch.float32))
+    with reporting("mean outputs", progress) as tell:
+        return _C.mean_head_outputs(
+            gated, data, gates=_C.GateSet() if gates is None else gates, progress=tell
+        )
