@@ -24,6 +24,21 @@ struct PythonExtra final : ModelState::Extra {
   py::object object;
 };
 
+// A Python context manager that is open until the last copy of the pointer goes.
+std::shared_ptr<void> entered(py::object manager) {
+  manager.attr("__enter__")();
+  return std::shared_ptr<void>(manager.release().ptr(), [](void* pointer) {
+    py::gil_scoped_acquire gil;
+    const auto manager = py::reinterpret_steal<py::object>(static_cast<PyObject*>(pointer));
+    py::error_scope pending;  // an exception may be on its way
+    try {
+      manager.attr("__exit__")(py::none(), py::none(), py::none());
+    } catch (py::error_already_set& error) {
+      error.discard_as_unraisable("headkit: leaving evaluation mode");
+    }
+  });
+}
+
 // Sends the calls of C++ to a Python subclass. Overrides take the GIL; callers have let go of it.
 class PythonGatedModel final : public GatedModel, public py::trampoline_self_life_support {
  public:
@@ -49,6 +64,12 @@ class PythonGatedModel final : public GatedModel, public py::trampoline_self_lif
   void replace_attention(int64_t layer, const AttentionWeights& weights,
                          const std::vector<int64_t>& kept) override {
     PYBIND11_OVERRIDE_PURE(void, GatedModel, replace_attention, layer, weights, kept);
+  }
+  std::shared_ptr<void> evaluating() override {
+    py::gil_scoped_acquire gil;
+    const py::function override =
+        py::get_override(static_cast<const GatedModel*>(this), "evaluating");
+    return override ? entered(override()) : nullptr;
   }
   std::vector<std::pair<std::string, at::Tensor>> parameters() override {
     using Named = std::vector<std::pair<std::string, at::Tensor>>;

@@ -119,9 +119,11 @@ def base_fingerprint(gated: _C.GatedModel) -> str:
     Raises:
         ValueError: if heads are gone and the model was not told what it came from.
     """
+    from headkit.huggingface.staged_model import BASE
+
     if not gated.heads().removed():
         return ""
-    known = getattr(getattr(gated, "model", None), "headkit_base", None)
+    known = getattr(getattr(gated, "model", None), BASE, None)
     if known is None:
         raise ValueError(
             "[save] expected a model whose heads were removed by headkit.apply; found one that "
@@ -132,7 +134,9 @@ def base_fingerprint(gated: _C.GatedModel) -> str:
 
 def remember_base(gated: _C.GatedModel, content: _C.ModelFolder) -> None:
     """Note on a loaded model which original it came from."""
-    gated.model.headkit_base = content.base_fingerprint
+    from headkit.huggingface.staged_model import BASE
+
+    setattr(gated.model, BASE, content.base_fingerprint)
 
 
 def _as_json(policy: Any) -> str:

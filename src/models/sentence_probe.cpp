@@ -45,6 +45,7 @@ class OtherHead : public GatedModel {
                          const std::vector<int64_t>& kept) override {
     model_->replace_attention(layer, weights, kept);
   }
+  std::shared_ptr<void> evaluating() override { return model_->evaluating(); }
   std::vector<std::pair<std::string, at::Tensor>> parameters() override {
     return model_->parameters();
   }

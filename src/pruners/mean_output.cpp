@@ -40,6 +40,7 @@ struct Sums {
 at::Tensor mean_head_outputs(GatedModel& model, const DataSource& data,
                              const MeanOutputOptions& options) {
   const c10::NoGradGuard no_grad;
+  const auto mode = model.evaluating();
   const HeadLayout layout = model.layout();
   const HeadMask present = model.heads();
   Sums all(layout);

@@ -47,6 +47,7 @@ DenseRun run_dense(GatedModel& model, const Batch& batch, const Objective& objec
 HeadScores AblationScorer::score(GatedModel& model, const DataSource& data,
                                  const Objective& objective, const ScoreOptions& options) const {
   check_score_options(options);
+  const auto mode = model.evaluating();
   const c10::NoGradGuard no_grad;
   const HeadLayout layout = model.layout();
   const HeadMask present = model.heads();

@@ -62,6 +62,7 @@ HeadScores GateGradientScorer::score(GatedModel& model, const DataSource& data,
                                      const Objective& objective,
                                      const ScoreOptions& options) const {
   check_options(options, objective);
+  const auto mode = model.evaluating();
   const HeadLayout layout = model.layout();
   const at::Tensor present = model.heads().keep().to(at::kDouble);
   const bool by_token = options.granularity == "token";

@@ -69,6 +69,9 @@ class GatedModel {
   /// fail half-way.
   virtual void replace_attention(int64_t layer, const AttentionWeights& weights,
                                  const std::vector<int64_t>& kept) = 0;
+  /// Keeps the model in evaluation mode (no dropout) while the returned object lives, then puts it
+  /// back into the mode it had. Null for a model that has only one mode.
+  virtual std::shared_ptr<void> evaluating() { return nullptr; }
   /// All parameters and buffers that define the function, by name.
   virtual std::vector<std::pair<std::string, at::Tensor>> parameters() = 0;
 

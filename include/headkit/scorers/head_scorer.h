@@ -28,7 +28,7 @@ class HeadScorer {
  public:
   virtual ~HeadScorer() = default;
   /// Larger = more important. Heads that are physically gone score 0. Leaves the model and its
-  /// gradients as they were, also where it throws. The model must be in eval mode (dropout off).
+  /// gradients as they were, also where it throws. Dropout is off meanwhile.
   /// Sums are kept in double, so that batch size, order and padding do not show.
   /// Throws std::invalid_argument on unknown settings, an objective that does not fit the metric or
   /// data without examples; std::runtime_error if a loss or gradient is not finite, a gradient is

@@ -1,6 +1,8 @@
 """A transformers model as a GatedModel: its own forward, cut into stages."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -12,6 +14,9 @@ from headkit import _C
 from headkit.gating import CALL, Call, Gating, check_batch
 from headkit.huggingface.attention_block import BLOCK, KEPT, Block
 from headkit.huggingface.padding import read_mask
+
+# Attribute of a pruned model: the fingerprint it had with all its heads.
+BASE = "headkit_base"
 
 # In a batch for the loss or the record, never for the model: labels would change its output.
 NOT_INPUTS = (
@@ -254,12 +259,26 @@ class StagedModel(_C.GatedModel):
             if bias is not None:
                 bias = _parameter(f"{name}_bias", bias, shape[:1], linear.bias)
             new[-1] = (new[-1][0], bias)
+        if len(kept) < block.heads and not self.heads().removed():
+            setattr(self.model, BASE, self.fingerprint())
         for linear, (weight, bias) in zip(linears, new, strict=True):
             linear.weight, linear.bias = weight, bias
             linear.out_features, linear.in_features = weight.shape
         block.kept = kept
         setattr(core, KEPT, kept)
         self._family.describe(module, len(kept))
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Keep dropout off while open; modules get their modes back after."""
+        training = [module for module in self.model.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     def parameters(self) -> list[tuple[str, torch.Tensor]]:
         """The state dictionary: parameters and persistent buffers."""
