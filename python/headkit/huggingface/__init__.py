@@ -28,20 +28,6 @@ def is_attached(model: nn.Module) -> bool:
     return all(isinstance(family.core(layer), Swapped) for layer in family.layers(base))
 
 
-def attached(model: nn.Module, operation: str) -> StagedModel:
-    """What ``attach`` returned for the model.
-
-    Args:
-        model: a model that ``attach`` was called on, or a copy of one.
-        operation: name of the caller, for the error message.
-
-    Raises:
-        ValueError: if it is not attached.
-    """
-    _find_attached(_plain(model), operation)
-    return attach(model)
-
-
 def supported() -> list[str]:
     """The architectures that ``attach`` takes."""
     return [name for family in FAMILIES for name in family.NAME.split(", ")]
