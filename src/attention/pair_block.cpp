@@ -33,8 +33,9 @@ std::vector<int64_t> slice(const std::vector<int64_t>& values, int64_t from, int
 Rows::Rows(std::vector<int64_t> rows, int64_t total, at::Device device)
     : rows_(std::move(rows)), total_(total), device_(device) {}
 
-at::Tensor Rows::index() const {
-  return at::tensor(at::ArrayRef<int64_t>(rows_), at::kLong).to(device_);
+const at::Tensor& Rows::index() const {
+  if (!index_.defined()) index_ = at::tensor(at::ArrayRef<int64_t>(rows_), at::kLong).to(device_);
+  return index_;
 }
 
 at::Tensor Rows::of(const at::Tensor& tensor, int64_t dim) const {

@@ -21,7 +21,7 @@ class Rows {
   /// Adds `part` to these rows of `tensor` along `dim`, in place.
   void add_to(at::Tensor& tensor, int64_t dim, const at::Tensor& part) const;
   /// int64, on the device.
-  at::Tensor index() const;
+  const at::Tensor& index() const;
 
  private:
   bool stands_for_all(const at::Tensor& tensor, int64_t dim) const {
@@ -32,6 +32,7 @@ class Rows {
   std::vector<int64_t> rows_;
   int64_t total_;
   at::Device device_;
+  mutable at::Tensor index_;  // made when first asked for: a copy to the device
 };
 
 /// Pairs that the composite computes as one dense problem: each of some heads for each of some

@@ -732,6 +732,19 @@ def test_compiled_forward_and_backward_equal_eager():
             torch.testing.assert_close(compiled(x, gate=gate), attention(x, gate=gate))
 
 
+def test_export_keeps_batch_and_length_dynamic():
+    attention = hk.nn.MultiHeadAttention(12, 3).eval()
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    exported = torch.export.export(
+        attention,
+        (torch.randn(2, 5, 12),),
+        {"gate": torch.ones(2, 3)},
+        dynamic_shapes={"x": {0: batch, 1: length}, "gate": {0: batch}},
+    )
+    x, gate = torch.randn(4, 9, 12), torch.rand(4, 3).round()
+    assert torch.equal(exported.module()(x, gate=gate), attention(x, gate=gate))
+
+
 def test_autocast_casts_everything_but_the_gate():
     problem = Problem(2, 9, 3, 8, seed=17)
     x = problem.x.float().requires_grad_()

@@ -27,7 +27,7 @@ class AttentionInput {
   /// are closed.
   AttentionInput& gate(at::Tensor value);
   /// false = mask mode: closed heads are computed and multiplied by 0, so that their gates receive
-  /// gradients. Default true.
+  /// gradients. Default true: the gate of a skipped pair gets exactly 0.
   AttentionInput& skip(bool value);
   /// Bool [B, T]; true = attend. A query without any admissible key gets attention output 0.
   AttentionInput& key_padding_mask(at::Tensor value);
