@@ -5,6 +5,8 @@
 #include <pybind11/functional.h>
 #include <pybind11/trampoline_self_life_support.h>
 
+#include <variant>
+
 #include "optional_tensor.h"
 #include "python_data.h"
 #include "rooms.h"
@@ -76,6 +78,17 @@ class PythonGatedModel final : public GatedModel, public py::trampoline_self_lif
     PYBIND11_OVERRIDE_PURE(Named, GatedModel, parameters, );
   }
 };
+
+// What Python callers give as gates.
+using AnyGates = std::variant<GateSet, HeadMask, at::Tensor>;
+
+GateSet gates_of(const AnyGates& gates) {
+  if (const auto* set = std::get_if<GateSet>(&gates)) return *set;
+  if (const auto* mask = std::get_if<HeadMask>(&gates)) return GateSet::from_mask(*mask);
+  const at::Tensor& heads = std::get<at::Tensor>(gates);
+  const bool wide = heads.scalar_type() == at::kDouble || heads.scalar_type() == at::kFloat;
+  return {.heads = wide ? heads : heads.to(at::kFloat), .dropped_output = {}};
+}
 
 void register_data(py::module_& m) {
   py::class_<DataSource, std::shared_ptr<DataSource>>(m, "DataSource", R"pbdoc(
@@ -159,9 +172,13 @@ outputs of the original model. A Python class may derive from it and implement e
       .def("layout", &GatedModel::layout, Unlocked(), "HeadLayout of the original model.")
       .def("heads", &GatedModel::heads, Unlocked(), "HeadMask of the heads physically there.")
       .def("embed", &GatedModel::embed, py::arg("batch"), Unlocked(), "ModelState before layer 0.")
-      .def("run", &GatedModel::run, py::arg("state"), py::arg("first"), py::arg("last"),
-           py::arg("gates") = GateSet(), py::arg("taps") = nullptr, Unlocked(),
-           "ModelState after the layers first .. last-1.")
+      .def(
+          "run",
+          [](GatedModel& model, const ModelState& state, int64_t first, int64_t last,
+             const AnyGates& gates,
+             Taps* taps) { return model.run(state, first, last, gates_of(gates), taps); },
+          py::arg("state"), py::arg("first"), py::arg("last"), py::arg("gates") = GateSet(),
+          py::arg("taps") = nullptr, Unlocked(), "ModelState after the layers first .. last-1.")
       .def("head", &GatedModel::head, py::arg("state"), Unlocked(),
            "Task output from the last state.")
       .def("select", &GatedModel::select, py::arg("state"), py::arg("index"), Unlocked(),
@@ -175,8 +192,14 @@ outputs of the original model. A Python class may derive from it and implement e
            "(name, tensor) of everything that defines the function.")
       .def("fingerprint", &GatedModel::fingerprint, Unlocked(),
            "SHA-256 over names, dtypes, shapes and bytes of ``parameters()``.")
-      .def("__call__", &GatedModel::operator(), py::arg("batch"), py::arg("gates") = GateSet(),
-           py::arg("taps") = nullptr, Unlocked(), "Task output for a batch under gates.");
+      .def(
+          "__call__",
+          [](GatedModel& model, const Batch& batch, const AnyGates& gates, Taps* taps) {
+            return model(batch, gates_of(gates), taps);
+          },
+          py::arg("batch"), py::arg("gates") = GateSet(), py::arg("taps") = nullptr, Unlocked(),
+          "Task output for a batch; ``gates``: a GateSet, a HeadMask, or a tensor [L, H] or "
+          "[B, L, H].");
 
   m.def(
       "sentence_embedding",

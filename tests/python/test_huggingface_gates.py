@@ -57,6 +57,7 @@ def test_gates_are_read_as_tensors_masks_and_sets(tiny):
     ):
         with hk.gates(gated, same):
             close(model(**inputs).last_hidden_state, expected)
+        close(gated(inputs, same), expected)
     with hk.gates(model, hk.GateSet()):
         close(
             model(**inputs).last_hidden_state,
@@ -159,7 +160,7 @@ def test_recomputed_layers_keep_the_gates_of_their_call(tiny, family):
         model = tiny.make(family, TASK, **dict.fromkeys(names, 0.0), **options).train()
         hk.attach(model)
         if checkpointed:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         bound = gates.clone().requires_grad_()
         with hk.gates(model, hk.GateSet(bound, skip=False)):
             loss = model(**inputs).loss
@@ -180,7 +181,7 @@ def test_checkpointed_dropout_repeats_itself(tiny):
         model = tiny.make("Bert", TASK, attention_probs_dropout_prob=0.5).train()
         hk.attach(model)
         if checkpointed:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         torch.manual_seed(3)
         model(**inputs).loss.backward()
         gradients.append(model.bert.encoder.layer[0].attention.self.value.weight.grad)
