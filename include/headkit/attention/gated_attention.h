@@ -56,12 +56,19 @@ class AttentionInput {
 ///     y[b, t] = o_bias + sum_h g[b, h] * a_h[b, t] W_O^h^T + (1 - g[b, h]) * dropped_output[h]
 ///
 /// Args: x [B, T, D], float32, float64, bfloat16 or float16; all sizes may be 0. `num_heads` H >=
-/// 0, dh = q.size(0) / H. Returns [B, T, D], dtype of x. Differentiable in x, weights, biases, gate
-/// and dropped_output (once). Throws std::invalid_argument on shapes, dtypes or devices that do not
-/// fit and, on CPU, on a NaN or infinite gate; std::runtime_error if the environment variable
-/// HEADKIT_BACKEND names a backend that cannot run the call. The same call is
-/// `torch.ops.headkit.gated_attention` in Python. Source: Michel, Levy, Neubig 2019 (head gates);
-/// Vaswani et al. 2017.
+/// 0, dh = q.size(0) / H. Returns [B, T, D], dtype of x.
+///
+/// Differentiable once in x, weights, biases, gate, attn_bias and dropped_output; the backward
+/// recomputes the forward of open pairs and does no work for closed ones. Under vmap the mapped
+/// dimension joins B; torch refuses torch.func.grad, as for every backward in C++.
+///
+/// Throws std::invalid_argument on shapes, dtypes or devices that do not fit and, on CPU, on a NaN
+/// or infinite gate; std::runtime_error if the environment variable HEADKIT_BACKEND names a backend
+/// that cannot run the call.
+///
+/// The same call is `torch.ops.headkit.gated_attention` in Python.
+///
+/// Source: Michel, Levy, Neubig 2019 (head gates); Vaswani et al. 2017.
 at::Tensor gated_attention(const at::Tensor& x, const AttentionWeights& weights, int64_t num_heads,
                            const AttentionInput& input = {});
 
