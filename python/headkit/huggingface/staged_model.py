@@ -250,7 +250,6 @@ class StagedModel(_C.GatedModel):
         for linear, name, shape in zip(linears, names, shapes, strict=True):
             weight = getattr(weights, name)
             bias = getattr(weights, f"{name}_bias")
-            new.append((_parameter(name, weight, shape, linear.weight), None))
             if (bias is None) != (linear.bias is None):
                 raise ValueError(
                     f"[replace_attention] expected {name}_bias as in the model; found "
@@ -258,7 +257,7 @@ class StagedModel(_C.GatedModel):
                 )
             if bias is not None:
                 bias = _parameter(f"{name}_bias", bias, shape[:1], linear.bias)
-            new[-1] = (new[-1][0], bias)
+            new.append((_parameter(name, weight, shape, linear.weight), bias))
         if len(kept) < block.heads and not self.heads().removed():
             setattr(self.model, BASE, self.fingerprint())
         for linear, (weight, bias) in zip(linears, new, strict=True):
