@@ -1,5 +1,8 @@
 #include <headkit/persistence/model_folder.h>
 #include <headkit/persistence/safetensors.h>
+#include <pybind11/stl/filesystem.h>
+
+#include <filesystem>
 
 #include "rooms.h"
 
@@ -13,9 +16,9 @@ using Unlocked = py::call_guard<py::gil_scoped_release>;
 void register_safetensors(py::module_& m) {
   m.def(
       "write_safetensors",
-      [](const std::string& path, const std::map<std::string, at::Tensor>& tensors,
+      [](const std::filesystem::path& path, const std::map<std::string, at::Tensor>& tensors,
          const std::map<std::string, std::string>& metadata) {
-        return write_safetensors(path, {tensors.begin(), tensors.end()}, metadata);
+        return write_safetensors(path.string(), {tensors.begin(), tensors.end()}, metadata);
       },
       py::arg("path"), py::arg("tensors"),
       py::arg("metadata") = std::map<std::string, std::string>(), Unlocked(), R"pbdoc(
@@ -34,8 +37,8 @@ Raises:
 
   m.def(
       "read_safetensors",
-      [](const std::string& path) {
-        const NamedTensors tensors = SafetensorsFile(path).tensors();
+      [](const std::filesystem::path& path) {
+        const NamedTensors tensors = SafetensorsFile(path.string()).tensors();
         return std::map<std::string, at::Tensor>(tensors.begin(), tensors.end());
       },
       py::arg("path"), Unlocked(), R"pbdoc(
@@ -87,7 +90,10 @@ Attributes:
         Unlocked(), "ModelFolder that saves a GatedModel as it is.");
   m.def("write_model_folder", &write_model_folder, py::arg("folder"), py::arg("content"),
         Unlocked(), "See headkit.save.");
-  m.def("read_model_folder", &read_model_folder, py::arg("folder"), Unlocked(), R"pbdoc(
+  m.def(
+      "read_model_folder",
+      [](const std::filesystem::path& folder) { return read_model_folder(folder.string()); },
+      py::arg("folder"), Unlocked(), R"pbdoc(
 Read what ``save`` wrote, without building a model.
 
 Args:

