@@ -240,8 +240,8 @@ FLOPs of a whole encoder for one sample: its open heads and every feed-forward b
 
 Example:
     >>> layout = headkit.HeadLayout(6, 12, 32, 384, 1536)
-    >>> headkit.encoder_flops(layout, 36, 128) / headkit.encoder_flops(layout, 72, 128)
-    0.82
+    >>> round(headkit.encoder_flops(layout, 36, 128) / headkit.encoder_flops(layout, 72, 128), 3)
+    0.816
 )pbdoc");
   m.def("available_isas", &available_isas, "Instruction-set levels, slowest first.");
   m.def("active_isa", &active_isa, "The level in use (HEADKIT_ISA forces one).");
