@@ -4,6 +4,7 @@ PYBIND11_MODULE(_C, m) {
   using namespace headkit::bindings;
   m.doc() = "C++ core of headkit.";
   register_core(m);
+  register_kernels(m);
   register_attention(m);
   register_models(m);
   register_scorers(m);

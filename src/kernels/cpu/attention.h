@@ -5,9 +5,9 @@
 namespace headkit::kernels::HEADKIT_ISA {
 namespace {
 
-// Keys that are scored at a time: whole panels, about half of a small L2 cache for one panel of
-// queries. Fixed, so that the blocks of a sample do not depend on its padding.
-constexpr int64_t kKeyBlock = 528 / kPanel * kPanel;
+// Keys that are scored at a time: whole panels, and one chain of the product with V. Fixed, so that
+// the blocks of a sample do not depend on its padding.
+constexpr int64_t kKeyBlock = kChain / kPanel * kPanel;
 
 // Scratch of a pair: [token panels][dh][P] of Q^T and K^T, [keys][dh rounded up to VL] of V, one
 // block of scores [keys][P], and what the running softmax remembers of each query.
@@ -35,25 +35,40 @@ int64_t pair_scratch_floats(int64_t num_tokens, int64_t num_keys, int64_t head_d
   return PairScratch(num_tokens, num_keys, head_dim).floats;
 }
 
+constexpr int64_t kLine = 16;   // floats of a cache line
+constexpr int64_t kAhead = 24;  // steps between a fetch of weights and their use
+
+// Floats of token panels that stay in a second-level cache beside one weight matrix of a head.
+constexpr int64_t kCachedTokens = 160 * 1024;
+
+// Tokens of the panel that begins at `first`.
+HEADKIT_INLINE int64_t panel_size(int64_t first, int64_t count) {
+  return count - first < kPanel ? count - first : kPanel;
+}
+
 HEADKIT_INLINE int64_t vectors_of(int64_t tokens) { return ceil_div(tokens, kLanes); }
 
 // out [rows][P] = scale * (W x + bias), for W in blocks of R rows and one token panel x.
 template <int NV>
 void project_rows(const float* weights, const float* bias, const float* x, int64_t width,
                   int64_t rows, float scale, float* out) {
-  for (int64_t first = 0; first < rows; first += kWeightRows) {
-    const int64_t count = rows - first < kWeightRows ? rows - first : kWeightRows;
-    for_row_tiles<kWeightRows>(count, [&]<int MR>(int64_t i) {
-      const float* row_bias = bias + first + i;
-      float* to = out + (first + i) * kPanel;
-      const Vec factor = broadcast(scale);
-      tile<MR, NV>(1, width, weights + first * width + i, kWeightRows, OneSegment{x}, kPanel,
-                   [to, factor, row_bias](int r, int j, Vec c) {
-                     store(to + r * kPanel + j * kLanes,
-                           mul(factor, add(c, broadcast(row_bias[r]))));
-                   });
-    });
-  }
+  for_chains(width, [&](int64_t k, int64_t steps, bool first_chain, bool last_chain) {
+    for (int64_t first = 0; first < rows; first += kWeightRows) {
+      const int64_t count = rows - first < kWeightRows ? rows - first : kWeightRows;
+      for_row_tiles<kWeightRows>(count, [&]<int MR>(int64_t i) {
+        float* to = out + (first + i) * kPanel;
+        const float* row_bias = bias + first + i;
+        const float* a = weights + first * width + k * kWeightRows + i;
+        tile<MR, NV>(1, steps, a, kWeightRows, OneSegment{x + k * kPanel}, kPanel,
+                     a + kAhead * kWeightRows, kWeightRows, [&](int r, int j, Vec c) {
+                       float* at = to + r * kPanel + j * kLanes;
+                       if (!first_chain) c = add(load(at), c);
+                       if (last_chain) c = mul(broadcast(scale), add(c, broadcast(row_bias[r])));
+                       store(at, c);
+                     });
+      });
+    }
+  });
 }
 
 // out [tokens][stride] = x^T W + bias, for one token panel x and W in column panels.
@@ -62,14 +77,21 @@ void project_columns(const float* x, int64_t tokens, const float* weights,
                      int64_t stride) {
   for (int64_t panel = 0; panel < panels.panels; ++panel) {
     const int64_t column = panel * panels.width();
+    const float* from = weights + column * width;
     for_vectors(panels.vectors_of(panel), [&]<int NV>() {
-      for_row_tiles<kTileRows[NV]>(tokens, [&]<int MR>(int64_t i) {
-        const float* column_bias = bias + column;
-        float* to = out + i * stride + column;
-        tile<MR, NV>(1, width, x + i, kPanel, OneSegment{weights + column * width}, panels.width(),
-                     [to, stride, column_bias](int r, int j, Vec c) {
-                       store(to + r * stride + j * kLanes, add(c, load(column_bias + j * kLanes)));
-                     });
+      for_chains(width, [&](int64_t k, int64_t steps, bool first_chain, bool last_chain) {
+        for_row_tiles<kTileRows[NV]>(tokens, [&]<int MR>(int64_t i) {
+          float* to = out + i * stride + column;
+          // The next chain's weights, a line at each step of each tile.
+          const float* ahead = from + (k + steps) * panels.width() + i / MR * steps * kLine;
+          tile<MR, NV>(1, steps, x + k * kPanel + i, kPanel, OneSegment{from + k * panels.width()},
+                       panels.width(), ahead, kLine, [&](int r, int j, Vec c) {
+                         float* at = to + r * stride + j * kLanes;
+                         if (!first_chain) c = add(load(at), c);
+                         if (last_chain) c = add(c, load(bias + column + j * kLanes));
+                         store(at, c);
+                       });
+        });
       });
     });
   }
@@ -82,10 +104,16 @@ void score_keys(const float* keys, const float* q, int64_t head_dim, int64_t fir
   for (int64_t key = 0; key < count; key += kPanel) {
     const float* panel = keys + (first + key) * head_dim;
     const int64_t in_panel = count - key < kPanel ? count - key : kPanel;
-    for_row_tiles<kTileRows[NV]>(in_panel, [&]<int MR>(int64_t i) {
-      float* to = scores + (key + i) * kPanel;
-      tile<MR, NV>(1, head_dim, panel + i, kPanel, OneSegment{q}, kPanel,
-                   [to](int r, int j, Vec c) { store(to + r * kPanel + j * kLanes, c); });
+    for_chains(head_dim, [&](int64_t k, int64_t steps, bool first_chain, bool) {
+      for_row_tiles<kTileRows[NV]>(in_panel, [&]<int MR>(int64_t i) {
+        float* to = scores + (key + i) * kPanel;
+        const float* a = panel + k * kPanel + i;
+        tile<MR, NV>(1, steps, a, kPanel, OneSegment{q + k * kPanel}, kPanel, a, kPanel,
+                     [&](int r, int j, Vec c) {
+                       float* at = to + r * kPanel + j * kLanes;
+                       store(at, first_chain ? c : add(load(at), c));
+                     });
+      });
     });
   }
 }
@@ -160,7 +188,7 @@ void weigh_values(const float* v, int64_t v_stride, const float* scores, int64_t
                   int64_t head_dim, const float* rescale, const float* finish, float* context) {
   for_row_tiles<kTileRows[NV]>(head_dim, [&]<int MR>(int64_t i) {
     float* to = context + i * kPanel;
-    tile<MR, NV>(1, count, v + i, v_stride, OneSegment{scores}, kPanel,
+    tile<MR, NV>(1, count, v + i, v_stride, OneSegment{scores}, kPanel, v + i, v_stride,
                  [to, rescale, finish](int r, int j, Vec c) {
                    if (rescale != nullptr) {
                      c = fma(load(to + r * kPanel + j * kLanes), load(rescale + j * kLanes), c);
@@ -217,23 +245,29 @@ void attention_pair(const PairParams& p) {
   float* q = p.scratch + at.q;
   float* k = p.scratch + at.k;
   float* v = p.scratch + at.v;
+  // One weight matrix at a time while the tokens fit into a second-level cache beside it, else one
+  // token panel at a time through all three.
   const int64_t longest = p.num_tokens > p.num_keys ? p.num_tokens : p.num_keys;
-  for (int64_t token = 0; token < longest; token += kPanel) {
-    if (token < p.num_tokens) {
-      const int64_t left = p.num_tokens - token;
-      for_vectors(vectors_of(left < kPanel ? left : kPanel), [&]<int NV>() {
+  const int64_t step = longest * p.width <= kCachedTokens ? longest : kPanel;
+  for (int64_t begin = 0; begin < longest; begin += step) {
+    const int64_t query_end = begin + step < p.num_tokens ? begin + step : p.num_tokens;
+    const int64_t key_end = begin + step < p.num_keys ? begin + step : p.num_keys;
+    for (int64_t token = begin; token < query_end; token += kPanel) {
+      for_vectors(vectors_of(panel_size(token, p.num_tokens)), [&]<int NV>() {
         project_rows<NV>(p.head + head.q, p.head + head.q_bias, p.tokens + token * p.width, p.width,
                          p.head_dim, p.scale, q + token * p.head_dim);
       });
     }
-    if (token < p.num_keys) {
-      const int64_t left = p.num_keys - token < kPanel ? p.num_keys - token : kPanel;
-      for_vectors(vectors_of(left), [&]<int NV>() {
+    for (int64_t token = begin; token < key_end; token += kPanel) {
+      for_vectors(vectors_of(panel_size(token, p.num_keys)), [&]<int NV>() {
         project_rows<NV>(p.head + head.k, p.head + head.k_bias, p.keys + token * p.width, p.width,
                          p.head_dim, 1.0f, k + token * p.head_dim);
       });
-      project_columns(p.keys + token * p.width, left, p.head + head.v, head.v_panels,
-                      p.head + head.v_bias, p.width, v + token * at.v_stride, at.v_stride);
+    }
+    for (int64_t token = begin; token < key_end; token += kPanel) {
+      project_columns(p.keys + token * p.width, panel_size(token, p.num_keys), p.head + head.v,
+                      head.v_panels, p.head + head.v_bias, p.width, v + token * at.v_stride,
+                      at.v_stride);
     }
   }
   for (int64_t token = 0; token < p.num_tokens; token += kPanel) {
@@ -245,41 +279,82 @@ void attention_pair(const PairParams& p) {
   }
 }
 
+// Rows [first, first + count) of one panel of columns of the output; `first` is at the start of a
+// token panel. A chain covers whole heads as far as they fit into it.
+template <int NV>
+void output_panel(const OutputParams& p, const PackedHead& head, int64_t column, int64_t first,
+                  int64_t count, float* out, int64_t stride) {
+  const int64_t group = p.head_dim < kChain ? kChain / p.head_dim : 1;
+  const float* start = p.start + column;
+  for (int64_t s = 0; s < p.num_heads; s += group) {
+    const int64_t heads = p.num_heads - s < group ? p.num_heads - s : group;
+    for_chains(p.head_dim, [&](int64_t k, int64_t steps, bool first_chain, bool last_chain) {
+      const bool opens = s == 0 && first_chain;
+      const bool closes = s + heads == p.num_heads && last_chain;
+      const auto weights_of = [&](int64_t i) {
+        return p.packed + p.head_index[s + i] * head.floats + head.o + column * p.head_dim +
+               k * head.o_panels.width();
+      };
+      // While this chain runs, the weights of the next one come closer: one head a tile.
+      const bool next_panel = s + heads == p.num_heads;
+      const int64_t next = next_panel ? 0 : s + heads;
+      const int64_t next_offset =
+          head.o + (column + (next_panel ? head.o_panels.width() : 0)) * p.head_dim;
+      int64_t tiles = 0;
+      for (int64_t token = 0; token < count; token += kPanel) {
+        const int64_t left = count - token < kPanel ? count - token : kPanel;
+        const float* context =
+            p.context + (first + token) / kPanel * p.context_stride + (s * p.head_dim + k) * kPanel;
+        for_row_tiles<kTileRows[NV]>(left, [&]<int MR>(int64_t i) {
+          float* to = out + (token + i) * stride;
+          const float* ahead = context;
+          if (tiles < heads && next + tiles < p.num_heads) {
+            ahead = p.packed + p.head_index[next + tiles] * head.floats + next_offset;
+          }
+          ++tiles;
+          tile<MR, NV>(heads, steps, context + i, kPanel, weights_of, head.o_panels.width(), ahead,
+                       kLine, [&](int r, int j, Vec c) {
+                         float* at = to + r * stride + j * kLanes;
+                         if (!opens) c = add(load(at), c);
+                         if (closes) c = add(c, load(start + j * kLanes));
+                         store(at, c);
+                       });
+        });
+      }
+    });
+  }
+}
+
 void attention_output(const OutputParams& p) {
+  if (p.num_heads == 0) {
+    for (int64_t t = 0; t < p.num_tokens && p.part == 0; ++t) {
+      for (int64_t i = 0; i < p.width; ++i) p.out[t * p.width + i] = p.start[i];
+    }
+    return;
+  }
   const PackedHead head(p.width, p.head_dim);
   const int64_t end = head.o_panels.panels * (p.part + 1) / p.parts;
   for (int64_t panel = head.o_panels.panels * p.part / p.parts; panel < end; ++panel) {
     const int64_t column = panel * head.o_panels.width();
     const int64_t vectors = head.o_panels.vectors_of(panel);
+    const int64_t left = p.width - column;
+    if (left >= vectors * kLanes) {
+      for_vectors(vectors, [&]<int NV>() {
+        output_panel<NV>(p, head, column, 0, p.num_tokens, p.out + column, p.width);
+      });
+      continue;
+    }
     // The last columns of a width that is no multiple of VL go through a buffer: nothing is ever
     // written beyond the output.
-    const int64_t columns =
-        p.width - column < vectors * kLanes ? p.width - column : vectors * kLanes;
-    const bool whole = columns == vectors * kLanes;
-    const auto weights_of = [&](int64_t s) {
-      return p.packed + p.head_index[s] * head.floats + head.o + column * p.head_dim;
-    };
     for (int64_t token = 0; token < p.num_tokens; token += kPanel) {
-      const int64_t left = p.num_tokens - token < kPanel ? p.num_tokens - token : kPanel;
-      const float* context = p.context + token / kPanel * p.context_stride;
+      const int64_t count = p.num_tokens - token < kPanel ? p.num_tokens - token : kPanel;
       float buffer[kPanel * kPanel];
-      float* out = whole ? p.out + token * p.width + column : buffer;
-      const int64_t stride = whole ? p.width : kPanel;
       for_vectors(vectors, [&]<int NV>() {
-        for_row_tiles<kTileRows[NV]>(left, [&]<int MR>(int64_t i) {
-          const float* start = p.start + column;
-          float* to = out + i * stride;
-          tile<MR, NV>(p.num_heads, p.head_dim, context + i, kPanel, weights_of,
-                       head.o_panels.width(), [to, stride, start](int r, int j, Vec c) {
-                         store(to + r * stride + j * kLanes, add(c, load(start + j * kLanes)));
-                       });
-        });
+        output_panel<NV>(p, head, column, token, count, buffer, kPanel);
       });
-      if (!whole) {
-        for (int64_t i = 0; i < left; ++i) {
-          for (int64_t j = 0; j < columns; ++j) {
-            p.out[(token + i) * p.width + column + j] = buffer[i * kPanel + j];
-          }
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t j = 0; j < left; ++j) {
+          p.out[(token + i) * p.width + column + j] = buffer[i * kPanel + j];
         }
       }
     }

@@ -46,23 +46,29 @@ int64_t packed_head_floats(int64_t width, int64_t head_dim) {
 template <class Row>
 HEADKIT_INLINE void pack_transposed(const Row& row, int64_t count, int64_t lanes, int64_t length,
                                     float* out, int64_t out_stride) {
+  const float zeros[kLanes] = {};
   for (int64_t first = 0; first < lanes; first += kLanes) {
     float* to = out + first;
+    const int64_t used = lanes - first < kLanes ? lanes - first : kLanes;
+    const float* rows[kLanes];
     int64_t j = 0;
-    if (first + kLanes <= count) {
-      const float* rows[kLanes];
-      for (; j + kLanes <= length; j += kLanes) {
-        for (int i = 0; i < kLanes; ++i) rows[i] = row(first + i) + j;
+    for (; j + kLanes <= length; j += kLanes) {
+      for (int64_t i = 0; i < kLanes; ++i) {
+        rows[i] = i < used && first + i < count ? row(first + i) + j : zeros;
+      }
+      if (used == kLanes) {
         transpose_square(rows, to + j * out_stride, out_stride);
+        continue;
+      }
+      float square[kLanes * kLanes];
+      transpose_square(rows, square, kLanes);
+      for (int64_t jj = 0; jj < kLanes; ++jj) {
+        for (int64_t i = 0; i < used; ++i) to[(j + jj) * out_stride + i] = square[jj * kLanes + i];
       }
     }
-    const int64_t used = lanes - first < kLanes ? lanes - first : kLanes;
-    for (int64_t i = 0; i < used; ++i) {
-      if (first + i < count) {
-        const float* from = row(first + i);
-        for (int64_t jj = j; jj < length; ++jj) to[jj * out_stride + i] = from[jj];
-      } else {
-        for (int64_t jj = j; jj < length; ++jj) to[jj * out_stride + i] = 0.0f;
+    for (; j < length; ++j) {
+      for (int64_t i = 0; i < used; ++i) {
+        to[j * out_stride + i] = first + i < count ? row(first + i)[j] : 0.0f;
       }
     }
   }

@@ -5,25 +5,24 @@
 namespace headkit::kernels::HEADKIT_ISA {
 namespace {
 
-// Steps of a chain of multiply-adds before it is folded into a total: rounding grows with the
-// square root of the longest chain, and one chain of thousands would be less exact than a good
-// BLAS.
+// Steps of one chain of multiply-adds. Longer products are cut into chains whose sums are added up
+// in memory: rounding grows with the square root of the longest chain, and a panel of B of this
+// depth stays in the first-level cache while the rows of A pass by.
 constexpr int64_t kChain = 256;
 
 // The one product of this library. C[MR x NV vectors] = sum over segments and k of
 // A(i, k) * B_s[k][j], with A(i, k) = a[k * a_stride + i] running on through the segments, and B_s
-// rows of NV vectors, `b_stride` floats apart. Each element is summed over ascending k in chains of
-// kChain, whatever MR and NV are: a tile's shape never shows in a result.
+// rows of NV vectors, `b_stride` floats apart. Each element is one chain over ascending k, whatever
+// MR and NV are: a tile's shape never shows in a result.
 //   B:      const float* operator()(int64_t segment)
+//   ahead:  what comes after this tile; `ahead_stride` floats further are fetched at each step
 //   Finish: void operator()(int i, int j, Vec), takes the sum of row i, vector j
 template <int MR, int NV, class B, class Finish>
 __attribute__((noinline)) void tile(int64_t segments, int64_t depth, const float* a,
                                     int64_t a_stride, const B& b_of, int64_t b_stride,
+                                    const float* ahead, int64_t ahead_stride,
                                     const Finish& finish) {
   Vec c[MR][NV];
-  float total[MR * NV * kLanes] __attribute__((aligned(64)));
-  bool folded = false;
-  int64_t room = kChain;
 #pragma GCC unroll 32
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 4
@@ -31,46 +30,36 @@ __attribute__((noinline)) void tile(int64_t segments, int64_t depth, const float
   }
   for (int64_t s = 0; s < segments; ++s) {
     const float* b = b_of(s);
-    for (int64_t done = 0; done < depth;) {
-      if (room == 0) {
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < depth; ++k) {
+      __builtin_prefetch(ahead);
+      ahead += ahead_stride;
+      Vec row[NV];
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) row[j] = load(b + j * kLanes);
 #pragma GCC unroll 32
-        for (int i = 0; i < MR; ++i) {
+      for (int i = 0; i < MR; ++i) {
+        const Vec x = broadcast(a[i]);
 #pragma GCC unroll 4
-          for (int j = 0; j < NV; ++j) {
-            float* at = total + (i * NV + j) * kLanes;
-            store(at, folded ? add(load(at), c[i][j]) : c[i][j]);
-            c[i][j] = zero();
-          }
-        }
-        folded = true;
-        room = kChain;
+        for (int j = 0; j < NV; ++j) c[i][j] = fma(x, row[j], c[i][j]);
       }
-      const int64_t steps = depth - done < room ? depth - done : room;
-#pragma GCC unroll 4
-      for (int64_t k = 0; k < steps; ++k) {
-        Vec row[NV];
-#pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) row[j] = load(b + j * kLanes);
-#pragma GCC unroll 32
-        for (int i = 0; i < MR; ++i) {
-          const Vec x = broadcast(a[i]);
-#pragma GCC unroll 4
-          for (int j = 0; j < NV; ++j) c[i][j] = fma(x, row[j], c[i][j]);
-        }
-        a += a_stride;
-        b += b_stride;
-      }
-      done += steps;
-      room -= steps;
+      a += a_stride;
+      b += b_stride;
     }
   }
 #pragma GCC unroll 32
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) {
-      if (folded) c[i][j] = add(load(total + (i * NV + j) * kLanes), c[i][j]);
-      finish(i, j, c[i][j]);
-    }
+    for (int j = 0; j < NV; ++j) finish(i, j, c[i][j]);
+  }
+}
+
+// Calls run(first step, steps, is first chain, is last chain) for each chain of a product.
+template <class Run>
+HEADKIT_INLINE void for_chains(int64_t depth, const Run& run) {
+  for (int64_t k = 0; k < depth; k += kChain) {
+    const int64_t left = depth - k;
+    run(k, left < kChain ? left : kChain, k == 0, left <= kChain);
   }
 }
 
