@@ -45,14 +45,7 @@ def _table(rows: list[attention_bench.Row]) -> Table:
         f"{first.rounds} rounds, {first.repeated_rounds} repeated{void}",
         title_justify="left",
     )
-    for column in (
-        "peer",
-        "open heads",
-        "ms",
-        "useful FLOP/s of probe",
-        "time / headkit",
-        "of ideal",
-    ):
+    for column in ("peer", "heads", "ms", "of peak", "x headkit", "of ideal"):
         table.add_column(column, justify="left" if column == "peer" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -87,6 +80,10 @@ def attention(
 
     One thread is pinned to a core. Ratios are medians over rounds of ratios within a round; the
     times of another run are not comparable.
+
+    heads: open heads. of peak: FLOP/s of the open heads over a probe of multiply-adds in the same
+    round. x headkit: time over headkit's with all heads. of ideal: 1 = time in proportion to the
+    open heads.
     """
     console, errors = Console(), Console(stderr=True)
     try:
