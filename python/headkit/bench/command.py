@@ -45,7 +45,7 @@ def _table(rows: list[attention_bench.Row]) -> Table:
         f"{first.rounds} rounds, {first.repeated_rounds} repeated{void}",
         title_justify="left",
     )
-    for column in ("peer", "heads", "ms", "of peak", "x headkit", "of ideal"):
+    for column in ("peer", "heads", "ms", "of peak", "x headkit", "ideal"):
         table.add_column(column, justify="left" if column == "peer" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -82,7 +82,7 @@ def attention(
     times of another run are not comparable.
 
     heads: open heads. of peak: FLOP/s of the open heads over a probe of multiply-adds in the same
-    round. x headkit: time over headkit's with all heads. of ideal: 1 = time in proportion to the
+    round. x headkit: time over headkit's with all heads. ideal: 1 = time in proportion to the
     open heads.
     """
     console, errors = Console(), Console(stderr=True)
