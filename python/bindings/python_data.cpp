@@ -2,6 +2,8 @@
 
 #include <headkit/core/error.h>
 
+#include <torch/csrc/autograd/python_variable.h>
+
 #include <typeinfo>
 
 namespace py = pybind11;

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <headkit/models/batch.h>
-#include <torch/extension.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <memory>
 

@@ -2,7 +2,7 @@
 
 #include <headkit/models/batch.h>
 #include <pybind11/functional.h>
-#include <torch/extension.h>
+#include <torch/csrc/utils/pybind.h>
 
 namespace headkit::bindings {
 

@@ -1,6 +1,8 @@
 #pragma once
 
-#include <torch/extension.h>
+#include <ATen/ATen.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 
 namespace headkit::bindings {
 
