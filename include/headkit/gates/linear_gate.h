@@ -55,15 +55,15 @@ class LinearGate final : public GatePolicy {
 
 struct LinearGateFit {
   double mean_heads = 0;        ///< required: heads that run on average, in (0, L*H]
-  at::Tensor dropped_output;    ///< [L, H, D]: compensation, used while fitting as well
-  HeadScores scores;            ///< static scores behind s; values undefined = mean of the targets
+  at::Tensor dropped_output{};  ///< [L, H, D]: compensation, used while fitting as well
+  HeadScores scores{};          ///< static scores behind s; values undefined = mean of the targets
   double ridge = -1;            ///< penalty relative to the mean feature variance; < 0 = by GCV
   double huber = 1.345;         ///< robust loss beyond so many robust deviations; 0 = squares only
   int64_t min_heads = 1;
   /// Heads that the threshold opens for less than this share of the calibration inputs are pruned,
   /// for more than 1 - share always on. 0 = only where all inputs agree.
   double settled_share = 0.005;
-  Progress progress;  ///< batches done, over both data sources
+  Progress progress{};  ///< batches done, over both data sources
 };
 
 /// What fitting found out.

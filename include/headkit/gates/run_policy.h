@@ -10,7 +10,7 @@ namespace headkit {
 struct RunOptions {
   bool record = false;      ///< ask for decision records
   int64_t first_input = 0;  ///< number of the first example, for the records
-  std::string weights_sha256;  ///< `model.fingerprint()`, for the records; empty = not computed
+  std::string weights_sha256{};  ///< `model.fingerprint()`, for the records; empty = not computed
 };
 
 /// What came out and what it cost.
