@@ -44,6 +44,23 @@ Args:
       .def_readwrite("next_input", &GatePolicy::State::next_input)
       .def_readwrite("records", &GatePolicy::State::records, "JSON lines, one an input.");
 
+  py::class_<GateInput>(m, "GateInput", R"pbdoc(
+What a policy sees when it is asked before a layer.
+
+Args:
+    layer: which.
+    hidden: its input, shape [batch, tokens, model_dim].
+    attention_mask: bool, shape [batch, tokens], true = token; None = no padding.
+)pbdoc")
+      .def(py::init([](int64_t layer, at::Tensor hidden, const std::optional<at::Tensor>& mask) {
+             return GateInput{layer, std::move(hidden), or_undefined(mask)};
+           }),
+           py::arg("layer"), py::arg("hidden"), py::arg("attention_mask") = py::none())
+      .def_readonly("layer", &GateInput::layer)
+      .def_readonly("hidden", &GateInput::hidden)
+      .def_property_readonly("attention_mask",
+                             [](const GateInput& i) { return or_none(i.attention_mask); });
+
   py::class_<GatePolicy, std::shared_ptr<GatePolicy>>(m, "GatePolicy", R"pbdoc(
 Decides at run time which heads run for each input.
 
@@ -51,6 +68,8 @@ Decides at run time which heads run for each input.
 one and says what it cost.
 )pbdoc")
       .def_property_readonly("name", &GatePolicy::name)
+      .def("start", &GatePolicy::start, "A fresh PolicyState.")
+      .def("decide", &GatePolicy::decide, py::arg("input"), py::arg("state"), Unlocked())
       .def("decide",
            [](const GatePolicy& policy, const at::Tensor& hidden,
               const std::optional<at::Tensor>& attention_mask, GatePolicy::State* state) {
