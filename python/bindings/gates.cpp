@@ -10,6 +10,7 @@
 #include <variant>
 
 #include "optional_tensor.h"
+#include "python_progress.h"
 #include "rooms.h"
 
 namespace py = pybind11;
@@ -96,22 +97,25 @@ Raises:
   m.def("policy_from_json", &policy_from_json, py::arg("text"),
         "The policy that ``to_json`` wrote; ValueError on anything else.");
 
-  py::class_<PolicyInfo>(m, "PolicyInfo", "What the registry tells of a policy.")
-      .def_readonly("name", &PolicyInfo::name)
-      .def_readonly("definition", &PolicyInfo::definition)
-      .def_readonly("source", &PolicyInfo::source)
-      .def_readonly("cost", &PolicyInfo::cost)
-      .def_readonly("needs", &PolicyInfo::needs)
-      .def_readonly("decides", &PolicyInfo::decides);
   m.def("policies",
         [] {
           py::dict all;
-          for (const PolicyInfo& info : policies()) all[py::str(info.name)] = info;
+          for (const PolicyInfo& each : policies()) {
+            py::dict info;
+            info["definition"] = each.definition;
+            info["source"] = each.source;
+            info["cost"] = each.cost;
+            info["needs"] = each.needs;
+            info["decides"] = each.decides;
+            all[py::str(each.name)] = info;
+          }
           return all;
         },
         R"pbdoc(
-The registry of policies: name -> PolicyInfo.
+The registry of policies: name -> definition, source, cost, needs, decides.
 
+Returns:
+    dict[str, dict[str, str]]: by registry name.
 Example:
     >>> sorted(headkit.policies())
     ['escalation', 'linear_gate', 'mask']
@@ -196,6 +200,12 @@ Example:
            "z, float64 [batch, layers, heads].")
       .def("open_heads", &LinearGate::open_heads, py::arg("logits"), Unlocked(),
            "0 or 1 for logits [batch, layers, heads]: threshold, fixed heads and floor.")
+      .def("with_dropped_output",
+           [](const LinearGate& gate, const std::optional<at::Tensor>& dropped_output) {
+             return std::make_shared<LinearGate>(
+                 gate.with_dropped_output(or_undefined(dropped_output)));
+           },
+           py::arg("dropped_output"), "The same gate with another compensation.")
       .def("with_mean_heads",
            [](const LinearGate& gate, const at::Tensor& logits, double mean_heads) {
              return std::make_shared<LinearGate>(gate.with_mean_heads(logits, mean_heads));
@@ -236,7 +246,7 @@ Attributes:
           options.huber = huber;
           options.min_heads = min_heads;
           options.settled_share = settled_share;
-          options.progress = std::move(progress);
+          options.progress = interruptible(std::move(progress));
           const std::shared_ptr<Objective> loss = objective_from(objective);
           FittedLinearGate fitted = [&] {
             const py::gil_scoped_release release;
@@ -383,8 +393,9 @@ Example:
                              "Layers that a re-run does not repeat.")
       .def("trace",
            [](const Escalation& escalation, GatedModel& model, const DataSource& data,
-              const Progress& progress) {
-             return trace_escalation(model, data, escalation.settings(), progress);
+              Progress progress) {
+             return trace_escalation(model, data, escalation.settings(),
+                                     interruptible(std::move(progress)));
            },
            py::arg("model"), py::arg("data"), py::kw_only(), py::arg("progress") = nullptr,
            Unlocked(), "EscalationTrace of calibration batches, from which thresholds are set.")

@@ -217,6 +217,12 @@ LinearGate LinearGate::with_mean_heads(const at::Tensor& logits, double mean_hea
   return LinearGate(std::move(settings));
 }
 
+LinearGate LinearGate::with_dropped_output(at::Tensor dropped_output) const {
+  LinearGateSettings settings = settings_;
+  settings.dropped_output = std::move(dropped_output);
+  return LinearGate(std::move(settings));
+}
+
 GateSet LinearGate::decide(const GateInput& input, State& state) const {
   HEADKIT_CHECK(input.layer == 0, kOperation, "to be asked before layer 0", "layer ", input.layer);
   const at::Tensor logits = this->logits(input.hidden, input.attention_mask);

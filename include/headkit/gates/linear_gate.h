@@ -43,6 +43,8 @@ class LinearGate final : public GatePolicy {
   at::Tensor logits(const at::Tensor& hidden, const at::Tensor& attention_mask) const;
   /// 0/1, double [B, L, H], from logits of that shape: threshold, fixed heads and floor.
   at::Tensor open_heads(const at::Tensor& logits) const;
+  /// The same gate with another compensation, [L, H, D] or undefined.
+  LinearGate with_dropped_output(at::Tensor dropped_output) const;
   /// The same gate with the threshold that lets the samples behind `logits` [N, L, H] run
   /// `mean_heads` heads on average: the closest reachable mean that does not exceed it, floor and
   /// fixed heads included. Throws if those alone exceed it.

@@ -4,13 +4,13 @@ import base64
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from headkit.files import write_text
 from headkit.report.content import Report, Sentence
 from headkit.report.figures import (
     chart_key,
@@ -253,19 +253,4 @@ def write(report: Report, path: str | os.PathLike[str]) -> Path:
     Raises:
         RuntimeError: if the file cannot be written.
     """
-    path = Path(path)
-    text = render(report)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise RuntimeError(f"[report] expected to write {path}; found: {error}") from error
-    return path
+    return write_text(path, render(report))
