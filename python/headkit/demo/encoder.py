@@ -117,6 +117,4 @@ def fit_probe(
     best = max(range(len(fits)), key=lambda place: (right[place], -strengths[place]))
     half = torch.tensor(fits[best].coef_[0] / 2, dtype=torch.float32)
     offset = torch.tensor(fits[best].intercept_[0] / 2, dtype=torch.float32)
-    return Probe(
-        torch.stack([-half, half]), torch.stack([-offset, offset]), strengths[best]
-    )
+    return Probe(torch.stack([-half, half]), torch.stack([-offset, offset]), strengths[best])

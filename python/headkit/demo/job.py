@@ -128,7 +128,9 @@ def evaluate_dense(
 
 def mean_rows(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The average of rows of the same kind."""
-    return {"name": name} | {key: mean(row[key] for row in rows) for key in rows[0] if key != "name"}
+    return {"name": name} | {
+        key: mean(row[key] for row in rows) for key in rows[0] if key != "name"
+    }
 
 
 def removed(model: torch.nn.Module, heads: HeadSet) -> torch.nn.Module:
@@ -238,9 +240,7 @@ def run(
             for keep in (0.75, 0.5)
         }
     with steps.step("fitting the linear gate") as progress:
-        gate, gate_report = fit_gate(
-            probe, train, calibration, half, scores, dense_means, progress
-        )
+        gate, gate_report = fit_gate(probe, train, calibration, half, scores, dense_means, progress)
     with steps.step("calibrating the escalation") as progress:
         rung, rungs = fit_escalation(
             model, probe, train, calibration, half, scores, dense_means, size.rungs, progress
@@ -251,9 +251,7 @@ def run(
     with steps.step("testing") as progress:
         dense = evaluate_dense("dense", dense_model, classifier, layout, test)
         outcomes["dense"] = dense
-        outcomes["attached"] = evaluate_dense(
-            "attached", attached_model, classifier, layout, test
-        )
+        outcomes["attached"] = evaluate_dense("attached", attached_model, classifier, layout, test)
         rows += [outcomes[name].row(dense, test.labels) for name in ("dense", "attached")]
         for number, (keep, sets) in enumerate(drawn.items()):
             name = f"random@{keep:g}"

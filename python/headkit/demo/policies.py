@@ -119,7 +119,8 @@ def fit_escalation(
             + (2 * layout.layers - draft.shared_layers if rerun else layout.layers)
             * _C.feed_forward_flops(layout, tokens)
             for rerun, tokens in zip(
-                again.tolist(), torch.cat([b["attention_mask"].sum(1) for b in calibration.batches]).tolist(),
+                again.tolist(),
+                torch.cat([b["attention_mask"].sum(1) for b in calibration.batches]).tolist(),
                 strict=True,
             )
         )

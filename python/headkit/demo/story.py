@@ -51,7 +51,7 @@ def conclusions(summary: Mapping[str, Any]) -> list[str]:
         f"{100 * static['agreement']:.1f}% of unseen sentences, chosen at random on "
         f"{100 * rows['random@0.5']['agreement']:.1f}%; both with mean outputs in place of what "
         "went.",
-        f"Per head run, against static pruning at about the same mean ({static['mean_heads']:.1f}): "
+        f"Per head run, against static pruning at the same mean ({static['mean_heads']:.1f}): "
         f"{_versus('escalation', paired[ESCALATION])}, {_versus('linear gate', paired[GATE])}.",
     ]
     cheaper = [
@@ -67,8 +67,15 @@ def conclusions(summary: Mapping[str, Any]) -> list[str]:
         "is partly paid back here; heads are only a part of this model."
     )
     times = sorted(
-        ((name, share(row, "ms")) for name, row in
-         (("attached", rows["attached"]), ("static", static), ("gate", gate), ("escalation", climb))),
+        (
+            (name, share(row, "ms"))
+            for name, row in (
+                ("attached", rows["attached"]),
+                ("static", static),
+                ("gate", gate),
+                ("escalation", climb),
+            )
+        ),
         key=lambda item: item[1],
     )
     lines.append(
@@ -92,7 +99,7 @@ def conclusions(summary: Mapping[str, Any]) -> list[str]:
         else:
             lines.append(
                 f"Calibrated to a risk of {100 * each['risk']:g}% changed labels, escalation runs "
-                f"{each['mean_heads']:.1f} heads ({share(each, 'useful_flops'):.0f}% of dense FLOPs); "
+                f"{each['mean_heads']:.1f} heads, {share(each, 'useful_flops'):.0f}% of dense FLOPs; "
                 f"on the test sentences {100 * each['test_risk']:.1f}% changed."
             )
     return lines

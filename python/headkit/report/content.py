@@ -14,7 +14,7 @@ class Sentence:
         tokens: of the model, special ones included.
         label, prediction: what it is and what the dense model says, in words.
         note: one line about why it is shown.
-        decisions: policy name -> decision record, a dictionary as ``DecisionRecord.to_json`` writes.
+        decisions: policy name -> decision record, the dictionary that ``to_json`` writes.
     """
 
     text: str

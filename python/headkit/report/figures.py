@@ -144,7 +144,8 @@ def mark(name: str, x: float, y: float) -> str:
     """The sign of a row in a chart: shape and colour by its family."""
     colour, shape, r = family(name), MARKS.get(name.split("@")[0], "circle"), 6
     if shape == "ring":
-        return f'<circle cx="{x}" cy="{y}" r="{r + 3}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        line = f'stroke="{colour}" stroke-width="2"'
+        return f'<circle cx="{x}" cy="{y}" r="{r + 3}" fill="none" {line}/>'
     if shape == "cross":
         return (
             f'<path d="M{x - r} {y - r}L{x + r} {y + r}M{x - r} {y + r}L{x + r} {y - r}" '
@@ -196,7 +197,9 @@ def quality_chart(
         return round(top + (y_high - y) / span_y * (height - top - bottom), 1)
 
     said = f"agreement with the dense model against {title}; the table below holds the numbers"
-    parts = [f'<svg class="chart" role="img" aria-label="{escape(said)}" viewBox="0 0 {width} {height}">']
+    parts = [
+        f'<svg class="chart" role="img" aria-label="{escape(said)}" viewBox="0 0 {width} {height}">'
+    ]
     for y in _ticks(y_low, y_high):
         parts.append(
             f'<path class="rule" d="M{left} {py(y)}H{width - right}"/>'

@@ -205,8 +205,8 @@ def render(report: Report) -> str:
         sections.append(f"<section><h2>Measured</h2>{_rows_table(report)}</section>")
     sections.append(
         f'<section><h2>How much each head matters</h2><p class="lead">{escape(report.score_label)} '
-        f"Colour is the rank among all {layers * heads} heads (light = matters most), the number the "
-        "score as a percentage of the largest. Layer 0 is at the bottom.</p>"
+        f"Colour is the rank among all {layers * heads} heads (light = matters most), the number "
+        "the score as a percentage of the largest. Layer 0 is at the bottom.</p>"
         f'<div class="wide">{score_grid(report.scores, "head scores")}</div>'
         f"{_scores_table(report)}</section>"
     )
