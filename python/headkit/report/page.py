@@ -24,11 +24,11 @@ from headkit.report.figures import (
 
 COLUMNS = (
     ("mean_heads", "heads run", "{:.1f}"),
-    ("probe_accuracy", "probe accuracy", "{:.3f}"),
+    ("probe_accuracy", "accuracy", "{:.3f}"),
     ("agreement", "agrees with dense", "{:.3f}"),
     ("cosine", "cosine to dense", "{:.3f}"),
-    ("useful_flops", "MFLOPs a sentence", "{:.0f}"),
-    ("ms", "ms a batch of 16", "{:.1f}"),
+    ("useful_flops", "MFLOPs each", "{:.0f}"),
+    ("ms", "ms for 16", "{:.1f}"),
 )
 
 
