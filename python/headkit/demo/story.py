@@ -99,8 +99,8 @@ def conclusions(summary: Mapping[str, Any]) -> list[str]:
         else:
             lines.append(
                 f"Calibrated to a risk of {100 * each['risk']:g}% changed labels, escalation runs "
-                f"{each['mean_heads']:.1f} heads, {share(each, 'useful_flops'):.0f}% of dense FLOPs; "
-                f"on the test sentences {100 * each['test_risk']:.1f}% changed."
+                f"{each['mean_heads']:.1f} heads, {share(each, 'useful_flops'):.0f}% of dense "
+                f"FLOPs; on the test sentences {100 * each['test_risk']:.1f}% changed."
             )
     return lines
 
@@ -196,9 +196,10 @@ def report(summary: Mapping[str, Any], sentences: Sequence[Sentence]) -> Report:
         sentences=sentences,
         method=[
             "all-MiniLM-L6-v2 embeds sentences of Amazon reviews whose human raters agreed (mean "
-            "rating of at least 1 in absolute value). A logistic regression on the dense embeddings "
-            "tells positive from negative; it is the same for all rows. The data are split by "
-            "review: heads, mean outputs and gates come from the training part, thresholds and the "
+            "rating of at least 1 in absolute value). A logistic regression on the dense "
+            "embeddings tells positive from negative; it is the same for all rows. The data are "
+            "split by review: heads, mean outputs and gates come from the training part, "
+            "thresholds and the "
             "choice of the low set from the calibration part, every figure of the table from the "
             "test part.",
             "A head that does not run is replaced by its mean output over the training sentences "
