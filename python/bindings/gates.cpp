@@ -1,7 +1,477 @@
+#include <headkit/gates/conformal.h>
+#include <headkit/gates/escalation.h>
+#include <headkit/gates/gate_policy.h>
+#include <headkit/gates/linear_gate.h>
+#include <headkit/gates/mask_policy.h>
+#include <headkit/gates/run_policy.h>
+#include <pybind11/functional.h>
+
+#include <optional>
+#include <variant>
+
+#include "optional_tensor.h"
+#include "python_progress.h"
 #include "rooms.h"
 
-namespace headkit::bindings {
+namespace py = pybind11;
 
-void register_gates(pybind11::module_& m) {}
+namespace headkit::bindings {
+namespace {
+
+using Unlocked = py::call_guard<py::gil_scoped_release>;
+using ObjectiveOrName = std::variant<std::string, std::shared_ptr<Objective>>;
+
+std::shared_ptr<Objective> objective_from(const ObjectiveOrName& objective) {
+  if (const auto* name = std::get_if<std::string>(&objective)) return make_objective(*name);
+  return std::get<std::shared_ptr<Objective>>(objective);
+}
+
+void register_policy(py::module_& m) {
+  py::class_<GatePolicy::State>(m, "PolicyState", R"pbdoc(
+What changes from call to call of a policy: here, the records of its decisions.
+
+Args:
+    record: whether to keep decision records.
+    layout: HeadLayout of the model, for the records' FLOPs; None = unknown.
+)pbdoc")
+      .def(py::init([](bool record, const std::optional<HeadLayout>& layout) {
+             GatePolicy::State state;
+             state.record = record;
+             if (layout) state.layout = *layout;
+             return state;
+           }),
+           py::kw_only(), py::arg("record") = false, py::arg("layout") = py::none())
+      .def_readwrite("record", &GatePolicy::State::record)
+      .def_readwrite("next_input", &GatePolicy::State::next_input)
+      .def_readwrite("records", &GatePolicy::State::records, "JSON lines, one an input.");
+
+  py::class_<GateInput>(m, "GateInput", R"pbdoc(
+What a policy sees when it is asked before a layer.
+
+Args:
+    layer: which.
+    hidden: its input, shape [batch, tokens, model_dim].
+    attention_mask: bool, shape [batch, tokens], true = token; None = no padding.
+)pbdoc")
+      .def(py::init([](int64_t layer, at::Tensor hidden, const std::optional<at::Tensor>& mask) {
+             return GateInput{layer, std::move(hidden), or_undefined(mask)};
+           }),
+           py::arg("layer"), py::arg("hidden"), py::arg("attention_mask") = py::none())
+      .def_readonly("layer", &GateInput::layer)
+      .def_readonly("hidden", &GateInput::hidden)
+      .def_property_readonly("attention_mask",
+                             [](const GateInput& i) { return or_none(i.attention_mask); });
+
+  py::class_<GatePolicy, std::shared_ptr<GatePolicy>>(m, "GatePolicy", R"pbdoc(
+Decides at run time which heads run for each input.
+
+``hk.gates(model, policy)`` puts one on a model; ``hk.run(model, batch, policy)`` runs a batch under
+one and says what it cost.
+)pbdoc")
+      .def_property_readonly("name", &GatePolicy::name)
+      .def("start", &GatePolicy::start, "A fresh PolicyState.")
+      .def("decide", &GatePolicy::decide, py::arg("input"), py::arg("state"), Unlocked())
+      .def("decide",
+           [](const GatePolicy& policy, const at::Tensor& hidden,
+              const std::optional<at::Tensor>& attention_mask, GatePolicy::State* state) {
+             const std::unique_ptr<GatePolicy::State> own = policy.start();
+             return policy.decide({0, hidden, or_undefined(attention_mask)},
+                                  state == nullptr ? *own : *state);
+           },
+           py::arg("hidden"), py::arg("attention_mask") = py::none(), py::arg("state") = nullptr,
+           Unlocked(), R"pbdoc(
+Gates for every layer from the input of the first.
+
+Args:
+    hidden: shape [batch, tokens, model_dim].
+    attention_mask: bool, shape [batch, tokens], true = token; None = no padding.
+    state: a PolicyState, to get records.
+Returns:
+    GateSet: ``heads`` of shape [batch, layers, heads].
+Raises:
+    ValueError: on shapes that do not fit, and for escalation, which ``hk.run`` serves.
+)pbdoc")
+      .def("to_json", &GatePolicy::to_json, "Everything ``policy_from_json`` needs, bit for bit.")
+      .def_static("from_json", &policy_from_json, py::arg("text"))
+      .def("__repr__", [](const GatePolicy& policy) { return "<policy " + policy.name() + ">"; });
+  m.def("policy_from_json", &policy_from_json, py::arg("text"),
+        "The policy that ``to_json`` wrote; ValueError on anything else.");
+
+  m.def("policies",
+        [] {
+          py::dict all;
+          for (const PolicyInfo& each : policies()) {
+            py::dict info;
+            info["definition"] = each.definition;
+            info["source"] = each.source;
+            info["cost"] = each.cost;
+            info["needs"] = each.needs;
+            info["decides"] = each.decides;
+            all[py::str(each.name)] = info;
+          }
+          return all;
+        },
+        R"pbdoc(
+The registry of policies: name -> definition, source, cost, needs, decides.
+
+Returns:
+    dict[str, dict[str, str]]: by registry name.
+Example:
+    >>> sorted(headkit.policies())
+    ['escalation', 'linear_gate', 'mask']
+)pbdoc");
+}
+
+void register_mask_policy(py::module_& m) {
+  py::class_<MaskPolicy, GatePolicy, std::shared_ptr<MaskPolicy>>(m, "MaskPolicy", R"pbdoc(
+A static mask as a policy: the same heads for every input.
+
+Args:
+    mask: HeadMask.
+    dropped_output: what a closed head adds instead of nothing, [layers, heads, model_dim].
+Example:
+    >>> policy = headkit.MaskPolicy(headkit.HeadMask(torch.tensor([[1, 0], [0, 1]])))
+    >>> policy.decide(torch.zeros(1, 3, 4)).heads.tolist()
+    [[[1.0, 0.0], [0.0, 1.0]]]
+)pbdoc")
+      .def(py::init([](const HeadMask& mask, const std::optional<at::Tensor>& dropped_output) {
+             return std::make_shared<MaskPolicy>(mask, or_undefined(dropped_output));
+           }),
+           py::arg("mask"), py::kw_only(), py::arg("dropped_output") = py::none())
+      .def_property_readonly("mask", &MaskPolicy::mask)
+      .def_property_readonly("dropped_output",
+                             [](const MaskPolicy& p) { return or_none(p.dropped_output()); });
+}
+
+void register_linear_gate(py::module_& m) {
+  py::class_<LinearGate, GatePolicy, std::shared_ptr<LinearGate>>(m, "LinearGate", R"pbdoc(
+One decision for all layers before the first: z = W (u - mu) + s, on where z >= threshold.
+
+u is the mean of the layer-0 input over valid tokens. With W = 0 the gate is static pruning by s.
+``fit_linear_gate`` makes one from data.
+
+Args:
+    weight: W, float64 [layers, heads, model_dim].
+    reference: mu, float64 [model_dim].
+    static_logits: s, float64 [layers, heads].
+    threshold: a head runs if its logit is at least this.
+    fixed: int8 [layers, heads]; 0 = decided, 1 = always on, -1 = pruned; None = all decided.
+    min_heads: every input runs at least so many heads.
+    dropped_output: what a closed head adds instead of nothing, [layers, heads, model_dim].
+    calibration: free text, what set the threshold.
+Example:
+    >>> gate = headkit.LinearGate(
+    ...     weight=torch.tensor([[[1.0], [-1.0]]], dtype=torch.float64),
+    ...     reference=torch.zeros(1, dtype=torch.float64),
+    ...     static_logits=torch.zeros(1, 2, dtype=torch.float64),
+    ...     threshold=0.5,
+    ... )
+    >>> gate.decide(torch.tensor([[[3.0]], [[-3.0]]])).heads.tolist()
+    [[[1.0, 0.0]], [[0.0, 1.0]]]
+)pbdoc")
+      .def(py::init([](at::Tensor weight, at::Tensor reference, at::Tensor static_logits,
+                       double threshold, const std::optional<at::Tensor>& fixed, int64_t min_heads,
+                       const std::optional<at::Tensor>& dropped_output, std::string calibration) {
+             return std::make_shared<LinearGate>(LinearGateSettings{
+                 std::move(weight), std::move(reference), std::move(static_logits),
+                 or_undefined(fixed), threshold, min_heads, or_undefined(dropped_output),
+                 std::move(calibration)});
+           }),
+           py::kw_only(), py::arg("weight"), py::arg("reference"), py::arg("static_logits"),
+           py::arg("threshold"), py::arg("fixed") = py::none(), py::arg("min_heads") = 1,
+           py::arg("dropped_output") = py::none(), py::arg("calibration") = "")
+      .def_property_readonly("weight", [](const LinearGate& g) { return g.settings().weight; })
+      .def_property_readonly("reference",
+                             [](const LinearGate& g) { return g.settings().reference; })
+      .def_property_readonly("static_logits",
+                             [](const LinearGate& g) { return g.settings().static_logits; })
+      .def_property_readonly("fixed", [](const LinearGate& g) { return g.settings().fixed; })
+      .def_property_readonly("threshold", [](const LinearGate& g) { return g.settings().threshold; })
+      .def_property_readonly("min_heads", [](const LinearGate& g) { return g.settings().min_heads; })
+      .def_property_readonly(
+          "dropped_output",
+          [](const LinearGate& g) { return or_none(g.settings().dropped_output); })
+      .def("logits",
+           [](const LinearGate& gate, const at::Tensor& hidden,
+              const std::optional<at::Tensor>& attention_mask) {
+             return gate.logits(hidden, or_undefined(attention_mask));
+           },
+           py::arg("hidden"), py::arg("attention_mask") = py::none(), Unlocked(),
+           "z, float64 [batch, layers, heads].")
+      .def("open_heads", &LinearGate::open_heads, py::arg("logits"), Unlocked(),
+           "0 or 1 for logits [batch, layers, heads]: threshold, fixed heads and floor.")
+      .def("with_dropped_output",
+           [](const LinearGate& gate, const std::optional<at::Tensor>& dropped_output) {
+             return std::make_shared<LinearGate>(
+                 gate.with_dropped_output(or_undefined(dropped_output)));
+           },
+           py::arg("dropped_output"), "The same gate with another compensation.")
+      .def("with_mean_heads",
+           [](const LinearGate& gate, const at::Tensor& logits, double mean_heads) {
+             return std::make_shared<LinearGate>(gate.with_mean_heads(logits, mean_heads));
+           },
+           py::arg("logits"), py::arg("mean_heads"), Unlocked(),
+           "The same gate, its threshold set so that these inputs run so many heads on average.");
+
+  py::class_<LinearGateReport>(m, "LinearGateReport", R"pbdoc(
+What fitting a linear gate found out.
+
+Attributes:
+    ridge: penalty taken, relative to the mean feature variance; inf = W is 0, the gate is static.
+    explained: share of the targets' variance over inputs that W explains, by cross-validation.
+    input_variance: share of the variance of z that is due to the input.
+    mean_heads: on the calibration inputs.
+    contested: heads that some inputs open and others close.
+    fitted_examples, calibration_examples: how many there were.
+)pbdoc")
+      .def_readonly("fitted_examples", &LinearGateReport::fitted_examples)
+      .def_readonly("calibration_examples", &LinearGateReport::calibration_examples)
+      .def_readonly("ridge", &LinearGateReport::ridge)
+      .def_readonly("explained", &LinearGateReport::explained)
+      .def_readonly("input_variance", &LinearGateReport::input_variance)
+      .def_readonly("mean_heads", &LinearGateReport::mean_heads)
+      .def_readonly("contested", &LinearGateReport::contested);
+
+  m.def("fit_linear_gate",
+        [](GatedModel& model, const DataSource& train, const DataSource& calibration,
+           double mean_heads, const ObjectiveOrName& objective,
+           const std::optional<HeadScores>& scores, const std::optional<at::Tensor>& dropped_output,
+           std::optional<double> ridge, double huber, int64_t min_heads, double settled_share,
+           Progress progress) {
+          LinearGateFit options;
+          options.mean_heads = mean_heads;
+          options.dropped_output = or_undefined(dropped_output);
+          if (scores) options.scores = *scores;
+          options.ridge = ridge.value_or(-1);
+          options.huber = huber;
+          options.min_heads = min_heads;
+          options.settled_share = settled_share;
+          options.progress = interruptible(std::move(progress));
+          const std::shared_ptr<Objective> loss = objective_from(objective);
+          FittedLinearGate fitted = [&] {
+            const py::gil_scoped_release release;
+            return fit_linear_gate(model, train, calibration, *loss, options);
+          }();
+          return py::make_tuple(fitted.gate, fitted.report);
+        },
+        py::arg("model"), py::arg("train"), py::arg("calibration"), py::kw_only(),
+        py::arg("mean_heads"), py::arg("objective") = "cross_entropy",
+        py::arg("scores") = py::none(), py::arg("dropped_output") = py::none(),
+        py::arg("ridge") = py::none(), py::arg("huber") = 1.345, py::arg("min_heads") = 1,
+        py::arg("settled_share") = 0.005, py::arg("progress") = nullptr, R"pbdoc(
+Fit a linear gate to the gate gradients of single examples, and its threshold to a mean.
+
+Args:
+    model: GatedModel; unchanged.
+    train: labelled batches that W is fitted on.
+    calibration: other batches, for the threshold.
+    mean_heads: heads that run on average over ``calibration``.
+    objective: a loss with a gradient at the dense model.
+    scores: HeadScores behind the static logits; None = the mean of the gradients.
+    dropped_output: compensation, [layers, heads, model_dim].
+    ridge: penalty relative to the mean feature variance; None = by generalised cross-validation.
+    huber: robust loss beyond so many robust deviations; 0 = least squares.
+    min_heads: heads that every input runs at least.
+    settled_share: heads opened for less than this share of the inputs are pruned, for more than
+        1 minus it always on.
+    progress: called with (batches done, batches in all or -1).
+Returns:
+    tuple: LinearGate, LinearGateReport.
+Raises:
+    ValueError: for an objective whose first-order scores are zero, or data that do not fit.
+Source:
+    Targets after Akhauri et al. 2024; Golub, Heath, Wahba 1979; Huber 1964.
+)pbdoc");
+}
+
+void register_conformal(py::module_& m) {
+  py::class_<ConformalResult>(m, "ConformalResult", R"pbdoc(
+Where conformal risk control set the threshold.
+
+Attributes:
+    threshold: the grid value taken (lambda).
+    index: its place in the grid.
+    empirical_risk, corrected_risk: mean loss of the calibration samples there, and with the
+        correction for their number.
+    samples: how many there were.
+)pbdoc")
+      .def_readonly("threshold", &ConformalResult::lambda)
+      .def_readonly("index", &ConformalResult::index)
+      .def_readonly("empirical_risk", &ConformalResult::empirical_risk)
+      .def_readonly("corrected_risk", &ConformalResult::corrected_risk)
+      .def_readonly("samples", &ConformalResult::samples);
+  m.def("conformal_risk_control",
+        [](const at::Tensor& losses, const at::Tensor& grid, double risk, double bound) {
+          return conformal_risk_control(losses, grid, {risk, bound});
+        },
+        py::arg("losses"), py::arg("grid"), py::kw_only(), py::arg("risk") = 0.05,
+        py::arg("bound") = 1.0, Unlocked(), R"pbdoc(
+The smallest grid value whose loss on a new sample is at most ``risk`` on average.
+
+Args:
+    losses: float64 [samples, grid], in [0, bound].
+    grid: float64, ascending, fixed before the losses were seen; the last value is dense.
+    risk: the mean loss that is promised.
+    bound: no loss exceeds it.
+Raises:
+    ValueError: with the needed number of samples if there are too few.
+Source:
+    Angelopoulos, Bates, Fisch, Lei, Schuster 2024 (arXiv 2208.02814).
+Example:
+    >>> losses = torch.zeros(19, 3, dtype=torch.float64)
+    >>> grid = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    >>> headkit.conformal_risk_control(losses, grid, risk=0.05).threshold
+    0.0
+)pbdoc");
+  m.def("conformal_samples_needed",
+        [](double risk, double bound) { return conformal_samples_needed({risk, bound}); },
+        py::arg("risk"), py::arg("bound") = 1.0, R"pbdoc(
+Fewest calibration samples that can promise ``risk``.
+
+Example:
+    >>> headkit.conformal_samples_needed(0.05)
+    19
+)pbdoc");
+}
+
+void register_escalation(py::module_& m) {
+  py::class_<EscalationTrace>(m, "EscalationTrace", R"pbdoc(
+What both head sets say of a calibration set.
+
+Attributes:
+    confidence: float64 [examples], of the low run.
+    changed: float64 [examples], 1 where the low label differs from the high one.
+    low_heads, extra_heads: heads of a first run, and what a re-run adds.
+)pbdoc")
+      .def_readonly("confidence", &EscalationTrace::confidence)
+      .def_readonly("changed", &EscalationTrace::changed)
+      .def_readonly("low_heads", &EscalationTrace::low_heads)
+      .def_readonly("extra_heads", &EscalationTrace::extra_heads)
+      .def("threshold", &escalation_threshold, py::arg("mean_heads"),
+           "The threshold at which these examples run so many heads on average.")
+      .def("threshold_at_risk", &escalation_threshold_at_risk, py::arg("risk"),
+           py::arg("steps") = 64,
+           "ConformalResult: the threshold that promises this share of changed labels.");
+
+  py::class_<Escalation, GatePolicy, std::shared_ptr<Escalation>>(m, "Escalation", R"pbdoc(
+Runs all inputs on a low head set and the unsure ones again on a high one.
+
+Unsure: tanh(margin / 2) of the output logits is below the threshold. Run it with ``hk.run``; it
+cannot be a gate, because it decides after the output. A re-run repeats the feed-forward blocks.
+
+Args:
+    low: HeadMask of the first run.
+    high: HeadMask of the second, containing ``low``; None = all heads.
+    threshold: in [0, 1]; 1 = everything runs again.
+    dropped_output: what a closed head adds instead of nothing, [layers, heads, model_dim].
+    risk: promised share of changed labels, where the threshold was calibrated so.
+    calibration: free text, what set the threshold.
+Raises:
+    ValueError: if ``high`` does not contain ``low``.
+Example:
+    >>> low = headkit.HeadMask(torch.tensor([[1, 1], [0, 1]]))
+    >>> headkit.Escalation(low, threshold=0.5).shared_layers
+    1
+)pbdoc")
+      .def(py::init([](const HeadMask& low, const std::optional<HeadMask>& high, double threshold,
+                       const std::optional<at::Tensor>& dropped_output, std::optional<double> risk,
+                       std::string calibration) {
+             return std::make_shared<Escalation>(EscalationSettings{
+                 low, high.value_or(HeadMask::all(low.layers(), low.heads())), threshold,
+                 or_undefined(dropped_output), risk, std::move(calibration)});
+           }),
+           py::arg("low"), py::arg("high") = py::none(), py::kw_only(), py::arg("threshold"),
+           py::arg("dropped_output") = py::none(), py::arg("risk") = py::none(),
+           py::arg("calibration") = "")
+      .def_property_readonly("low", [](const Escalation& e) { return e.settings().low; })
+      .def_property_readonly("high", [](const Escalation& e) { return e.settings().high; })
+      .def_property_readonly("threshold", [](const Escalation& e) { return e.settings().threshold; })
+      .def_property_readonly("risk", [](const Escalation& e) { return e.settings().risk; })
+      .def_property_readonly("dropped_output",
+                             [](const Escalation& e) { return or_none(e.settings().dropped_output); })
+      .def_property_readonly("shared_layers", &Escalation::shared_layers,
+                             "Layers that a re-run does not repeat.")
+      .def("trace",
+           [](const Escalation& escalation, GatedModel& model, const DataSource& data,
+              Progress progress) {
+             return trace_escalation(model, data, escalation.settings(),
+                                     interruptible(std::move(progress)));
+           },
+           py::arg("model"), py::arg("data"), py::kw_only(), py::arg("progress") = nullptr,
+           Unlocked(), "EscalationTrace of calibration batches, from which thresholds are set.")
+      .def("with_threshold",
+           [](const Escalation& escalation, double threshold, std::optional<double> risk,
+              std::string calibration) {
+             EscalationSettings settings = escalation.settings();
+             settings.threshold = threshold;
+             settings.risk = risk;
+             settings.calibration = std::move(calibration);
+             return std::make_shared<Escalation>(std::move(settings));
+           },
+           py::arg("threshold"), py::kw_only(), py::arg("risk") = py::none(),
+           py::arg("calibration") = "", "The same sets with another threshold.");
+  m.def("output_confidence", &output_confidence, py::arg("logits"), Unlocked(), R"pbdoc(
+tanh(margin / 2) of logits [batch, classes]: float64 [batch].
+
+Example:
+    >>> headkit.output_confidence(torch.tensor([[0.0, 0.0], [0.0, 100.0]])).tolist()
+    [0.0, 1.0]
+)pbdoc");
+}
+
+void register_run(py::module_& m) {
+  py::class_<PolicyRun>(m, "PolicyRun", R"pbdoc(
+What came out of a run under a policy, and what it cost.
+
+Attributes:
+    output: as the model's head gives it, in batch order.
+    gates: GateSet; ``heads`` [batch, layers, heads] are the gates behind each output.
+    heads_run: int64 [batch], heads computed, re-runs included.
+    layers_run: int64 [batch], layers and so feed-forward blocks computed, re-runs included.
+    records: JSON lines, one an example, where asked for (``read_decision_records``).
+)pbdoc")
+      .def_readonly("output", &PolicyRun::output)
+      .def_readonly("gates", &PolicyRun::gates)
+      .def_readonly("heads_run", &PolicyRun::heads_run)
+      .def_readonly("layers_run", &PolicyRun::layers_run)
+      .def_readonly("records", &PolicyRun::records)
+      .def("flops",
+           [](const PolicyRun& run, const HeadLayout& layout, const at::Tensor& tokens) {
+             return run_flops(layout, run, tokens);
+           },
+           py::arg("layout"), py::arg("tokens"),
+           "Useful FLOPs of the whole encoder for each example, float64 [batch].");
+  m.def("run_policy",
+        [](GatedModel& model, const Batch& batch, const GatePolicy& policy, bool record,
+           int64_t first_input, std::string weights_sha256) {
+          return run_policy(model, batch, policy, {record, first_input, std::move(weights_sha256)});
+        },
+        py::arg("model"), py::arg("batch"), py::arg("policy"), py::kw_only(),
+        py::arg("record") = false, py::arg("first_input") = 0, py::arg("weights_sha256") = "",
+        Unlocked(), R"pbdoc(
+Run a batch under any policy, escalation included.
+
+Args:
+    model: GatedModel.
+    batch: name -> tensor.
+    policy: GatePolicy.
+    record: ask for decision records.
+    first_input: number of the first example, for the records.
+    weights_sha256: ``model.fingerprint()``, for the records.
+Returns:
+    PolicyRun: outputs, gates, heads and layers computed, records.
+)pbdoc");
+}
+
+}  // namespace
+
+void register_gates(py::module_& m) {
+  register_policy(m);
+  register_mask_policy(m);
+  register_linear_gate(m);
+  register_conformal(m);
+  register_escalation(m);
+  register_run(m);
+}
 
 }  // namespace headkit::bindings

@@ -1,5 +1,6 @@
 #include <headkit/scorers/head_scorer.h>
 
+#include "optional_tensor.h"
 #include "python_progress.h"
 #include "rooms.h"
 
@@ -37,7 +38,8 @@ Example:
       [](GatedModel& model, const DataSource& data, const std::string& metric,
          const Objective& objective, const std::string& granularity,
          const std::string& normalization, const std::string& denominator, double confidence,
-         int64_t bootstrap, uint64_t seed, Progress progress) {
+         int64_t bootstrap, uint64_t seed, const std::optional<at::Tensor>& dropped_output,
+         Progress progress) {
         return make_scorer(metric)->score(model, data, objective,
                                           {.granularity = granularity,
                                            .normalization = normalization,
@@ -45,11 +47,13 @@ Example:
                                            .confidence = confidence,
                                            .bootstrap = bootstrap,
                                            .seed = seed,
+                                           .dropped_output = or_undefined(dropped_output),
                                            .progress = interruptible(std::move(progress))});
       },
       py::arg("model"), py::arg("data"), py::arg("metric"), py::arg("objective"), py::kw_only(),
       py::arg("granularity"), py::arg("normalization"), py::arg("denominator"),
-      py::arg("confidence"), py::arg("bootstrap"), py::arg("seed"), py::arg("progress") = nullptr,
+      py::arg("confidence"), py::arg("bootstrap"), py::arg("seed"),
+      py::arg("dropped_output") = py::none(), py::arg("progress") = nullptr,
       py::call_guard<py::gil_scoped_release>(), "See headkit.score.");
 }
 

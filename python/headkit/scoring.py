@@ -49,6 +49,7 @@ def score(
     confidence: float = 0.95,
     bootstrap: int = 1000,
     seed: int = 0,
+    dropped_output: torch.Tensor | None = None,
     progress: bool | Told = False,
 ) -> _C.HeadScores:
     """Score every head from data; larger = more important.
@@ -69,6 +70,8 @@ def score(
         confidence: level of the interval, between 0 and 1.
         bootstrap: resamples over examples for the interval; 0 = no interval.
         seed: of the bootstrap and of ``metric="random"``.
+        dropped_output: what will replace a closed head, [layers, heads, model_dim] as
+            ``mean_head_outputs`` gives it; heads are scored against it instead of against nothing.
         progress: True for a bar, or a function called with (batches done, batches).
 
     Returns:
@@ -103,5 +106,6 @@ def score(
             confidence=confidence,
             bootstrap=bootstrap,
             seed=seed,
+            dropped_output=dropped_output,
             progress=tell,
         )

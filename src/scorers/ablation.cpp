@@ -82,6 +82,9 @@ HeadScores AblationScorer::score(GatedModel& model, const DataSource& data,
             gates.heads[i].select(1, layer).select(1, heads[first + i]).zero_();
           }
           gates.heads = gates.heads.flatten(0, 1);
+          if (options.dropped_output.defined()) {
+            gates.dropped_output = options.dropped_output.to(hidden.options());
+          }
           const ModelState start = model.select(dense.inputs[layer], index);
           const at::Tensor output = model.head(model.run(start, layer, layout.layers, gates));
           const Batch repeated = select_examples(batch, index);
@@ -110,7 +113,8 @@ HeadScores AblationScorer::score(GatedModel& model, const DataSource& data,
   if (sample.all_zero()) fail_all_zero(kName, objective);
 
   sample.summarise(options, scores);
-  Json settings = {{"normalization", options.normalization}, {"bootstrap", options.bootstrap}};
+  Json settings = {{"normalization", options.normalization}, {"bootstrap", options.bootstrap},
+                   {"compensated", options.dropped_output.defined()}};
   if (labelled) {
     Json rows = Json::array();
     for (int64_t layer = 0; layer < layout.layers; ++layer) {

@@ -31,7 +31,8 @@ void check_options(const ScoreOptions& options, const Objective& objective) {
 
 // dL_x/dg at gates 1: [B, L, T, H] by token, else [B, L, H]; double, CPU.
 at::Tensor gate_gradients(GatedModel& model, const ModelState& state, const Objective& objective,
-                          const HeadLayout& layout, bool by_token) {
+                          const HeadLayout& layout, const at::Tensor& dropped_output,
+                          bool by_token) {
   const int64_t examples = state.hidden.size(0);
   std::vector<int64_t> shape{examples, layout.layers, layout.heads};
   if (by_token) shape.insert(shape.begin() + 2, state.hidden.size(1));
@@ -40,6 +41,7 @@ at::Tensor gate_gradients(GatedModel& model, const ModelState& state, const Obje
   const c10::AutoGradMode grad_on(true);
   GateSet gates;
   gates.heads = at::ones(shape, state.hidden.options().dtype(dtype)).set_requires_grad(true);
+  if (dropped_output.defined()) gates.dropped_output = dropped_output.to(state.hidden.options());
   const at::Tensor output = model.head(model.run(state, 0, layout.layers, gates));
   const at::Tensor dense = objective.needs_dense() ? output.detach() : at::Tensor();
   const at::Tensor losses = objective.loss(output, state.batch, dense);
@@ -82,7 +84,8 @@ HeadScores GateGradientScorer::score(GatedModel& model, const DataSource& data,
         const c10::NoGradGuard no_grad;
         return model.embed(batch);
       }();
-      at::Tensor values = gate_gradients(model, state, objective, layout, by_token);
+      at::Tensor values =
+          gate_gradients(model, state, objective, layout, options.dropped_output, by_token);
       at::Tensor valid = at::ones({examples, state.hidden.size(1)}, at::kDouble);
       if (state.attention_mask.defined()) {
         valid = state.attention_mask.to(at::kCPU, at::kDouble);
@@ -110,7 +113,8 @@ HeadScores GateGradientScorer::score(GatedModel& model, const DataSource& data,
                    {"normalization", options.normalization},
                    {"denominator", options.denominator},
                    {"bootstrap", options.bootstrap},
-                   {"tokens", tokens}};
+                   {"tokens", tokens},
+                   {"compensated", options.dropped_output.defined()}};
   if (by_batch) settings["batch_size"] = largest;
   scores.settings = settings.dump();
   return scores;

@@ -2,8 +2,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "headkit/core/gate_set.h"
 
@@ -22,16 +24,38 @@ class GatePolicy {
  public:
   struct State {
     virtual ~State() = default;
-    std::string records;  ///< JSON lines of the decisions taken, where asked for
+    bool record = false;         ///< set it to get `records`
+    std::string records;         ///< JSON lines (decision_record.h), one an input, appended
+    int64_t next_input = 0;      ///< number of the next input, for the records; counts on
+    HeadLayout layout;           ///< of the model, for the records' FLOPs; zeros = unknown
+    HeadMask present;            ///< heads physically there; empty = all
+    std::string weights_sha256;  ///< for the records; empty = unknown
   };
 
   virtual ~GatePolicy() = default;
   virtual std::string name() const = 0;
   virtual std::unique_ptr<State> start() const { return std::make_unique<State>(); }
   /// Gates for layers >= input.layer, [B, L, H] in original indices; earlier layers are ignored. A
-  /// decision depends on the sample alone, never on its neighbours in the batch.
+  /// decision depends on the sample alone, never on its neighbours in the batch. Throws
+  /// std::invalid_argument for a policy that needs outputs, not hidden states, to decide
+  /// (escalation): `run_policy` serves those and all others.
   virtual GateSet decide(const GateInput& input, State& state) const = 0;
+  /// {"policy": name, "version": 1, ...}: everything that `policy_from_json` needs, bit for bit.
   virtual std::string to_json() const = 0;
 };
+
+/// What the registry tells of a policy.
+struct PolicyInfo {
+  std::string name;
+  std::string definition;
+  std::string source;
+  std::string cost;      ///< what a decision costs
+  std::string needs;     ///< data for fitting and calibration
+  std::string decides;   ///< "before layer 0" or "after the output": usable as gates, or a driver
+};
+const std::vector<PolicyInfo>& policies();
+/// The policy that `to_json` wrote. Throws std::invalid_argument for unknown names (naming the known
+/// ones), newer versions and settings that do not fit together.
+std::shared_ptr<GatePolicy> policy_from_json(const std::string& text);
 
 }  // namespace headkit

@@ -1,0 +1,80 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "headkit/core/head_layout.h"
+
+namespace headkit {
+
+/// Version of the JSON schema of decision records. A reader refuses a newer major number and keeps
+/// fields it does not know.
+inline constexpr const char* kRecordSchema = "1.0";
+
+/// One addend of a gate logit.
+struct LogitPart {
+  int64_t token = 0;  ///< position in the input
+  double value = 0;
+  bool operator==(const LogitPart&) const = default;
+};
+
+/// What was decided for one head, and why. Unset members are null in JSON.
+struct HeadDecision {
+  int64_t layer = 0;
+  int64_t head = 0;
+  /// "on", "off": decided for this input; "always_on", "pruned": the same for every input;
+  /// "collapsed": replaced by one shared attention row.
+  std::string state;
+  double gate = 0;
+  std::string reason;  ///< score, floor, fixed, mask, removed, confidence
+  std::optional<double> logit;
+  std::optional<double> threshold;
+  std::optional<double> margin;  ///< logit - threshold
+  std::optional<double> base;    ///< what the logit is for the reference input
+  std::vector<LogitPart> parts;  ///< largest magnitude first
+  std::optional<double> rest;    ///< sum of the parts that are not listed
+  std::optional<double> residual;  ///< logit - (base + parts + rest): rounding
+  bool operator==(const HeadDecision&) const = default;
+};
+
+/// What a policy decided for one input: one JSON object, one line.
+///
+/// Fields of the schema that are not known are written as null and named in `not_computed`.
+struct DecisionRecord {
+  std::string library_version;  ///< headkit's
+  HeadLayout layout;            ///< of the original model; sizes that are not known are 0
+  std::string weights_sha256;   ///< empty = not computed
+  int64_t input = 0;            ///< number of the example
+  int64_t tokens = 0;           ///< valid tokens
+  std::string policy;           ///< registry name
+  std::string calibration;      ///< what set the threshold; empty = unknown
+  std::string mode;             ///< static, dynamic, escalated
+  std::string reference;        ///< what the parts of a logit are measured against; empty = none
+  std::optional<double> confidence;  ///< escalation: of the first run
+  std::optional<double> threshold;   ///< of the policy
+  std::optional<double> risk_bound;  ///< promised mean loss, where calibrated so
+  int64_t heads_run = 0;             ///< heads computed, re-runs included
+  std::optional<double> flops_run;   ///< of the whole encoder, re-runs included
+  std::optional<double> flops_dense;
+  std::vector<HeadDecision> heads;  ///< all heads, by layer, then head
+  std::string unknown;              ///< JSON object of top-level fields the reader did not know
+
+  int64_t active() const;  ///< heads with a gate other than 0
+  /// Gates [L, H], float32: running the input under them gives the output again.
+  at::Tensor gates() const;
+
+  /// One line of JSON. Throws std::invalid_argument on NaN, infinity, an unknown state or heads that
+  /// do not cover the layout.
+  std::string to_json() const;
+  static DecisionRecord from_json(const std::string& text);
+  bool operator==(const DecisionRecord&) const = default;
+};
+
+/// The records of JSON lines; blank lines are skipped. std::invalid_argument names a bad line.
+std::vector<DecisionRecord> read_decision_records(const std::string& lines);
+
+}  // namespace headkit

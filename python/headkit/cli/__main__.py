@@ -1,0 +1,6 @@
+"""``python -m headkit.cli``."""
+
+from headkit.cli import app
+
+if __name__ == "__main__":
+    app()

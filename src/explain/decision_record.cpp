@@ -1,0 +1,225 @@
+#include "headkit/explain/decision_record.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <string_view>
+
+#include "core/json.h"
+#include "headkit/core/error.h"
+
+namespace headkit {
+namespace {
+
+constexpr auto kOperation = "decision_record";
+constexpr std::array<std::string_view, 5> kStates{"on", "off", "pruned", "always_on", "collapsed"};
+constexpr std::array<const char*, 9> kMembers{"schema_version", "library", "model",
+                                              "input",          "policy",  "budget",
+                                              "mode",           "heads",   "not_computed"};
+
+Json finite(double value, const char* what) {
+  HEADKIT_CHECK(std::isfinite(value), kOperation, std::string("a finite ") + what, value);
+  return value;
+}
+Json nullable(const std::optional<double>& value, const char* what) {
+  return value ? finite(*value, what) : Json(nullptr);
+}
+Json nullable(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
+Json known(int64_t size) { return size > 0 ? Json(size) : Json(nullptr); }
+
+std::optional<double> optional_number(const Json& value, const char* name) {
+  if (!value.contains(name) || value.at(name).is_null()) return std::nullopt;
+  return number_member(kOperation, value, name);
+}
+std::string optional_text(const Json& value, const char* name) {
+  if (!value.contains(name) || value.at(name).is_null()) return {};
+  return string_member(kOperation, value, name);
+}
+int64_t optional_size(const Json& value, const char* name) {
+  if (!value.contains(name) || value.at(name).is_null()) return 0;
+  return integer_member(kOperation, value, name);
+}
+
+Json head_to_json(const HeadDecision& decision) {
+  HEADKIT_CHECK(std::find(kStates.begin(), kStates.end(), decision.state) != kStates.end(),
+                kOperation, "a state of on, off, pruned, always_on, collapsed", decision.state);
+  Json head{{"layer", decision.layer},
+            {"head", decision.head},
+            {"state", decision.state},
+            {"gate", finite(decision.gate, "gate")},
+            {"reason", nullable(decision.reason)},
+            {"logit", nullable(decision.logit, "logit")},
+            {"threshold", nullable(decision.threshold, "threshold")},
+            {"margin", nullable(decision.margin, "margin")},
+            {"why", nullptr}};
+  if (decision.base) {
+    Json parts = Json::array();
+    for (const LogitPart& part : decision.parts) {
+      parts.push_back({{"unit", part.token}, {"value", finite(part.value, "part")}});
+    }
+    head["why"] = {{"base", finite(*decision.base, "base")},
+                   {"parts", std::move(parts)},
+                   {"rest", nullable(decision.rest, "rest")},
+                   {"residual", nullable(decision.residual, "residual")}};
+  }
+  return head;
+}
+
+HeadDecision head_from_json(const Json& json) {
+  HeadDecision decision;
+  decision.layer = integer_member(kOperation, json, "layer");
+  decision.head = integer_member(kOperation, json, "head");
+  decision.state = string_member(kOperation, json, "state");
+  HEADKIT_CHECK(std::find(kStates.begin(), kStates.end(), decision.state) != kStates.end(),
+                kOperation, "a state of on, off, pruned, always_on, collapsed", decision.state);
+  decision.gate = number_member(kOperation, json, "gate");
+  decision.reason = optional_text(json, "reason");
+  decision.logit = optional_number(json, "logit");
+  decision.threshold = optional_number(json, "threshold");
+  decision.margin = optional_number(json, "margin");
+  if (json.contains("why") && !json.at("why").is_null()) {
+    const Json& why = json.at("why");
+    decision.base = number_member(kOperation, why, "base");
+    decision.rest = optional_number(why, "rest");
+    decision.residual = optional_number(why, "residual");
+    const Json& parts = member(kOperation, why, "parts");
+    HEADKIT_CHECK(parts.is_array(), kOperation, "an array as \"parts\"", parts.type_name());
+    for (const Json& part : parts) {
+      decision.parts.push_back(
+          {integer_member(kOperation, part, "unit"), number_member(kOperation, part, "value")});
+    }
+  }
+  return decision;
+}
+
+void check_heads(const DecisionRecord& record) {
+  const int64_t heads = record.layout.heads;
+  HEADKIT_CHECK(record.layout.layers > 0 && heads > 0 &&
+                    static_cast<int64_t>(record.heads.size()) == record.layout.total_heads(),
+                kOperation, "a decision for every head of the layout",
+                record.heads.size(), " decisions for ", record.layout.layers, " layers of ", heads);
+  for (size_t i = 0; i < record.heads.size(); ++i) {
+    const HeadDecision& decision = record.heads[i];
+    HEADKIT_CHECK(decision.layer * heads + decision.head == static_cast<int64_t>(i) &&
+                      decision.head < heads,
+                  kOperation, "heads by layer, then head", "layer ", decision.layer, " head ",
+                  decision.head, " at place ", i);
+  }
+}
+
+}  // namespace
+
+int64_t DecisionRecord::active() const {
+  return std::count_if(heads.begin(), heads.end(),
+                       [](const HeadDecision& decision) { return decision.gate != 0; });
+}
+
+at::Tensor DecisionRecord::gates() const {
+  check_heads(*this);
+  at::Tensor values = at::empty({layout.layers, layout.heads}, at::kFloat);
+  float* out = values.mutable_data_ptr<float>();
+  for (const HeadDecision& decision : heads) *out++ = static_cast<float>(decision.gate);
+  return values;
+}
+
+std::string DecisionRecord::to_json() const {
+  check_heads(*this);
+  Json all_heads = Json::array();
+  for (const HeadDecision& decision : heads) all_heads.push_back(head_to_json(decision));
+
+  Json not_computed = Json::array();
+  const auto note = [&](bool missing, const char* name) {
+    if (missing) not_computed.push_back(name);
+  };
+  note(weights_sha256.empty(), "model.weights_sha256");
+  note(!flops_run, "budget.flops_run");
+  note(!risk_bound, "budget.risk_bound");
+  note(reference.empty(), "heads.why");
+
+  Json json = unknown.empty() ? Json::object() : parse_json(kOperation, unknown);
+  json.update(Json{
+      {"schema_version", kRecordSchema},
+      {"library", {{"name", "headkit"}, {"version", nullable(library_version)}}},
+      {"model",
+       {{"weights_sha256", nullable(weights_sha256)},
+        {"layers", layout.layers},
+        {"heads", layout.heads},
+        {"head_dim", known(layout.head_dim)},
+        {"model_dim", known(layout.model_dim)},
+        {"feed_forward", known(layout.feed_forward)}}},
+      {"input", {{"id", input}, {"length", tokens}}},
+      {"policy",
+       {{"name", policy},
+        {"calibration_id", nullable(calibration)},
+        {"threshold", nullable(threshold, "threshold")},
+        {"confidence", nullable(confidence, "confidence")},
+        {"reference", nullable(reference)}}},
+      {"budget",
+       {{"active", active()},
+        {"total", layout.total_heads()},
+        {"heads_run", heads_run},
+        {"flops_run", nullable(flops_run, "number of FLOPs")},
+        {"flops_dense", nullable(flops_dense, "number of FLOPs")},
+        {"risk_bound", nullable(risk_bound, "risk")}}},
+      {"mode", mode},
+      {"heads", std::move(all_heads)},
+      {"not_computed", std::move(not_computed)},
+  });
+  return json.dump();
+}
+
+DecisionRecord DecisionRecord::from_json(const std::string& text) {
+  Json json = parse_json(kOperation, text);
+  const std::string schema = string_member(kOperation, json, "schema_version");
+  HEADKIT_CHECK(schema.substr(0, schema.find('.')) == "1", kOperation,
+                std::string("schema version 1, as this headkit writes (") + kRecordSchema + ")",
+                schema);
+  DecisionRecord record;
+  record.library_version = optional_text(member(kOperation, json, "library"), "version");
+  const Json& model = member(kOperation, json, "model");
+  record.weights_sha256 = optional_text(model, "weights_sha256");
+  record.layout = {integer_member(kOperation, model, "layers"),
+                   integer_member(kOperation, model, "heads"), optional_size(model, "head_dim"),
+                   optional_size(model, "model_dim"), optional_size(model, "feed_forward")};
+  const Json& input = member(kOperation, json, "input");
+  record.input = integer_member(kOperation, input, "id");
+  record.tokens = integer_member(kOperation, input, "length");
+  const Json& policy = member(kOperation, json, "policy");
+  record.policy = string_member(kOperation, policy, "name");
+  record.calibration = optional_text(policy, "calibration_id");
+  record.threshold = optional_number(policy, "threshold");
+  record.confidence = optional_number(policy, "confidence");
+  record.reference = optional_text(policy, "reference");
+  const Json& budget = member(kOperation, json, "budget");
+  record.heads_run = integer_member(kOperation, budget, "heads_run");
+  record.flops_run = optional_number(budget, "flops_run");
+  record.flops_dense = optional_number(budget, "flops_dense");
+  record.risk_bound = optional_number(budget, "risk_bound");
+  record.mode = string_member(kOperation, json, "mode");
+  const Json& heads = member(kOperation, json, "heads");
+  HEADKIT_CHECK(heads.is_array(), kOperation, "an array as \"heads\"", heads.type_name());
+  for (const Json& head : heads) record.heads.push_back(head_from_json(head));
+  check_heads(record);
+  for (const char* name : kMembers) json.erase(name);
+  if (!json.empty()) record.unknown = json.dump();
+  return record;
+}
+
+std::vector<DecisionRecord> read_decision_records(const std::string& lines) {
+  std::vector<DecisionRecord> records;
+  std::istringstream text(lines);
+  std::string line;
+  for (int64_t number = 1; std::getline(text, line); ++number) {
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    try {
+      records.push_back(DecisionRecord::from_json(line));
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument("line " + std::to_string(number) + ": " + error.what());
+    }
+  }
+  return records;
+}
+
+}  // namespace headkit

@@ -1,0 +1,61 @@
+#include "headkit/gates/gate_policy.h"
+
+#include <functional>
+
+#include "core/json.h"
+#include "headkit/core/error.h"
+#include "headkit/gates/escalation.h"
+#include "headkit/gates/linear_gate.h"
+#include "headkit/gates/mask_policy.h"
+
+namespace headkit {
+namespace {
+
+struct Entry {
+  PolicyInfo info;
+  std::function<std::shared_ptr<GatePolicy>(const std::string&)> read;
+};
+
+const std::vector<Entry>& entries() {
+  static const std::vector<Entry> all{
+      {{"mask", "the heads of a static mask, for every input", "Michel, Levy, Neubig 2019", "none",
+        "a mask", "before layer 0"},
+       MaskPolicy::from_json},
+      {{"linear_gate",
+        "z = W (u - mu) + s with u the mean layer-0 input over valid tokens; on where z >= threshold",
+        "regression on per-input gate gradients after Akhauri et al. 2024; static logits as bias",
+        "one pass over the layer-0 input and one [L*H, D] product per sample",
+        "labelled examples to fit, others to calibrate", "before layer 0"},
+       LinearGate::from_json},
+      {{"escalation",
+        "a low head set for all samples; those with a small margin run again on a high set",
+        "two-rung cascade; threshold by conformal risk control, Angelopoulos et al. 2024",
+        "a second run, feed-forward blocks included, for the samples that escalate",
+        "unlabelled examples to calibrate", "after the output"},
+       Escalation::from_json},
+  };
+  return all;
+}
+
+}  // namespace
+
+const std::vector<PolicyInfo>& policies() {
+  static const std::vector<PolicyInfo> all = [] {
+    std::vector<PolicyInfo> infos;
+    for (const Entry& entry : entries()) infos.push_back(entry.info);
+    return infos;
+  }();
+  return all;
+}
+
+std::shared_ptr<GatePolicy> policy_from_json(const std::string& text) {
+  const std::string name = string_member("policy", parse_json("policy", text), "policy");
+  std::string known;
+  for (const Entry& entry : entries()) {
+    if (entry.info.name == name) return entry.read(text);
+    known += (known.empty() ? "" : ", ") + entry.info.name;
+  }
+  throw std::invalid_argument(error_message("policy", "one of " + known, name));
+}
+
+}  // namespace headkit
