@@ -1,6 +1,7 @@
 """Running a model under a policy."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -45,12 +46,20 @@ def run(
         >>> headkit.run(model, batch, headkit.Escalation(low, threshold=1)).heads_run.tolist()
         [11]
     """
-    gated = gated_model(model, "run")
-    return _C.run_policy(
-        gated,
-        dict(batch),
-        policy,
-        record=record,
-        first_input=first_input,
-        weights_sha256=weights_sha256,
-    )
+    options = {
+        "record": record,
+        "first_input": first_input,
+        "weights_sha256": weights_sha256,
+    }
+    return _under(policy, gated_model(model, "run"), dict(batch), options)
+
+
+def _under(
+    policy: _C.GatePolicy,
+    model: _C.GatedModel,
+    batch: dict[str, torch.Tensor],
+    options: dict[str, Any],
+) -> _C.PolicyRun:
+    # pybind11 takes a frame named `run` whose first argument is the model for the model's own
+    # method `run`, and would then refuse to call that. This frame has another name.
+    return _C.run_policy(model, batch, policy, **options)
