@@ -22,8 +22,7 @@ void register_head_layout(py::module_& m) {
       .def_readonly("head", &HeadId::head)
       .def("__eq__", [](const HeadId& a, const HeadId& b) { return a == b; })
       .def("__hash__", [](const HeadId& id) { return py::hash(py::make_tuple(id.layer, id.head)); })
-      .def("__iter__",
-           [](const HeadId& id) { return py::iter(py::make_tuple(id.layer, id.head)); })
+      .def("__iter__", [](const HeadId& id) { return py::iter(py::make_tuple(id.layer, id.head)); })
       .def("__repr__", [](const HeadId& id) {
         return "HeadId(layer=" + std::to_string(id.layer) + ", head=" + std::to_string(id.head) +
                ")";
@@ -76,8 +75,9 @@ Example:
 )pbdoc")
       .def(py::init<const at::Tensor&>(), py::arg("keep"))
       .def_static("all", &HeadMask::all, py::arg("layers"), py::arg("heads"))
-      .def_property_readonly("keep", [](const HeadMask& mask) { return mask.keep().clone(); },
-                             "Bool [layers, heads], a copy.")
+      .def_property_readonly(
+          "keep", [](const HeadMask& mask) { return mask.keep().clone(); },
+          "Bool [layers, heads], a copy.")
       .def_property_readonly("layers", &HeadMask::layers)
       .def_property_readonly("heads", &HeadMask::heads)
       .def_property_readonly("count", &HeadMask::count, "Heads that stay.")
@@ -175,17 +175,20 @@ Raises:
       .def_property_readonly("dropped_output",
                              [](const GateSet& g) { return or_none(g.dropped_output); })
       .def_readonly("skip", &GateSet::skip)
-      .def("layer_gate", [](const GateSet& g, int64_t l) { return or_none(g.layer_gate(l)); },
-           py::arg("layer"))
-      .def("layer_dropped_output",
-           [](const GateSet& g, int64_t l) { return or_none(g.layer_dropped_output(l)); },
-           py::arg("layer"))
+      .def(
+          "layer_gate", [](const GateSet& g, int64_t l) { return or_none(g.layer_gate(l)); },
+          py::arg("layer"))
+      .def(
+          "layer_dropped_output",
+          [](const GateSet& g, int64_t l) { return or_none(g.layer_dropped_output(l)); },
+          py::arg("layer"))
       .def("select_samples", &GateSet::select_samples, py::arg("index"))
-      .def("check",
-           [](const GateSet& g, int64_t batch, int64_t layers, int64_t heads) {
-             g.check("gates", batch, layers, heads);
-           },
-           py::arg("batch"), py::arg("layers"), py::arg("heads"))
+      .def(
+          "check",
+          [](const GateSet& g, int64_t batch, int64_t layers, int64_t heads) {
+            g.check("gates", batch, layers, heads);
+          },
+          py::arg("batch"), py::arg("layers"), py::arg("heads"))
       .def("to_json", &GateSet::to_json)
       .def_static("from_json", &GateSet::from_json, py::arg("text"));
 }

@@ -71,15 +71,16 @@ one and says what it cost.
       .def_property_readonly("name", &GatePolicy::name)
       .def("start", &GatePolicy::start, "A fresh PolicyState.")
       .def("decide", &GatePolicy::decide, py::arg("input"), py::arg("state"), Unlocked())
-      .def("decide",
-           [](const GatePolicy& policy, const at::Tensor& hidden,
-              const std::optional<at::Tensor>& attention_mask, GatePolicy::State* state) {
-             const std::unique_ptr<GatePolicy::State> own = policy.start();
-             return policy.decide({0, hidden, or_undefined(attention_mask)},
-                                  state == nullptr ? *own : *state);
-           },
-           py::arg("hidden"), py::arg("attention_mask") = py::none(), py::arg("state") = nullptr,
-           Unlocked(), R"pbdoc(
+      .def(
+          "decide",
+          [](const GatePolicy& policy, const at::Tensor& hidden,
+             const std::optional<at::Tensor>& attention_mask, GatePolicy::State* state) {
+            const std::unique_ptr<GatePolicy::State> own = policy.start();
+            return policy.decide({0, hidden, or_undefined(attention_mask)},
+                                 state == nullptr ? *own : *state);
+          },
+          py::arg("hidden"), py::arg("attention_mask") = py::none(), py::arg("state") = nullptr,
+          Unlocked(), R"pbdoc(
 Gates for every layer from the input of the first.
 
 Args:
@@ -97,21 +98,22 @@ Raises:
   m.def("policy_from_json", &policy_from_json, py::arg("text"),
         "The policy that ``to_json`` wrote; ValueError on anything else.");
 
-  m.def("policies",
-        [] {
-          py::dict all;
-          for (const PolicyInfo& each : policies()) {
-            py::dict info;
-            info["definition"] = each.definition;
-            info["source"] = each.source;
-            info["cost"] = each.cost;
-            info["needs"] = each.needs;
-            info["decides"] = each.decides;
-            all[py::str(each.name)] = info;
-          }
-          return all;
-        },
-        R"pbdoc(
+  m.def(
+      "policies",
+      [] {
+        py::dict all;
+        for (const PolicyInfo& each : policies()) {
+          py::dict info;
+          info["definition"] = each.definition;
+          info["source"] = each.source;
+          info["cost"] = each.cost;
+          info["needs"] = each.needs;
+          info["decides"] = each.decides;
+          all[py::str(each.name)] = info;
+        }
+        return all;
+      },
+      R"pbdoc(
 The registry of policies: name -> definition, source, cost, needs, decides.
 
 Returns:
@@ -186,32 +188,37 @@ Example:
       .def_property_readonly("static_logits",
                              [](const LinearGate& g) { return g.settings().static_logits; })
       .def_property_readonly("fixed", [](const LinearGate& g) { return g.settings().fixed; })
-      .def_property_readonly("threshold", [](const LinearGate& g) { return g.settings().threshold; })
-      .def_property_readonly("min_heads", [](const LinearGate& g) { return g.settings().min_heads; })
+      .def_property_readonly("threshold",
+                             [](const LinearGate& g) { return g.settings().threshold; })
+      .def_property_readonly("min_heads",
+                             [](const LinearGate& g) { return g.settings().min_heads; })
       .def_property_readonly(
           "dropped_output",
           [](const LinearGate& g) { return or_none(g.settings().dropped_output); })
-      .def("logits",
-           [](const LinearGate& gate, const at::Tensor& hidden,
-              const std::optional<at::Tensor>& attention_mask) {
-             return gate.logits(hidden, or_undefined(attention_mask));
-           },
-           py::arg("hidden"), py::arg("attention_mask") = py::none(), Unlocked(),
-           "z, float64 [batch, layers, heads].")
+      .def(
+          "logits",
+          [](const LinearGate& gate, const at::Tensor& hidden,
+             const std::optional<at::Tensor>& attention_mask) {
+            return gate.logits(hidden, or_undefined(attention_mask));
+          },
+          py::arg("hidden"), py::arg("attention_mask") = py::none(), Unlocked(),
+          "z, float64 [batch, layers, heads].")
       .def("open_heads", &LinearGate::open_heads, py::arg("logits"), Unlocked(),
            "0 or 1 for logits [batch, layers, heads]: threshold, fixed heads and floor.")
-      .def("with_dropped_output",
-           [](const LinearGate& gate, const std::optional<at::Tensor>& dropped_output) {
-             return std::make_shared<LinearGate>(
-                 gate.with_dropped_output(or_undefined(dropped_output)));
-           },
-           py::arg("dropped_output"), "The same gate with another compensation.")
-      .def("with_mean_heads",
-           [](const LinearGate& gate, const at::Tensor& logits, double mean_heads) {
-             return std::make_shared<LinearGate>(gate.with_mean_heads(logits, mean_heads));
-           },
-           py::arg("logits"), py::arg("mean_heads"), Unlocked(),
-           "The same gate, its threshold set so that these inputs run so many heads on average.");
+      .def(
+          "with_dropped_output",
+          [](const LinearGate& gate, const std::optional<at::Tensor>& dropped_output) {
+            return std::make_shared<LinearGate>(
+                gate.with_dropped_output(or_undefined(dropped_output)));
+          },
+          py::arg("dropped_output"), "The same gate with another compensation.")
+      .def(
+          "with_mean_heads",
+          [](const LinearGate& gate, const at::Tensor& logits, double mean_heads) {
+            return std::make_shared<LinearGate>(gate.with_mean_heads(logits, mean_heads));
+          },
+          py::arg("logits"), py::arg("mean_heads"), Unlocked(),
+          "The same gate, its threshold set so that these inputs run so many heads on average.");
 
   py::class_<LinearGateReport>(m, "LinearGateReport", R"pbdoc(
 What fitting a linear gate found out.
@@ -232,33 +239,34 @@ Attributes:
       .def_readonly("mean_heads", &LinearGateReport::mean_heads)
       .def_readonly("contested", &LinearGateReport::contested);
 
-  m.def("fit_linear_gate",
-        [](GatedModel& model, const DataSource& train, const DataSource& calibration,
-           double mean_heads, const ObjectiveOrName& objective,
-           const std::optional<HeadScores>& scores, const std::optional<at::Tensor>& dropped_output,
-           std::optional<double> ridge, double huber, int64_t min_heads, double settled_share,
-           Progress progress) {
-          LinearGateFit options;
-          options.mean_heads = mean_heads;
-          options.dropped_output = or_undefined(dropped_output);
-          if (scores) options.scores = *scores;
-          options.ridge = ridge.value_or(-1);
-          options.huber = huber;
-          options.min_heads = min_heads;
-          options.settled_share = settled_share;
-          options.progress = interruptible(std::move(progress));
-          const std::shared_ptr<Objective> loss = objective_from(objective);
-          FittedLinearGate fitted = [&] {
-            const py::gil_scoped_release release;
-            return fit_linear_gate(model, train, calibration, *loss, options);
-          }();
-          return py::make_tuple(fitted.gate, fitted.report);
-        },
-        py::arg("model"), py::arg("train"), py::arg("calibration"), py::kw_only(),
-        py::arg("mean_heads"), py::arg("objective") = "cross_entropy",
-        py::arg("scores") = py::none(), py::arg("dropped_output") = py::none(),
-        py::arg("ridge") = py::none(), py::arg("huber") = 1.345, py::arg("min_heads") = 1,
-        py::arg("settled_share") = 0.005, py::arg("progress") = nullptr, R"pbdoc(
+  m.def(
+      "fit_linear_gate",
+      [](GatedModel& model, const DataSource& train, const DataSource& calibration,
+         double mean_heads, const ObjectiveOrName& objective,
+         const std::optional<HeadScores>& scores, const std::optional<at::Tensor>& dropped_output,
+         std::optional<double> ridge, double huber, int64_t min_heads, double settled_share,
+         Progress progress) {
+        LinearGateFit options;
+        options.mean_heads = mean_heads;
+        options.dropped_output = or_undefined(dropped_output);
+        if (scores) options.scores = *scores;
+        options.ridge = ridge.value_or(-1);
+        options.huber = huber;
+        options.min_heads = min_heads;
+        options.settled_share = settled_share;
+        options.progress = interruptible(std::move(progress));
+        const std::shared_ptr<Objective> loss = objective_from(objective);
+        FittedLinearGate fitted = [&] {
+          const py::gil_scoped_release release;
+          return fit_linear_gate(model, train, calibration, *loss, options);
+        }();
+        return py::make_tuple(fitted.gate, fitted.report);
+      },
+      py::arg("model"), py::arg("train"), py::arg("calibration"), py::kw_only(),
+      py::arg("mean_heads"), py::arg("objective") = "cross_entropy", py::arg("scores") = py::none(),
+      py::arg("dropped_output") = py::none(), py::arg("ridge") = py::none(),
+      py::arg("huber") = 1.345, py::arg("min_heads") = 1, py::arg("settled_share") = 0.005,
+      py::arg("progress") = nullptr, R"pbdoc(
 Fit a linear gate to the gate gradients of single examples, and its threshold to a mean.
 
 Args:
@@ -300,12 +308,13 @@ Attributes:
       .def_readonly("empirical_risk", &ConformalResult::empirical_risk)
       .def_readonly("corrected_risk", &ConformalResult::corrected_risk)
       .def_readonly("samples", &ConformalResult::samples);
-  m.def("conformal_risk_control",
-        [](const at::Tensor& losses, const at::Tensor& grid, double risk, double bound) {
-          return conformal_risk_control(losses, grid, {risk, bound});
-        },
-        py::arg("losses"), py::arg("grid"), py::kw_only(), py::arg("risk") = 0.05,
-        py::arg("bound") = 1.0, Unlocked(), R"pbdoc(
+  m.def(
+      "conformal_risk_control",
+      [](const at::Tensor& losses, const at::Tensor& grid, double risk, double bound) {
+        return conformal_risk_control(losses, grid, {risk, bound});
+      },
+      py::arg("losses"), py::arg("grid"), py::kw_only(), py::arg("risk") = 0.05,
+      py::arg("bound") = 1.0, Unlocked(), R"pbdoc(
 The smallest grid value whose loss on a new sample is at most ``risk`` on average.
 
 Args:
@@ -323,9 +332,10 @@ Example:
     >>> headkit.conformal_risk_control(losses, grid, risk=0.05).threshold
     0.0
 )pbdoc");
-  m.def("conformal_samples_needed",
-        [](double risk, double bound) { return conformal_samples_needed({risk, bound}); },
-        py::arg("risk"), py::arg("bound") = 1.0, R"pbdoc(
+  m.def(
+      "conformal_samples_needed",
+      [](double risk, double bound) { return conformal_samples_needed({risk, bound}); },
+      py::arg("risk"), py::arg("bound") = 1.0, R"pbdoc(
 Fewest calibration samples that can promise ``risk``.
 
 Example:
@@ -385,31 +395,35 @@ Example:
            py::arg("calibration") = "")
       .def_property_readonly("low", [](const Escalation& e) { return e.settings().low; })
       .def_property_readonly("high", [](const Escalation& e) { return e.settings().high; })
-      .def_property_readonly("threshold", [](const Escalation& e) { return e.settings().threshold; })
+      .def_property_readonly("threshold",
+                             [](const Escalation& e) { return e.settings().threshold; })
       .def_property_readonly("risk", [](const Escalation& e) { return e.settings().risk; })
-      .def_property_readonly("dropped_output",
-                             [](const Escalation& e) { return or_none(e.settings().dropped_output); })
+      .def_property_readonly(
+          "dropped_output",
+          [](const Escalation& e) { return or_none(e.settings().dropped_output); })
       .def_property_readonly("shared_layers", &Escalation::shared_layers,
                              "Layers that a re-run does not repeat.")
-      .def("trace",
-           [](const Escalation& escalation, GatedModel& model, const DataSource& data,
-              Progress progress) {
-             return trace_escalation(model, data, escalation.settings(),
-                                     interruptible(std::move(progress)));
-           },
-           py::arg("model"), py::arg("data"), py::kw_only(), py::arg("progress") = nullptr,
-           Unlocked(), "EscalationTrace of calibration batches, from which thresholds are set.")
-      .def("with_threshold",
-           [](const Escalation& escalation, double threshold, std::optional<double> risk,
-              std::string calibration) {
-             EscalationSettings settings = escalation.settings();
-             settings.threshold = threshold;
-             settings.risk = risk;
-             settings.calibration = std::move(calibration);
-             return std::make_shared<Escalation>(std::move(settings));
-           },
-           py::arg("threshold"), py::kw_only(), py::arg("risk") = py::none(),
-           py::arg("calibration") = "", "The same sets with another threshold.");
+      .def(
+          "trace",
+          [](const Escalation& escalation, GatedModel& model, const DataSource& data,
+             Progress progress) {
+            return trace_escalation(model, data, escalation.settings(),
+                                    interruptible(std::move(progress)));
+          },
+          py::arg("model"), py::arg("data"), py::kw_only(), py::arg("progress") = nullptr,
+          Unlocked(), "EscalationTrace of calibration batches, from which thresholds are set.")
+      .def(
+          "with_threshold",
+          [](const Escalation& escalation, double threshold, std::optional<double> risk,
+             std::string calibration) {
+            EscalationSettings settings = escalation.settings();
+            settings.threshold = threshold;
+            settings.risk = risk;
+            settings.calibration = std::move(calibration);
+            return std::make_shared<Escalation>(std::move(settings));
+          },
+          py::arg("threshold"), py::kw_only(), py::arg("risk") = py::none(),
+          py::arg("calibration") = "", "The same sets with another threshold.");
   m.def("output_confidence", &output_confidence, py::arg("logits"), Unlocked(), R"pbdoc(
 tanh(margin / 2) of logits [batch, classes]: float64 [batch].
 
@@ -435,20 +449,22 @@ Attributes:
       .def_readonly("heads_run", &PolicyRun::heads_run)
       .def_readonly("layers_run", &PolicyRun::layers_run)
       .def_readonly("records", &PolicyRun::records)
-      .def("flops",
-           [](const PolicyRun& run, const HeadLayout& layout, const at::Tensor& tokens) {
-             return run_flops(layout, run, tokens);
-           },
-           py::arg("layout"), py::arg("tokens"),
-           "Useful FLOPs of the whole encoder for each example, float64 [batch].");
-  m.def("run_policy",
-        [](GatedModel& model, const Batch& batch, const GatePolicy& policy, bool record,
-           int64_t first_input, std::string weights_sha256) {
-          return run_policy(model, batch, policy, {record, first_input, std::move(weights_sha256)});
-        },
-        py::arg("model"), py::arg("batch"), py::arg("policy"), py::kw_only(),
-        py::arg("record") = false, py::arg("first_input") = 0, py::arg("weights_sha256") = "",
-        Unlocked(), R"pbdoc(
+      .def(
+          "flops",
+          [](const PolicyRun& run, const HeadLayout& layout, const at::Tensor& tokens) {
+            return run_flops(layout, run, tokens);
+          },
+          py::arg("layout"), py::arg("tokens"),
+          "Useful FLOPs of the whole encoder for each example, float64 [batch].");
+  m.def(
+      "run_policy",
+      [](GatedModel& model, const Batch& batch, const GatePolicy& policy, bool record,
+         int64_t first_input, std::string weights_sha256) {
+        return run_policy(model, batch, policy, {record, first_input, std::move(weights_sha256)});
+      },
+      py::arg("model"), py::arg("batch"), py::arg("policy"), py::kw_only(),
+      py::arg("record") = false, py::arg("first_input") = 0, py::arg("weights_sha256") = "",
+      Unlocked(), R"pbdoc(
 Run a batch under any policy, escalation included.
 
 Args:

@@ -1,7 +1,6 @@
 #include "python_data.h"
 
 #include <headkit/core/error.h>
-
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <typeinfo>

@@ -28,28 +28,28 @@ GateSet GateSet::select_samples(const at::Tensor& index) const {
   return selected;
 }
 
-void GateSet::check(const char* operation, int64_t batch, int64_t layers, int64_t model_heads) const {
+void GateSet::check(const char* operation, int64_t batch, int64_t layers,
+                    int64_t model_heads) const {
   if (heads.defined()) {
     const int64_t rank = heads.dim();
-    const bool shape_fits =
-        rank >= 2 && rank <= 4 && heads.size(-1) == model_heads &&
-        heads.size(rank == 2 ? 0 : 1) == layers &&
-        (rank == 2 || batch < 0 || heads.size(0) == batch);
+    const bool shape_fits = rank >= 2 && rank <= 4 && heads.size(-1) == model_heads &&
+                            heads.size(rank == 2 ? 0 : 1) == layers &&
+                            (rank == 2 || batch < 0 || heads.size(0) == batch);
     HEADKIT_CHECK(shape_fits, operation,
                   c10::str("gates of shape [", layers, ", ", model_heads, "], [",
                            batch < 0 ? std::string("batch") : std::to_string(batch), ", ", layers,
                            ", ", model_heads, "] or [batch, layers, tokens, heads]"),
                   "shape ", heads.sizes());
-    HEADKIT_CHECK(heads.scalar_type() == at::kFloat || heads.scalar_type() == at::kDouble, operation,
-                  "gates of float32 or float64", heads.scalar_type());
+    HEADKIT_CHECK(heads.scalar_type() == at::kFloat || heads.scalar_type() == at::kDouble,
+                  operation, "gates of float32 or float64", heads.scalar_type());
     HEADKIT_CHECK(!heads.device().is_cpu() || heads.isfinite().all().item<bool>(), operation,
                   "finite gates", "NaN or infinity");
   }
-  HEADKIT_CHECK(!dropped_output.defined() ||
-                    (dropped_output.dim() == 3 && dropped_output.size(0) == layers &&
-                     dropped_output.size(1) == model_heads),
-                operation, c10::str("dropped_output of shape [", layers, ", ", model_heads, ", D]"),
-                "shape ", dropped_output.sizes());
+  HEADKIT_CHECK(
+      !dropped_output.defined() || (dropped_output.dim() == 3 && dropped_output.size(0) == layers &&
+                                    dropped_output.size(1) == model_heads),
+      operation, c10::str("dropped_output of shape [", layers, ", ", model_heads, ", D]"), "shape ",
+      dropped_output.sizes());
 }
 
 std::string GateSet::to_json() const {

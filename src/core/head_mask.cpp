@@ -30,8 +30,8 @@ int64_t HeadMask::count() const { return keep_.defined() ? keep_.sum().item<int6
 bool HeadMask::contains(HeadId id) const {
   HEADKIT_CHECK_INDEX(id.layer >= 0 && id.layer < layers() && id.head >= 0 && id.head < heads(),
                       "head_mask",
-                      c10::str("a head of ", layers(), " layers with ", heads(), " heads"), "layer ",
-                      id.layer, ", head ", id.head);
+                      c10::str("a head of ", layers(), " layers with ", heads(), " heads"),
+                      "layer ", id.layer, ", head ", id.head);
   return keep_.const_data_ptr<bool>()[id.layer * heads() + id.head];
 }
 

@@ -24,9 +24,9 @@ void HeadScores::check(const char* operation) const {
 std::string HeadScores::to_json() const {
   constexpr auto kOperation = "head_scores";
   check(kOperation);
-  Json json{{"metric", metric},         {"objective", objective}, {"samples", samples},
-            {"seed", seed},             {"confidence", confidence},
-            {"values", tensor_to_json(kOperation, values)}};
+  Json json{{"metric", metric},         {"objective", objective},
+            {"samples", samples},       {"seed", seed},
+            {"confidence", confidence}, {"values", tensor_to_json(kOperation, values)}};
   json["settings"] = settings.empty() ? Json::object() : parse_json(kOperation, settings);
   json["lower"] = lower.defined() ? tensor_to_json(kOperation, lower) : Json(nullptr);
   json["upper"] = upper.defined() ? tensor_to_json(kOperation, upper) : Json(nullptr);

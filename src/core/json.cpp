@@ -32,10 +32,10 @@ Json nested(const double* values, at::IntArrayRef sizes, at::IntArrayRef strides
 
 void read_nested(const char* operation, const Json& value, const std::vector<int64_t>& sizes,
                  size_t axis, std::vector<double>& values) {
-  HEADKIT_CHECK(value.is_array() && static_cast<int64_t>(value.size()) == sizes[axis], operation,
-                "an array of " + std::to_string(sizes[axis]) + " entries at depth " +
-                    std::to_string(axis),
-                shortened(value.dump()));
+  HEADKIT_CHECK(
+      value.is_array() && static_cast<int64_t>(value.size()) == sizes[axis], operation,
+      "an array of " + std::to_string(sizes[axis]) + " entries at depth " + std::to_string(axis),
+      shortened(value.dump()));
   for (const Json& entry : value) {
     if (axis + 1 < sizes.size()) {
       read_nested(operation, entry, sizes, axis + 1, values);
@@ -108,8 +108,7 @@ at::Tensor tensor_from_json(const char* operation, const Json& value, int64_t ra
   std::vector<int64_t> sizes;
   const Json* level = &value;
   for (int64_t axis = 0; axis < rank; ++axis) {
-    HEADKIT_CHECK(level->is_array(), operation,
-                  "an array nested " + std::to_string(rank) + " deep",
+    HEADKIT_CHECK(level->is_array(), operation, "an array nested " + std::to_string(rank) + " deep",
                   shortened(level->dump(-1, ' ', false, Json::error_handler_t::replace)));
     sizes.push_back(static_cast<int64_t>(level->size()));
     if (level->empty()) {

@@ -98,14 +98,14 @@ void check_heads(const DecisionRecord& record) {
   const int64_t heads = record.layout.heads;
   HEADKIT_CHECK(record.layout.layers > 0 && heads > 0 &&
                     static_cast<int64_t>(record.heads.size()) == record.layout.total_heads(),
-                kOperation, "a decision for every head of the layout",
-                record.heads.size(), " decisions for ", record.layout.layers, " layers of ", heads);
+                kOperation, "a decision for every head of the layout", record.heads.size(),
+                " decisions for ", record.layout.layers, " layers of ", heads);
   for (size_t i = 0; i < record.heads.size(); ++i) {
     const HeadDecision& decision = record.heads[i];
-    HEADKIT_CHECK(decision.layer * heads + decision.head == static_cast<int64_t>(i) &&
-                      decision.head < heads,
-                  kOperation, "heads by layer, then head", "layer ", decision.layer, " head ",
-                  decision.head, " at place ", i);
+    HEADKIT_CHECK(
+        decision.layer * heads + decision.head == static_cast<int64_t>(i) && decision.head < heads,
+        kOperation, "heads by layer, then head", "layer ", decision.layer, " head ", decision.head,
+        " at place ", i);
   }
 }
 

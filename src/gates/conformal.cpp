@@ -12,8 +12,8 @@ constexpr auto kOperation = "conformal";
 }
 
 int64_t conformal_samples_needed(const ConformalOptions& options) {
-  HEADKIT_CHECK(options.bound > 0 && std::isfinite(options.bound), kOperation,
-                "a finite bound > 0", options.bound);
+  HEADKIT_CHECK(options.bound > 0 && std::isfinite(options.bound), kOperation, "a finite bound > 0",
+                options.bound);
   HEADKIT_CHECK(options.risk > 0 && options.risk < options.bound, kOperation,
                 "a risk between 0 and the bound " + std::to_string(options.bound), options.risk);
   // 1/0.05 - 1 is a hair above 19 in double: the slack keeps exact cases exact.

@@ -32,11 +32,10 @@ GateSet rung(const HeadMask& mask, const at::Tensor& dropped_output, const at::T
 
 void check_model(const GatedModel& model, const EscalationSettings& settings) {
   const HeadLayout layout = model.layout();
-  HEADKIT_CHECK(settings.low.layers() == layout.layers && settings.low.heads() == layout.heads,
-                kOperation,
-                c10::str("a model of ", settings.low.layers(), " layers of ", settings.low.heads(),
-                         " heads"),
-                layout.layers, " layers of ", layout.heads);
+  HEADKIT_CHECK(
+      settings.low.layers() == layout.layers && settings.low.heads() == layout.heads, kOperation,
+      c10::str("a model of ", settings.low.layers(), " layers of ", settings.low.heads(), " heads"),
+      layout.layers, " layers of ", layout.heads);
 }
 
 at::Tensor labels(const at::Tensor& logits) {
@@ -105,9 +104,9 @@ PolicyRun Escalation::run(GatedModel& model, const Batch& batch, const RunOption
   run.output = model.head(model.run(prefix, shared, layers, low_gates));
   const at::Tensor confidence = output_confidence(run.output);
   // Written so that a NaN escalates.
-  const at::Tensor unsure =
-      settings_.threshold >= 1 ? at::ones({samples}, at::kBool)
-                               : (confidence >= settings_.threshold).logical_not();
+  const at::Tensor unsure = settings_.threshold >= 1
+                                ? at::ones({samples}, at::kBool)
+                                : (confidence >= settings_.threshold).logical_not();
   const at::Tensor again =
       shared == layers ? at::empty({0}, at::kLong) : unsure.nonzero().flatten();
   run.gates = low_gates;
@@ -119,8 +118,8 @@ PolicyRun Escalation::run(GatedModel& model, const Batch& batch, const RunOption
     const at::Tensor second = model.head(model.run(rest, shared, layers, high_gates));
     const at::Tensor index = again.to(run.output.device());
     run.output = run.output.index_copy(0, index, second);
-    run.gates.heads.index_copy_(
-        0, index, high_gates.heads.unsqueeze(0).repeat({again.size(0), 1, 1}));
+    run.gates.heads.index_copy_(0, index,
+                                high_gates.heads.unsqueeze(0).repeat({again.size(0), 1, 1}));
     const int64_t extra = high.keep().slice(0, shared).sum().item<int64_t>();
     run.heads_run.index_fill_(0, again, low.count() + extra);
     run.layers_run.index_fill_(0, again, 2 * layers - shared);
@@ -142,9 +141,8 @@ PolicyRun Escalation::run(GatedModel& model, const Batch& batch, const RunOption
     record.threshold = settings_.threshold;
     record.risk_bound = settings_.risk;
     record.heads_run = run.heads_run[b].item<int64_t>();
-    record.flops_run =
-        attention_flops(layout, static_cast<double>(record.heads_run), tokens[b]) +
-        run.layers_run[b].item<double>() * feed_forward_flops(layout, tokens[b]);
+    record.flops_run = attention_flops(layout, static_cast<double>(record.heads_run), tokens[b]) +
+                       run.layers_run[b].item<double>() * feed_forward_flops(layout, tokens[b]);
     record.flops_dense =
         encoder_flops(layout, static_cast<double>(layout.total_heads()), tokens[b]);
     for (int64_t l = 0; l < layers; ++l) {
@@ -217,8 +215,8 @@ EscalationTrace trace_escalation(GatedModel& model, const DataSource& data,
     const ModelState prefix = model.run(embedded, 0, shared, low_gates);
     const at::Tensor first = model.head(model.run(prefix, shared, layers, low_gates));
     check_logits(first);
-    const at::Tensor second = model.head(model.run(
-        prefix, shared, layers, rung(high, settings.dropped_output, embedded.hidden)));
+    const at::Tensor second = model.head(
+        model.run(prefix, shared, layers, rung(high, settings.dropped_output, embedded.hidden)));
     confidence.push_back(output_confidence(first));
     changed.push_back((labels(first) != labels(second)).to(at::kCPU, at::kDouble));
     if (progress) progress(static_cast<int64_t>(confidence.size()), total);
@@ -251,8 +249,7 @@ double escalation_threshold(const EscalationTrace& trace, double mean_heads) {
 ConformalResult escalation_threshold_at_risk(const EscalationTrace& trace, double risk,
                                              int64_t steps) {
   HEADKIT_CHECK(steps >= 1, kOperation, "at least one step", steps);
-  const at::Tensor grid =
-      at::arange(steps + 1, at::kDouble) / static_cast<double>(steps);
+  const at::Tensor grid = at::arange(steps + 1, at::kDouble) / static_cast<double>(steps);
   at::Tensor losses = trace.changed.unsqueeze(1) *
                       (trace.confidence.unsqueeze(1) >= grid.unsqueeze(0)).to(at::kDouble);
   losses.select(1, steps).zero_();  // threshold 1 runs everything on the high set

@@ -22,7 +22,8 @@ const std::vector<Entry>& entries() {
         "a mask", "before layer 0"},
        MaskPolicy::from_json},
       {{"linear_gate",
-        "z = W (u - mu) + s with u the mean layer-0 input over valid tokens; on where z >= threshold",
+        "z = W (u - mu) + s with u the mean layer-0 input over valid tokens; on where z >= "
+        "threshold",
         "regression on per-input gate gradients after Akhauri et al. 2024; static logits as bias",
         "one pass over the layer-0 input and one [L*H, D] product per sample",
         "labelled examples to fit, others to calibrate", "before layer 0"},

@@ -104,10 +104,10 @@ at::Tensor LinearGate::logits(const at::Tensor& hidden, const at::Tensor& attent
                 c10::str("hidden states of shape [batch, tokens, ", width, "]"),
                 hidden.defined() ? c10::str("shape ", hidden.sizes()) : "none");
   const int64_t batch = hidden.size(0), tokens = hidden.size(1);
-  HEADKIT_CHECK(!attention_mask.defined() ||
-                    attention_mask.sizes() == at::IntArrayRef({batch, tokens}),
-                kOperation, c10::str("a mask of shape [", batch, ", ", tokens, "]"), "shape ",
-                attention_mask.sizes());
+  HEADKIT_CHECK(
+      !attention_mask.defined() || attention_mask.sizes() == at::IntArrayRef({batch, tokens}),
+      kOperation, c10::str("a mask of shape [", batch, ", ", tokens, "]"), "shape ",
+      attention_mask.sizes());
   const at::Tensor values = hidden.detach().to(at::kCPU, at::kDouble).contiguous();
   const at::Tensor valid = attention_mask.defined()
                                ? attention_mask.to(at::kCPU, at::kBool).contiguous()
@@ -147,11 +147,12 @@ at::Tensor LinearGate::logits(const at::Tensor& hidden, const at::Tensor& attent
 
 at::Tensor LinearGate::open_heads(const at::Tensor& logits) const {
   const at::Tensor& fixed = settings_.fixed;
-  HEADKIT_CHECK(logits.dim() == 3 && logits.scalar_type() == at::kDouble && logits.is_cpu() &&
-                    logits.sizes().slice(1) == fixed.sizes(),
-                kOperation,
-                c10::str("float64 logits of shape [batch, ", fixed.size(0), ", ", fixed.size(1), "]"),
-                logits.scalar_type(), " of shape ", logits.sizes());
+  HEADKIT_CHECK(
+      logits.dim() == 3 && logits.scalar_type() == at::kDouble && logits.is_cpu() &&
+          logits.sizes().slice(1) == fixed.sizes(),
+      kOperation,
+      c10::str("float64 logits of shape [batch, ", fixed.size(0), ", ", fixed.size(1), "]"),
+      logits.scalar_type(), " of shape ", logits.sizes());
   const at::Tensor values = logits.contiguous();
   at::Tensor open = at::zeros_like(values);
   const Rule rule{fixed.const_data_ptr<int8_t>(), fixed.numel(), settings_.threshold,
@@ -245,7 +246,8 @@ GateSet LinearGate::decide(const GateInput& input, State& state) const {
   for (int64_t b = 0; b < batch; ++b) {
     const double* const row = z + b * rule.heads;
     decide_row(row, rule, reason.data());
-    for (int64_t h = 0; h < rule.heads; ++h) gate[b * rule.heads + h] = reason[h] != Reason::kClosed;
+    for (int64_t h = 0; h < rule.heads; ++h)
+      gate[b * rule.heads + h] = reason[h] != Reason::kClosed;
     if (!state.record) continue;
 
     DecisionRecord record = start_record(*this, state, layers, heads, tokens[b]);
@@ -257,13 +259,12 @@ GateSet LinearGate::decide(const GateInput& input, State& state) const {
         input.attention_mask.defined()
             ? input.attention_mask[b].to(at::kCPU, at::kBool).nonzero().flatten()
             : at::arange(input.hidden.size(1));
-    const at::Tensor parts =
-        deviation[b]
-            .index_select(0, places)
-            .matmul(weight.t())
-            .div(static_cast<double>(std::max<int64_t>(1, tokens[b])))
-            .t()
-            .contiguous();  // [heads, valid tokens]
+    const at::Tensor parts = deviation[b]
+                                 .index_select(0, places)
+                                 .matmul(weight.t())
+                                 .div(static_cast<double>(std::max<int64_t>(1, tokens[b])))
+                                 .t()
+                                 .contiguous();  // [heads, valid tokens]
     const int64_t* const place = places.const_data_ptr<int64_t>();
     for (int64_t h = 0; h < rule.heads; ++h) {
       HeadDecision decision;

@@ -33,9 +33,9 @@ at::Tensor gate_gradient(GatedModel& model, const ModelState& state, const Batch
   }
   const at::AutoGradMode with_grad(true);
   GateSet gates;
-  gates.heads = at::ones({state.hidden.size(0), layout.layers, layout.heads},
-                         gate_options(state.hidden))
-                    .set_requires_grad(true);
+  gates.heads =
+      at::ones({state.hidden.size(0), layout.layers, layout.heads}, gate_options(state.hidden))
+          .set_requires_grad(true);
   gates.dropped_output = fitting_dropped_output(dropped_output, state.hidden);
   const at::Tensor output = model.head(model.run(state, 0, layout.layers, gates));
   const at::Tensor loss = objective.loss(output, batch, dense).sum();
@@ -103,8 +103,7 @@ Regression regress(const at::Tensor& features, const at::Tensor& targets, double
     const at::Tensor limit =
         huber * kNormal * std::get<0>((targets - fitted).abs().median(0)).clamp_min(1e-12);
     for (int i = 0; i < kIterations; ++i) {
-      const at::Tensor pseudo =
-          fitted + at::minimum(at::maximum(targets - fitted, -limit), limit);
+      const at::Tensor pseudo = fitted + at::minimum(at::maximum(targets - fitted, -limit), limit);
       weight = basis.matmul(inverse * project(pseudo - pseudo.mean(0)));
       fitted = features.matmul(weight);
     }
@@ -113,8 +112,8 @@ Regression regress(const at::Tensor& features, const at::Tensor& targets, double
   return result;
 }
 
-// Static scores as logits, in the unit of log importance. Scores that cannot be logged (signed ones)
-// are standardised to the spread of the log importances.
+// Static scores as logits, in the unit of log importance. Scores that cannot be logged (signed
+// ones) are standardised to the spread of the log importances.
 at::Tensor static_logits(const HeadScores& scores, const at::Tensor& importance,
                          const at::Tensor& log_mean, const at::Tensor& present, double epsilon) {
   if (!scores.values.defined()) return (importance.mean(0) + epsilon).log();
@@ -148,9 +147,8 @@ FittedLinearGate fit_linear_gate(GatedModel& model, const DataSource& train,
 
   int64_t done = 0;
   const auto train_batches = train.size(), calibration_batches = calibration.size();
-  const int64_t total = train_batches && calibration_batches
-                            ? *train_batches + *calibration_batches
-                            : -1;
+  const int64_t total =
+      train_batches && calibration_batches ? *train_batches + *calibration_batches : -1;
   const auto step = [&] {
     ++done;
     if (options.progress) options.progress(done, total);
@@ -174,12 +172,12 @@ FittedLinearGate fit_linear_gate(GatedModel& model, const DataSource& train,
   // eps keeps heads that happen not to matter for an input from dominating the log scale.
   const double epsilon = std::max(1e-300, 0.01 * importance.mean().item<double>());
   const at::Tensor log_importance = (importance + epsilon).log();
-  const at::Tensor alive = log_importance.reshape({samples, -1})
-                               .index_select(1, present.flatten().nonzero().flatten());
+  const at::Tensor alive =
+      log_importance.reshape({samples, -1}).index_select(1, present.flatten().nonzero().flatten());
   const at::Tensor relative = alive - alive.mean(1, true);
   const at::Tensor mean_feature = features.mean(0);
-  const Regression regression = regress(features - mean_feature, relative - relative.mean(0),
-                                        options.ridge, options.huber);
+  const Regression regression =
+      regress(features - mean_feature, relative - relative.mean(0), options.ridge, options.huber);
 
   LinearGateSettings settings;
   settings.weight = at::zeros({layout.total_heads(), layout.model_dim}, at::kDouble);
@@ -188,10 +186,10 @@ FittedLinearGate fit_linear_gate(GatedModel& model, const DataSource& train,
   settings.reference = mean_feature;
   settings.static_logits =
       static_logits(options.scores, importance, log_importance.mean(0), present, epsilon);
-  settings.static_logits = settings.static_logits -
-                           settings.static_logits.masked_select(present).mean();
-  settings.fixed = at::zeros({layout.layers, layout.heads}, at::kChar)
-                       .masked_fill(present.logical_not(), -1);
+  settings.static_logits =
+      settings.static_logits - settings.static_logits.masked_select(present).mean();
+  settings.fixed =
+      at::zeros({layout.layers, layout.heads}, at::kChar).masked_fill(present.logical_not(), -1);
   settings.min_heads = options.min_heads;
   settings.dropped_output = options.dropped_output;
   const LinearGate draft(settings);
@@ -215,8 +213,8 @@ FittedLinearGate fit_linear_gate(GatedModel& model, const DataSource& train,
   gate = LinearGate(settings).with_mean_heads(logits, options.mean_heads);
 
   FittedLinearGate fitted;
-  const at::Tensor dynamic = logits.reshape({logits.size(0), -1})
-                                 .index_select(1, present.flatten().nonzero().flatten());
+  const at::Tensor dynamic =
+      logits.reshape({logits.size(0), -1}).index_select(1, present.flatten().nonzero().flatten());
   const double all_variance = dynamic.var(false).item<double>();
   fitted.report.fitted_examples = samples;
   fitted.report.calibration_examples = logits.size(0);

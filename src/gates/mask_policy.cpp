@@ -22,8 +22,7 @@ GateSet MaskPolicy::decide(const GateInput& input, State& state) const {
   HEADKIT_CHECK(input.hidden.defined() && input.hidden.dim() == 3, kOperation,
                 "hidden states of shape [batch, tokens, D]",
                 input.hidden.defined() ? input.hidden.sizes() : at::IntArrayRef{});
-  const HeadMask present =
-      state.present.layers() > 0 ? mask_.intersect(state.present) : mask_;
+  const HeadMask present = state.present.layers() > 0 ? mask_.intersect(state.present) : mask_;
   const int64_t batch = input.hidden.size(0);
   GateSet gates;
   gates.heads = present.keep()

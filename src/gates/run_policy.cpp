@@ -40,7 +40,8 @@ PolicyRun run_policy(GatedModel& model, const Batch& batch, const GatePolicy& po
 
 at::Tensor run_flops(const HeadLayout& layout, const PolicyRun& run, const at::Tensor& tokens) {
   HEADKIT_CHECK(tokens.dim() == 1 && tokens.size(0) == run.heads_run.size(0), "run_flops",
-                c10::str("tokens of ", run.heads_run.size(0), " samples"), "shape ", tokens.sizes());
+                c10::str("tokens of ", run.heads_run.size(0), " samples"), "shape ",
+                tokens.sizes());
   const at::Tensor length = tokens.cpu().to(at::kLong).contiguous();
   at::Tensor flops = at::empty({length.size(0)}, at::kDouble);
   for (int64_t b = 0; b < length.size(0); ++b) {

@@ -68,9 +68,10 @@ Json tensor_to_text(const char* operation, const at::Tensor& tensor) {
   for (const Dtype& dtype : kDtypes) {
     if (tensor.scalar_type() != dtype.type) continue;
     const at::Tensor bytes = tensor.detach().cpu().contiguous();
-    return {{"dtype", dtype.name},
-            {"shape", tensor.sizes().vec()},
-            {"base64", encode(static_cast<const uint8_t*>(bytes.const_data_ptr()), bytes.nbytes())}};
+    return {
+        {"dtype", dtype.name},
+        {"shape", tensor.sizes().vec()},
+        {"base64", encode(static_cast<const uint8_t*>(bytes.const_data_ptr()), bytes.nbytes())}};
   }
   throw std::invalid_argument(
       error_message(operation, "a tensor of float64, float32 or int8", tensor.scalar_type()));
@@ -88,12 +89,12 @@ at::Tensor tensor_from_text(const char* operation, const Json& value) {
     std::vector<int64_t> sizes;
     uint64_t expected = c10::elementSize(dtype.type);
     for (const Json& size : shape) {
-      HEADKIT_CHECK(size.is_number_unsigned() && size.get<uint64_t>() <= bytes.size() + 1, operation,
-                    "sizes that fit the data", shape.dump());
+      HEADKIT_CHECK(size.is_number_unsigned() && size.get<uint64_t>() <= bytes.size() + 1,
+                    operation, "sizes that fit the data", shape.dump());
       sizes.push_back(size.get<int64_t>());
       expected *= size.get<uint64_t>();
-      HEADKIT_CHECK(expected <= bytes.size(), operation, "a shape that fits the data",
-                    shape.dump(), " for ", bytes.size(), " bytes");
+      HEADKIT_CHECK(expected <= bytes.size(), operation, "a shape that fits the data", shape.dump(),
+                    " for ", bytes.size(), " bytes");
     }
     HEADKIT_CHECK(expected == bytes.size(), operation, "a shape that fits the data", shape.dump(),
                   " for ", bytes.size(), " bytes");
@@ -103,8 +104,7 @@ at::Tensor tensor_from_text(const char* operation, const Json& value) {
                   "NaN or infinity");
     return tensor;
   }
-  throw std::invalid_argument(
-      error_message(operation, "dtype float64, float32 or int8", name));
+  throw std::invalid_argument(error_message(operation, "dtype float64, float32 or int8", name));
 }
 
 }  // namespace headkit

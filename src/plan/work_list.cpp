@@ -34,8 +34,8 @@ void fill_rows(WorkList& list, const at::Tensor& gate) {
   for (int64_t sample = 0; sample < list.batch; ++sample) {
     for (int64_t head = 0; head < list.heads; ++head) {
       const float value = static_cast<float>(cells[sample][head]);
-      HEADKIT_CHECK(std::isfinite(value), "work_list", "finite gates", value, " for sample ", sample,
-                    ", head ", head);
+      HEADKIT_CHECK(std::isfinite(value), "work_list", "finite gates", value, " for sample ",
+                    sample, ", head ", head);
       if (value == 0.0f) continue;
       list.head_index.push_back(static_cast<int32_t>(head));
       list.scale.push_back(value);
@@ -62,7 +62,8 @@ void check_indices(const char* operation, const char* name, const std::vector<in
     for (int32_t place = offsets[row]; place < offsets[row + 1]; ++place) {
       const bool ascending = place == offsets[row] || indices[place - 1] < indices[place];
       HEADKIT_CHECK(indices[place] >= 0 && indices[place] < bound && ascending, operation,
-                    c10::str(name, " ascending below ", bound), indices[place], " at place ", place);
+                    c10::str(name, " ascending below ", bound), indices[place], " at place ",
+                    place);
     }
   }
 }

@@ -113,7 +113,8 @@ HeadScores AblationScorer::score(GatedModel& model, const DataSource& data,
   if (sample.all_zero()) fail_all_zero(kName, objective);
 
   sample.summarise(options, scores);
-  Json settings = {{"normalization", options.normalization}, {"bootstrap", options.bootstrap},
+  Json settings = {{"normalization", options.normalization},
+                   {"bootstrap", options.bootstrap},
                    {"compensated", options.dropped_output.defined()}};
   if (labelled) {
     Json rows = Json::array();

@@ -33,10 +33,10 @@ struct HeadDecision {
   std::string reason;  ///< score, floor, fixed, mask, removed, confidence
   std::optional<double> logit;
   std::optional<double> threshold;
-  std::optional<double> margin;  ///< logit - threshold
-  std::optional<double> base;    ///< what the logit is for the reference input
-  std::vector<LogitPart> parts;  ///< largest magnitude first
-  std::optional<double> rest;    ///< sum of the parts that are not listed
+  std::optional<double> margin;    ///< logit - threshold
+  std::optional<double> base;      ///< what the logit is for the reference input
+  std::vector<LogitPart> parts;    ///< largest magnitude first
+  std::optional<double> rest;      ///< sum of the parts that are not listed
   std::optional<double> residual;  ///< logit - (base + parts + rest): rounding
   bool operator==(const HeadDecision&) const = default;
 };
@@ -67,8 +67,8 @@ struct DecisionRecord {
   /// Gates [L, H], float32: running the input under them gives the output again.
   at::Tensor gates() const;
 
-  /// One line of JSON. Throws std::invalid_argument on NaN, infinity, an unknown state or heads that
-  /// do not cover the layout.
+  /// One line of JSON. Throws std::invalid_argument on NaN, infinity, an unknown state or heads
+  /// that do not cover the layout.
   std::string to_json() const;
   static DecisionRecord from_json(const std::string& text);
   bool operator==(const DecisionRecord&) const = default;

@@ -19,9 +19,9 @@ struct EscalationSettings {
   std::string calibration;     ///< free text: what set the threshold
 };
 
-/// Confidence escalation between two nested head sets: everything runs on `low`; samples whose output
-/// logits are close together run again, as a sub-batch, on `high`. Layers below the first one in
-/// which the sets differ are not repeated.
+/// Confidence escalation between two nested head sets: everything runs on `low`; samples whose
+/// output logits are close together run again, as a sub-batch, on `high`. Layers below the first
+/// one in which the sets differ are not repeated.
 ///
 /// Confidence = tanh(margin / 2) in double, margin = best minus second logit (absolute value of a
 /// single logit): for two classes the difference of their probabilities.
@@ -58,12 +58,13 @@ struct EscalationTrace {
 EscalationTrace trace_escalation(GatedModel& model, const DataSource& data,
                                  const EscalationSettings& settings, const Progress& progress = {});
 
-/// The threshold at which the traced samples run `mean_heads` heads on average, re-runs included: the
-/// closest reachable mean that does not exceed it. Throws if it lies outside [low, low + extra].
+/// The threshold at which the traced samples run `mean_heads` heads on average, re-runs included:
+/// the closest reachable mean that does not exceed it. Throws if it lies outside [low, low +
+/// extra].
 double escalation_threshold(const EscalationTrace& trace, double mean_heads);
 
-/// The threshold by conformal risk control on changed labels, over the fixed grid 0, 1/steps .. 1. The
-/// promise is about agreement with `high`, which is the dense model if it holds all heads.
+/// The threshold by conformal risk control on changed labels, over the fixed grid 0, 1/steps .. 1.
+/// The promise is about agreement with `high`, which is the dense model if it holds all heads.
 ConformalResult escalation_threshold_at_risk(const EscalationTrace& trace, double risk,
                                              int64_t steps = 64);
 

@@ -18,8 +18,8 @@ struct GateInput {
   at::Tensor attention_mask;  ///< bool [B, T] or undefined
 };
 
-/// Decides at run time which heads run for each input. Holds settings only; what changes from call to
-/// call lives in a State.
+/// Decides at run time which heads run for each input. Holds settings only; what changes from call
+/// to call lives in a State.
 class GatePolicy {
  public:
   struct State {
@@ -49,13 +49,13 @@ struct PolicyInfo {
   std::string name;
   std::string definition;
   std::string source;
-  std::string cost;      ///< what a decision costs
-  std::string needs;     ///< data for fitting and calibration
-  std::string decides;   ///< "before layer 0" or "after the output": usable as gates, or a driver
+  std::string cost;     ///< what a decision costs
+  std::string needs;    ///< data for fitting and calibration
+  std::string decides;  ///< "before layer 0" or "after the output": usable as gates, or a driver
 };
 const std::vector<PolicyInfo>& policies();
-/// The policy that `to_json` wrote. Throws std::invalid_argument for unknown names (naming the known
-/// ones), newer versions and settings that do not fit together.
+/// The policy that `to_json` wrote. Throws std::invalid_argument for unknown names (naming the
+/// known ones), newer versions and settings that do not fit together.
 std::shared_ptr<GatePolicy> policy_from_json(const std::string& text);
 
 }  // namespace headkit

@@ -21,13 +21,15 @@ struct LinearGateSettings {
   std::string calibration;    ///< free text: what set the threshold
 };
 
-/// One decision for all layers, taken before the first: u = mean of the layer-0 input over the valid
-/// tokens, z = W (u - mu) + s, head on where z >= threshold. With W = 0 it is static pruning by s.
+/// One decision for all layers, taken before the first: u = mean of the layer-0 input over the
+/// valid tokens, z = W (u - mu) + s, head on where z >= threshold. With W = 0 it is static pruning
+/// by s.
 ///
 /// z is computed in double in a fixed order over the sample's own tokens: a decision depends on the
 /// sample alone, not on padding, batch or threads. Cost: T*D additions and one product [L*H, D] per
 /// sample.
-/// Because z is linear, each logit is exactly a base value plus one part a token (decision_record.h).
+/// Because z is linear, each logit is exactly a base value plus one part a token
+/// (decision_record.h).
 class LinearGate final : public GatePolicy {
  public:
   /// Throws std::invalid_argument on shapes or values that do not fit together.
@@ -38,8 +40,8 @@ class LinearGate final : public GatePolicy {
   static std::shared_ptr<LinearGate> from_json(const std::string& text);
 
   const LinearGateSettings& settings() const { return settings_; }
-  /// z, double [B, L, H], CPU, from hidden [B, T, D] and bool mask [B, T] (may be undefined). A sample
-  /// without valid tokens gets the static logits.
+  /// z, double [B, L, H], CPU, from hidden [B, T, D] and bool mask [B, T] (may be undefined). A
+  /// sample without valid tokens gets the static logits.
   at::Tensor logits(const at::Tensor& hidden, const at::Tensor& attention_mask) const;
   /// 0/1, double [B, L, H], from logits of that shape: threshold, fixed heads and floor.
   at::Tensor open_heads(const at::Tensor& logits) const;
@@ -72,8 +74,8 @@ struct LinearGateFit {
 struct LinearGateReport {
   int64_t fitted_examples = 0;
   int64_t calibration_examples = 0;
-  double ridge = 0;           ///< the penalty taken; infinity = W is 0, the gate is static
-  double explained = 0;       ///< share of the targets' variance over inputs that W explains, by GCV
+  double ridge = 0;      ///< the penalty taken; infinity = W is 0, the gate is static
+  double explained = 0;  ///< share of the targets' variance over inputs that W explains, by GCV
   double input_variance = 0;  ///< share of Var(z) within heads, that is: due to the input
   double mean_heads = 0;      ///< on the calibration inputs
   int64_t contested = 0;      ///< heads that some inputs open and others close

@@ -20,8 +20,8 @@ struct ScoreOptions {
   double confidence = 0.95;              ///< level of the bootstrap interval, in (0, 1)
   int64_t bootstrap = 1000;              ///< resamples over examples; 0 = no interval
   uint64_t seed = 0;                     ///< of the bootstrap and of the random scorer
-  at::Tensor dropped_output = {};        ///< [L, H, D]: what replaces a closed head; empty = nothing
-  Progress progress = {};                ///< batches done
+  at::Tensor dropped_output = {};  ///< [L, H, D]: what replaces a closed head; empty = nothing
+  Progress progress = {};          ///< batches done
 };
 
 /// Scores every head from data. Settings only: one scorer serves many threads.

@@ -27,10 +27,12 @@ TEST(ErrorTest, NamesOperationExpectationAndFinding) {
 TEST(HeadLayoutTest, RoundTripsAndRefusesBadText) {
   const HeadLayout layout{6, 12, 32, 384, 1536};
   EXPECT_EQ(HeadLayout::from_json(layout.to_json()), layout);
-  for (const char* text :
-       {"", "[]", "{", R"({"layers":1})", R"({"layers":0,"heads":1,"head_dim":1,"model_dim":1,"feed_forward":0})",
-        R"({"layers":1.5,"heads":1,"head_dim":1,"model_dim":1,"feed_forward":0})",
-        R"({"layers":99999999999999999999,"heads":1,"head_dim":1,"model_dim":1,"feed_forward":0})"}) {
+  for (
+      const char* text :
+      {"", "[]", "{", R"({"layers":1})",
+       R"({"layers":0,"heads":1,"head_dim":1,"model_dim":1,"feed_forward":0})",
+       R"({"layers":1.5,"heads":1,"head_dim":1,"model_dim":1,"feed_forward":0})",
+       R"({"layers":99999999999999999999,"heads":1,"head_dim":1,"model_dim":1,"feed_forward":0})"}) {
     EXPECT_THROW(HeadLayout::from_json(text), std::invalid_argument) << text;
   }
   const std::string deep(100000, '[');

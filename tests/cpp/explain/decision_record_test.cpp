@@ -66,8 +66,7 @@ TEST(DecisionRecord, KeepsFieldsItDoesNotKnow) {
   auto json = nlohmann::json::parse(some_record().to_json());
   json["faithfulness"] = {{"aopc", 0.5}};
   json["schema_version"] = "1.9";
-  const auto again =
-      nlohmann::json::parse(DecisionRecord::from_json(json.dump()).to_json());
+  const auto again = nlohmann::json::parse(DecisionRecord::from_json(json.dump()).to_json());
   EXPECT_EQ(again["faithfulness"]["aopc"], 0.5);
 }
 

@@ -59,15 +59,16 @@ TEST_F(EscalationTest, DecidesForASampleAlone) {
   const PolicyRun shuffled = run_policy(*model_, select_examples(batch_, order), escalation);
   EXPECT_TRUE(at::equal(shuffled.heads_run, all.heads_run.index_select(0, order)));
   for (int64_t b : {0, 13, 39}) {
-    const PolicyRun one = run_policy(*model_, select_examples(batch_, at::tensor({b}, at::kLong)),
-                                     escalation);
+    const PolicyRun one =
+        run_policy(*model_, select_examples(batch_, at::tensor({b}, at::kLong)), escalation);
     EXPECT_EQ(one.heads_run[0].item<int64_t>(), all.heads_run[b].item<int64_t>());
     EXPECT_TRUE(at::allclose(one.output[0], all.output[b], 1e-10, 1e-12));
   }
 }
 
 TEST_F(EscalationTest, ReachesAMeanNumberOfHeads) {
-  const EscalationTrace trace = trace_escalation(*model_, BatchList({batch_}), policy(0.5).settings());
+  const EscalationTrace trace =
+      trace_escalation(*model_, BatchList({batch_}), policy(0.5).settings());
   EXPECT_EQ(trace.low_heads, 6);
   EXPECT_EQ(trace.extra_heads, 6);
   for (double mean : {6.0, 7.5, 9.0, 12.0}) {
@@ -80,10 +81,12 @@ TEST_F(EscalationTest, ReachesAMeanNumberOfHeads) {
 
 TEST_F(EscalationTest, ThresholdAtRiskHoldsOnItsOwnTrace) {
   const Batch many = testing::random_toy_batch(kLayout, 400, 6, 3, 9);
-  const EscalationTrace trace = trace_escalation(*model_, BatchList({many}), policy(0.5).settings());
+  const EscalationTrace trace =
+      trace_escalation(*model_, BatchList({many}), policy(0.5).settings());
   const at::Tensor low = output(low_mask(), many), high = output(high_mask(), many);
   EXPECT_TRUE(at::equal(trace.changed.to(at::kBool), low.argmax(1) != high.argmax(1)));
-  ASSERT_GT(trace.changed.mean().item<double>(), 0.05) << "the problem is too easy to test anything";
+  ASSERT_GT(trace.changed.mean().item<double>(), 0.05)
+      << "the problem is too easy to test anything";
   const ConformalResult result = escalation_threshold_at_risk(trace, 0.05);
   EXPECT_GT(result.lambda, 0);
   EXPECT_LE(result.corrected_risk, 0.05);
@@ -128,13 +131,12 @@ TEST_F(EscalationTest, RecordsReplayToTheOutput) {
     EXPECT_EQ(record.risk_bound, 0.05);
     EXPECT_EQ(record.mode == "escalated", *record.confidence < 0.5);
     const at::Tensor tokens = batch_.at("attention_mask").sum(1);
-    EXPECT_DOUBLE_EQ(*record.flops_run,
-                     run_flops(kLayout, run, tokens)[b].item<double>());
+    EXPECT_DOUBLE_EQ(*record.flops_run, run_flops(kLayout, run, tokens)[b].item<double>());
     escalated += record.mode == "escalated";
     for (const HeadDecision& head : record.heads) {
       const HeadId id{head.layer, head.head};
-      const std::string state = low_mask().contains(id)    ? "always_on"
-                                : !high_mask().contains(id) ? "pruned"
+      const std::string state = low_mask().contains(id)      ? "always_on"
+                                : !high_mask().contains(id)  ? "pruned"
                                 : record.mode == "escalated" ? "on"
                                                              : "off";
       EXPECT_EQ(head.state, state);

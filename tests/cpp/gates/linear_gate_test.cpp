@@ -35,8 +35,8 @@ TEST(LinearGate, ComputesTheFormula) {
       at::einsum("bd,lhd->blh", {mean - settings.reference, settings.weight}) +
       settings.static_logits;
   const LinearGate gate(settings);
-  EXPECT_TRUE(at::allclose(gate.logits(batch.at("x"), batch.at("attention_mask")), expected, 1e-12,
-                           1e-12));
+  EXPECT_TRUE(
+      at::allclose(gate.logits(batch.at("x"), batch.at("attention_mask")), expected, 1e-12, 1e-12));
 }
 
 TEST(LinearGate, DecidesForASampleAloneBitForBit) {
@@ -57,7 +57,8 @@ TEST(LinearGate, DecidesForASampleAloneBitForBit) {
     for (const auto& [left, right] : {std::pair<int64_t, int64_t>{0, 5}, {3, 0}}) {
       at::Tensor x = at::constant_pad_nd(batch.at("x"), {0, 0, left, right}, 1e6);
       const at::Tensor mask =
-          at::constant_pad_nd(batch.at("attention_mask").to(at::kLong), {left, right}).to(at::kBool);
+          at::constant_pad_nd(batch.at("attention_mask").to(at::kLong), {left, right})
+              .to(at::kBool);
       EXPECT_TRUE(at::equal(gate.logits(x, mask), z));
     }
     const Batch one = select_examples(batch, at::tensor({17}, at::kLong));
@@ -223,9 +224,9 @@ TEST(FitLinearGate, MatchesTheNormalEquations) {
   const auto model = testing::random_toy_model(kLayout, 3, 7);
   const Batch train = testing::random_toy_batch(kLayout, 150, 6, 3, 1);
   constexpr double kRidge = 0.3;
-  const auto fitted = fit_linear_gate(
-      *model, BatchList({train}), BatchList({train}), *cross_entropy(),
-      {.mean_heads = 6, .ridge = kRidge, .huber = 0, .settled_share = 0});
+  const auto fitted =
+      fit_linear_gate(*model, BatchList({train}), BatchList({train}), *cross_entropy(),
+                      {.mean_heads = 6, .ridge = kRidge, .huber = 0, .settled_share = 0});
   const at::Tensor valid = train.at("attention_mask").to(at::kDouble).unsqueeze(2);
   at::Tensor x = (train.at("x") * valid).sum(1) / valid.sum(1);
   x = x - x.mean(0);
@@ -239,7 +240,8 @@ TEST(FitLinearGate, MatchesTheNormalEquations) {
   const at::Tensor gram = x.t().matmul(x) / 150;
   const at::Tensor penalty = kRidge * gram.diagonal().mean() * at::eye(5, at::kDouble);
   const at::Tensor expected = at::linalg_solve(gram + penalty, x.t().matmul(y) / 150).t();
-  EXPECT_TRUE(at::allclose(fitted.gate->settings().weight, expected.reshape({3, 4, 5}), 1e-7, 1e-9));
+  EXPECT_TRUE(
+      at::allclose(fitted.gate->settings().weight, expected.reshape({3, 4, 5}), 1e-7, 1e-9));
 }
 
 TEST(FitLinearGate, FindsNothingWhereInputsSayNothing) {

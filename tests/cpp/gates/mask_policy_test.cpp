@@ -13,9 +13,7 @@ namespace {
 
 const HeadLayout kLayout{2, 3, 4, 7, 0};
 
-HeadMask some_mask() {
-  return HeadMask(at::tensor({1, 0, 1, 0, 0, 1}, at::kLong).reshape({2, 3}));
-}
+HeadMask some_mask() { return HeadMask(at::tensor({1, 0, 1, 0, 0, 1}, at::kLong).reshape({2, 3})); }
 
 TEST(MaskPolicy, GivesTheOutputOfItsMaskAndCountsHeads) {
   const auto model = testing::random_toy_model(kLayout, 2, 1);

@@ -16,8 +16,7 @@ at::Tensor gates_of(std::vector<std::vector<float>> rows) {
 
 // The example of the header, worked out by hand.
 TEST(WorkListTest, ListsPairsInBothOrders) {
-  const WorkList list =
-      make_work_list(gates_of({{1, 0, 0.5f, 0}, {0, 0, 0, 0}, {0, 1, -2, 1}}));
+  const WorkList list = make_work_list(gates_of({{1, 0, 0.5f, 0}, {0, 0, 0, 0}, {0, 1, -2, 1}}));
   EXPECT_EQ(list.row_offset, (std::vector<int32_t>{0, 2, 2, 5}));
   EXPECT_EQ(list.head_index, (std::vector<int32_t>{0, 2, 1, 2, 3}));
   EXPECT_EQ(list.scale, (std::vector<float>{1, 0.5f, 1, -2, 1}));
@@ -90,7 +89,8 @@ TEST(WorkListTest, CheckFindsEveryBrokenInvariant) {
 
 TEST(WorkListTest, RefusesHostileText) {
   for (const char* text :
-       {"{}", "nonsense", R"({"batch":1,"heads":1,"row_offset":[0,5],"head_index":[0],"scale":[1]})",
+       {"{}", "nonsense",
+        R"({"batch":1,"heads":1,"row_offset":[0,5],"head_index":[0],"scale":[1]})",
         R"({"batch":1,"heads":1,"row_offset":[0,1],"head_index":[7],"scale":[1]})",
         R"({"batch":1,"heads":1,"row_offset":[0,1],"head_index":[0],"scale":[]})",
         R"({"batch":9000000000000000000,"heads":1,"row_offset":[0],"head_index":[],"scale":[]})",
