@@ -17,6 +17,7 @@ $(VENV)/.environment:
 	PYTHON=$(PYTHON) scripts/system_packages.sh
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing torch and the build tools (about 5 GB, a few minutes)"
+	$(PIP) install -q --upgrade 'pip>=23.2'
 	$(PIP) install -q 'torch>=2.11' 'scikit-build-core>=0.10' ninja
 	@touch $@
 
