@@ -125,6 +125,7 @@ def test_missing_data_is_said(tmp_path):
 def test_timing_runs_every_candidate_on_the_same_batches():
     seen = {"a": [], "b": []}
     candidates = {name: seen[name].append for name in seen}
-    times = interleaved(candidates, [1, 2], rounds=3)
+    times, rounds = interleaved(candidates, [1, 2], rounds=3)
+    assert rounds == 3
     assert seen["a"] == seen["b"] == [1, 2, 1, 2, 1]
     assert set(times) == {"a", "b"}

@@ -24,7 +24,7 @@ def read_labelled_text(path: Path, limit: int | None = None) -> LabelledText:
             whole number, or there are not two labels.
 
     Example:
-        >>> file = pathlib.Path("data.tsv")
+        >>> file = Path("data.tsv")
         >>> _ = file.write_text("good\\t1\\nbad\\t0\\n")
         >>> read_labelled_text(file).labels
         [1, 0]

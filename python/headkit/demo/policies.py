@@ -43,13 +43,18 @@ def random_mask(layers: int, heads: int, count: int, seed: int) -> _C.HeadMask:
 def fit_gate(
     probe: _C.GatedModel,
     train: Part,
+    some: Sequence[dict],
     calibration: Part,
     mean_heads: float,
     scores: _C.HeadScores,
     dense_means: torch.Tensor,
     progress: Progress = None,
 ) -> tuple[_C.LinearGate, _C.LinearGateReport]:
-    """A linear gate whose compensation is the mean output of heads where it closes them."""
+    """A linear gate whose compensation is the mean output of heads where it closes them.
+
+    Args:
+        some: training batches for the means.
+    """
     gate, report = _C.fit_linear_gate(
         probe,
         train.batches,
@@ -61,7 +66,7 @@ def fit_gate(
     )
     means = _C.mean_head_outputs(
         probe,
-        train.batches,
+        some,
         decide=lambda state: gate.decide(state.hidden, state.attention_mask),
     )
     return gate.with_dropped_output(means), report
@@ -81,7 +86,7 @@ class Rung:
 def fit_escalation(
     model: _C.GatedModel,
     probe: _C.GatedModel,
-    train: Part,
+    some: Sequence[dict],
     calibration: Part,
     mean_heads: float,
     scores: _C.HeadScores,
@@ -95,6 +100,7 @@ def fit_escalation(
     agreement is within one standard error of the best.
 
     Args:
+        some: training batches for the means.
         shares: sizes of the low sets, as shares of ``mean_heads``.
     """
     layout = model.layout()
@@ -102,7 +108,7 @@ def fit_escalation(
     for share in shares:
         count = round(share * mean_heads)
         mask = _C.prune_top_fraction(scores, count / layout.total_heads)
-        low = compensated(model, train.batches, mask, dense_means)
+        low = compensated(model, some, mask, dense_means)
         draft = _C.Escalation(mask, threshold=0.5, dropped_output=low.dropped_output)
         trace = draft.trace(probe, calibration.batches, progress=progress)
         threshold = trace.threshold(mean_heads)

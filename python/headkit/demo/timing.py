@@ -13,7 +13,10 @@ def interleaved(
     batches: Sequence[Any],
     rounds: int,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, float]:
+    *,
+    least_rounds: int = 15,
+    seconds: float = 60.0,
+) -> tuple[dict[str, float], int]:
     """Median milliseconds a batch for each candidate.
 
     Every round runs all candidates on the same batch, one after the other, in an order that moves
@@ -22,23 +25,29 @@ def interleaved(
     Args:
         candidates: name -> function of a batch.
         batches: taken in turn.
-        rounds: of measurement; one more, on every batch, warms up.
+        rounds: of measurement; one more, on the first two batches, warms up.
         progress: called with (rounds done, rounds).
+        least_rounds: done however long they take, ``rounds`` permitting.
+        seconds: after so long no further round starts.
 
     Returns:
-        dict[str, float]: milliseconds by name.
+        tuple: milliseconds by name, and the rounds done.
 
     Example:
-        >>> sorted(interleaved({"a": lambda b: b, "b": lambda b: b}, [1, 2], rounds=3))
-        ['a', 'b']
+        >>> times, rounds = interleaved({"a": lambda b: b, "b": lambda b: b}, [1, 2], rounds=3)
+        >>> sorted(times), rounds
+        (['a', 'b'], 3)
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
     with torch.no_grad():
         for name in names:
-            for batch in batches:
+            for batch in batches[:2]:
                 candidates[name](batch)
+        begun = time.perf_counter()
         for number in range(rounds):
+            if number >= least_rounds and time.perf_counter() - begun > seconds:
+                break
             batch = batches[number % len(batches)]
             first = number % len(names)
             for name in names[first:] + names[:first]:
@@ -47,4 +56,5 @@ def interleaved(
                 times[name].append(1000 * (time.perf_counter() - started))
             if progress:
                 progress(number + 1, rounds)
-    return {name: median(values) for name, values in times.items()}
+    medians = {name: median(values) for name, values in times.items()}
+    return medians, len(times[names[0]])

@@ -44,7 +44,7 @@ def _grid(
         x = LEFT + head * (size + GAP) + size / 2
         parts.append(
             f'<text class="axis" x="{x}" y="{height - 5}" text-anchor="middle" '
-            f'aria-hidden="true">H{head}</text>'
+            f'aria-hidden="true">{"H" if size == CELL else ""}{head}</text>'
         )
     parts.append("</svg>")
     return "".join(parts)
