@@ -204,7 +204,6 @@ def test_gate_gradients_equal_finite_differences(tiny):
     )
 
 
-@pytest.mark.skipif(not hasattr(hk._C, "MaskPolicy"), reason="no policy in this build")
 def test_a_policy_decides_for_each_call(tiny):
     model = tiny.make("Bert", TASK)
     gated = hk.attach(model)
