@@ -65,3 +65,10 @@ def test_the_readme_shows_the_example_that_was_built():
     readme = (ROOT / "README.md").read_text()
     program = (ROOT / "examples" / "cpp" / "quickstart.cpp").read_text()
     assert f"```cpp\n{program}```" in readme
+
+
+def test_the_umbrella_header_holds_every_public_header():
+    include = ROOT / "include"
+    headers = {str(path.relative_to(include)) for path in include.rglob("*.h")}
+    listed = set(re.findall(r'#include "(.*)"', (include / "headkit/headkit.h").read_text()))
+    assert listed == headers - {"headkit/headkit.h"} | {"headkit/core/version.h"}

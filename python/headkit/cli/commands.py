@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -164,18 +165,14 @@ def demo(
 
 def rows_table(rows: list[dict[str, Any]]) -> Table:
     """The rows of the demo's summary."""
-    table = Table(title="all-MiniLM-L6-v2 on unseen review sentences")
-    table.add_column("model")
-    titles = (
-        "heads run",
-        "accuracy",
-        "agreement",
-        "cosine",
-        "MFLOPs",
-        "of dense",
-        "ms",
-        "of dense",
+    table = Table(
+        title="all-MiniLM-L6-v2 on unseen review sentences",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
     )
+    table.add_column("model", no_wrap=True)
+    titles = ("heads", "accuracy", "agrees", "cosine", "MFLOPs", "", "ms", "")
     for title in titles:
         table.add_column(title, justify="right")
     dense = rows[0]
