@@ -31,14 +31,14 @@ def configure(build, *options):
     )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def installed():
     config = pathlib.Path(hk.cmake_prefix_path) / "share/cmake/headkit/headkit-config.cmake"
     if not config.exists():
         pytest.skip("headkit runs from its build tree; the package is not installed")
 
 
-def test_the_readme_program_builds_by_find_package_and_runs(tmp_path):
+def test_the_readme_program_builds_by_find_package_and_runs(installed, tmp_path):
     configured = configure(tmp_path)
     assert configured.returncode == 0, configured.stderr
     built = subprocess.run(["cmake", "--build", str(tmp_path)], capture_output=True, text=True)
@@ -49,7 +49,7 @@ def test_the_readme_program_builds_by_find_package_and_runs(tmp_path):
     assert heads and 0 < int(heads[1]) < 96
 
 
-def test_another_torch_minor_is_refused(tmp_path):
+def test_another_torch_minor_is_refused(installed, tmp_path):
     torch_root = tmp_path / "torch"
     (torch_root / "lib").mkdir(parents=True)
     (torch_root / "version.py").write_text("__version__ = '2.12.1'\n")
