@@ -11,6 +11,7 @@
 
 #include "optional_tensor.h"
 #include "python_progress.h"
+#include "registry.h"
 #include "rooms.h"
 
 namespace py = pybind11;
@@ -99,20 +100,7 @@ Raises:
         "The policy that ``to_json`` wrote; ValueError on anything else.");
 
   m.def(
-      "policies",
-      [] {
-        py::dict all;
-        for (const PolicyInfo& each : policies()) {
-          py::dict info;
-          info["definition"] = each.definition;
-          info["source"] = each.source;
-          info["cost"] = each.cost;
-          info["needs"] = each.needs;
-          info["decides"] = each.decides;
-          all[py::str(each.name)] = info;
-        }
-        return all;
-      },
+      "policies", [] { return registry_dict(policies()); },
       R"pbdoc(
 The registry of policies: name -> definition, source, cost, needs, decides.
 

@@ -5,6 +5,7 @@
 
 #include "optional_tensor.h"
 #include "python_progress.h"
+#include "registry.h"
 #include "rooms.h"
 
 namespace py = pybind11;
@@ -26,19 +27,7 @@ KeepRounding rounding_of(const std::string& name) {
 
 void register_pruners(py::module_& m) {
   m.def(
-      "pruners",
-      [] {
-        py::dict all;
-        for (const PrunerInfo& each : pruners()) {
-          py::dict info;
-          info["definition"] = each.definition;
-          info["source"] = each.source;
-          info["cost"] = each.cost;
-          info["needs"] = each.needs;
-          all[py::str(each.name)] = info;
-        }
-        return all;
-      },
+      "pruners", [] { return registry_dict(pruners()); },
       R"pbdoc(
 What can be asked of ``prune``: method -> definition, source, cost, needs.
 

@@ -2,6 +2,7 @@
 
 #include "optional_tensor.h"
 #include "python_progress.h"
+#include "registry.h"
 #include "rooms.h"
 
 namespace py = pybind11;
@@ -10,19 +11,7 @@ namespace headkit::bindings {
 
 void register_scorers(py::module_& m) {
   m.def(
-      "scorers",
-      [] {
-        py::dict all;
-        for (const ScorerInfo& each : scorers()) {
-          py::dict info;
-          info["definition"] = each.definition;
-          info["source"] = each.source;
-          info["cost"] = each.cost;
-          info["needs"] = each.needs;
-          all[py::str(each.name)] = info;
-        }
-        return all;
-      },
+      "scorers", [] { return registry_dict(scorers()); },
       R"pbdoc(
 What can be asked of ``score``: metric -> definition, source, cost, needs.
 

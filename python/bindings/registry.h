@@ -1,0 +1,24 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace headkit::bindings {
+
+/// A registry as Python sees it: name -> {definition, source, cost, needs}, and what
+/// a policy decides.
+template <typename Infos>
+pybind11::dict registry_dict(const Infos& infos) {
+  pybind11::dict all;
+  for (const auto& each : infos) {
+    pybind11::dict info;
+    info["definition"] = each.definition;
+    info["source"] = each.source;
+    info["cost"] = each.cost;
+    info["needs"] = each.needs;
+    if constexpr (requires { each.decides; }) info["decides"] = each.decides;
+    all[pybind11::str(each.name)] = info;
+  }
+  return all;
+}
+
+}  // namespace headkit::bindings
