@@ -3,7 +3,7 @@
 import contextvars
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -67,8 +67,37 @@ class Gating:
         gates = self.policy.decide(hidden, padding, self.state)
         return Gating(gates.heads, gates.dropped_output, gates.skip)
 
+    def check_batch(self, batch: int, tokens: int) -> None:
+        """Refuse gates made for another batch before a layer runs.
 
-@dataclass(frozen=True)
+        Raises:
+            ValueError: if the first axis of the gates is not ``batch``, or the third not
+                ``tokens``.
+        """
+        heads = self.heads
+        if heads is None or heads.dim() == 2:
+            return
+        if heads.shape[0] != batch:
+            raise ValueError(
+                f"[gates] expected gates for a batch of {batch}; found shape {list(heads.shape)}"
+            )
+        if heads.dim() == 4 and heads.shape[2] != tokens:
+            raise ValueError(
+                f"[gates] expected gates for {tokens} tokens; found shape {list(heads.shape)}"
+            )
+
+    def of_layer(self, layer: int, like: torch.Tensor) -> torch.Tensor | None:
+        """[H], [B, H] or [B, T, H] of one layer, in the gate dtype and on the device of
+        ``like``."""
+        if self.heads is None:
+            return None
+        heads = self.heads[layer] if self.heads.dim() == 2 else self.heads[:, layer]
+        return heads.to(
+            like.device, torch.float64 if like.dtype == torch.float64 else torch.float32
+        )
+
+
+@dataclass
 class Call:
     """Everything of headkit that one forward pass carries through the keyword arguments.
 
@@ -76,66 +105,88 @@ class Call:
     sees the gates that it was made with.
 
     Attributes:
-        padding: bool [B, T], True = attend; None = no padding.
-        bias: broadcastable to [B, H, T, T], for masks that are not padding.
-        gating: the gates; a policy has decided.
-        bound: whether the gates were looked up already.
-        attention_inputs: where each layer appends its input, if asked for.
+        gating: the gates; a policy decides when layer 0 begins. None = all heads run.
+        padding: bool [B, S], True = attend, as the model was given it; None = not known.
+        begun: whether layer 0 has begun.
+        taps: what a caller wants to see of each block.
+        masks: masks that were read in this pass, by identity.
     """
 
-    padding: torch.Tensor | None = None
-    bias: torch.Tensor | None = None
     gating: Gating | None = None
-    bound: bool = False
-    attention_inputs: list[torch.Tensor] | None = None
+    padding: torch.Tensor | None = None
+    begun: bool = False
+    taps: Any = None
+    masks: dict[int, Any] = field(default_factory=dict)
+
+    def begin(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> None:
+        """Settle the gates on the input of layer 0, [B, T, D]; later calls change nothing."""
+        if self.begun:
+            return
+        if self.gating is not None:
+            self.gating = self.gating.decided(hidden, padding)
+            self.gating.check_batch(*hidden.shape[:2])
+        self.begun = True
 
 
-# (encoder, gating) of the contexts that are open in this thread or task, innermost last.
-_open: contextvars.ContextVar[tuple[tuple[torch.nn.Module, Gating], ...]] = contextvars.ContextVar(
+class Attachment:
+    """The identity of one attached model; its modules share it, and those of a copy another one.
+
+    Attributes:
+        layers: attention blocks, L.
+        heads: heads of one, H.
+        one_stack: whether it is an encoder or a decoder, not both.
+    """
+
+    def __init__(self, layers: int, heads: int, one_stack: bool = True):
+        self.layers, self.heads, self.one_stack = layers, heads, one_stack
+
+
+# (attachment, gating) of the contexts that are open in this thread or task, innermost last.
+_open: contextvars.ContextVar[tuple[tuple[Attachment, Gating], ...]] = contextvars.ContextVar(
     "headkit_gates", default=()
 )
 
 
-def open_gating(encoder: torch.nn.Module) -> Gating | None:
-    """The gates that the innermost open context binds to ``encoder``."""
+def open_gating(attachment: Attachment) -> Gating | None:
+    """The gates that the innermost open context binds to a model."""
     for owner, gating in reversed(_open.get()):
-        if owner is encoder:
+        if owner is attachment:
             return gating
     return None
 
 
 @contextmanager
-def bind(encoder: torch.nn.Module, gating: Gating) -> Iterator[None]:
-    """Bind gates to ``encoder`` for calls of this thread or task while the context is open."""
-    token = _open.set((*_open.get(), (encoder, gating)))
+def bind(attachment: Attachment, gating: Gating) -> Iterator[None]:
+    """Bind gates to a model for calls of this thread or task while the context is open."""
+    token = _open.set((*_open.get(), (attachment, gating)))
     try:
         yield
     finally:
         _open.reset(token)
 
 
-def gates_of_layer(gating: Gating, layer: int, like: torch.Tensor) -> torch.Tensor | None:
-    """[H], [B, H] or [B, T, H] of one layer, in the gate dtype and on the device of ``like``."""
-    if gating.heads is None:
-        return None
-    heads = gating.heads[layer] if gating.heads.dim() == 2 else gating.heads[:, layer]
-    return heads.to(like.device, torch.float64 if like.dtype == torch.float64 else torch.float32)
+# (attachment, call) of the forward passes that run in this thread or task, innermost last: for
+# models that do not hand keyword arguments down to their attention.
+_running: contextvars.ContextVar[tuple[tuple[Attachment, Call], ...]] = contextvars.ContextVar(
+    "headkit_calls", default=()
+)
 
 
-def check_batch(gating: Gating, batch: int, tokens: int) -> None:
-    """Refuse gates made for another batch before a layer runs.
+def enter_call(attachment: Attachment, call: Call) -> None:
+    """Note that a forward pass of a model begins in this thread or task."""
+    _running.set((*_running.get(), (attachment, call)))
 
-    Raises:
-        ValueError: if the first axis of the gates is not ``batch``, or the third not ``tokens``.
-    """
-    heads = gating.heads
-    if heads is None or heads.dim() == 2:
-        return
-    if heads.shape[0] != batch:
-        raise ValueError(
-            f"[gates] expected gates for a batch of {batch}; found shape {list(heads.shape)}"
-        )
-    if heads.dim() == 4 and heads.shape[2] != tokens:
-        raise ValueError(
-            f"[gates] expected gates for {tokens} tokens; found shape {list(heads.shape)}"
-        )
+
+def leave_call(attachment: Attachment) -> None:
+    """Note that the innermost forward pass of a model has ended."""
+    calls = _running.get()
+    if calls and calls[-1][0] is attachment:
+        _running.set(calls[:-1])
+
+
+def running_call(attachment: Attachment) -> Call | None:
+    """The innermost forward pass of a model in this thread or task."""
+    for owner, call in reversed(_running.get()):
+        if owner is attachment:
+            return call
+    return None

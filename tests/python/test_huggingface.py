@@ -436,34 +436,48 @@ def small(config, **extra):
     )
 
 
-def test_other_architectures_are_refused_with_the_list(tiny):
-    t5 = transformers.T5Config(
-        vocab_size=30,
-        d_model=8,
-        d_kv=4,
-        d_ff=8,
-        num_layers=1,
-        num_heads=2,
-        decoder_start_token_id=0,
+def test_other_architectures_are_refused_with_the_list():
+    swin = transformers.SwinConfig(
+        image_size=16, patch_size=4, embed_dim=8, depths=[1], num_heads=[2]
     )
     models = [
-        transformers.AlbertModel(small(transformers.AlbertConfig, embedding_size=4)),
-        transformers.T5Model(t5),
-        transformers.GPT2Model(
-            transformers.GPT2Config(vocab_size=30, n_embd=8, n_layer=1, n_head=2)
-        ),
+        transformers.SwinModel(swin),
         transformers.EsmModel(small(transformers.EsmConfig, pad_token_id=0, mask_token_id=1)),
         nn.Linear(2, 2),
     ]
     for model in models:
-        with pytest.raises(ValueError, match=r"BERT, RoBERTa, XLM-RoBERTa, ELECTRA, DistilBERT; f"):
+        before = [type(module) for module in model.modules()]
+        with pytest.raises(ValueError, match=r"\[attach\] expected .*BERT, .*DistilBERT.*; found"):
             hk.attach(model)
-    assert supported() == ["BERT", "RoBERTa", "XLM-RoBERTa", "ELECTRA", "DistilBERT"]
-    decoder = transformers.BertModel(small(transformers.BertConfig, is_decoder=True))
-    with pytest.raises(ValueError, match="found a decoder"):
-        hk.attach(decoder)
+        assert [type(module) for module in model.modules()] == before
+    assert {"BERT", "RoBERTa", "XLM-RoBERTa", "ELECTRA", "DistilBERT"} <= set(supported())
     with pytest.raises(ValueError, match="found str"):
         hk.attach("bert-base-uncased")
+
+
+def test_attention_that_computes_more_is_refused(tiny):
+    model = tiny.make("Bert")
+    block = model.encoder.layer[1].attention
+
+    block.self.sinks = nn.Parameter(torch.zeros(4))
+    with pytest.raises(ValueError, match="found BertSelfAttention with parameters sinks at enc"):
+        hk.attach(model)
+    del block.self.sinks
+    block.self.softcap = 50.0
+    with pytest.raises(ValueError, match="found BertSelfAttention with attributes softcap"):
+        hk.attach(model)
+    del block.self.softcap
+
+    class Capped(type(block.self)):
+        def forward(self, hidden_states, *args, **kwargs):
+            context, weights = super().forward(hidden_states, *args, **kwargs)
+            return context.tanh(), weights
+
+    for layer in model.encoder.layer:
+        layer.attention.self.__class__ = Capped
+    with pytest.raises(ValueError, match="relative difference"):
+        hk.attach(model)
+    assert type(block.self) is Capped and not hasattr(block, "headkit_block")
 
 
 class Lora(nn.Module):

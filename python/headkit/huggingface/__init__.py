@@ -1,54 +1,101 @@
-"""headkit on Hugging Face transformers: attach to a model, gate its heads, detach."""
+"""headkit on models: attach to one, gate its heads, detach."""
 
+import inspect
 import weakref
 from contextlib import AbstractContextManager
-from dataclasses import replace
-from types import ModuleType
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from headkit import _C
-from headkit.gating import CALL, Call, Gating, bind, check_batch, open_gating
-from headkit.huggingface import bert, distilbert
-from headkit.huggingface.attention_block import BLOCK, KEPT, Block, Swapped, refuse_altered
-from headkit.huggingface.staged_model import StagedModel, call_of_encoder
+from headkit.gating import (
+    CALL,
+    Attachment,
+    Call,
+    Gating,
+    bind,
+    enter_call,
+    leave_call,
+    open_gating,
+    running_call,
+)
+from headkit.huggingface.adapter import refuse_altered
+from headkit.huggingface.attention_block import BLOCK, ORIGIN, Block, Origin
+from headkit.huggingface.families import ADAPTERS, supported
+from headkit.huggingface.masks import read_mask
+from headkit.huggingface.staged_model import StagedModel
+from headkit.huggingface.structure import (
+    Site,
+    Structure,
+    find_structure,
+    hands_down_keywords,
+)
+from headkit.huggingface.swapping import original_class
+from headkit.huggingface.verification import verify
 
-FAMILIES = (bert, distilbert)
+PART = "headkit_part"
 
 _attached: "weakref.WeakKeyDictionary[nn.Module, weakref.ref[StagedModel]]" = (
     weakref.WeakKeyDictionary()
 )
 
 
+@dataclass
+class Part:
+    """What a hooked module knows.
+
+    Attributes:
+        attachment: its model.
+        keywords: whether its forward takes keyword arguments that it does not know.
+        mask_place: place of ``attention_mask`` among its positional arguments; None = it has none.
+    """
+
+    attachment: Attachment
+    keywords: bool
+    mask_place: int | None
+
+    @staticmethod
+    def of(module: nn.Module, attachment: Attachment) -> "Part":
+        """Read the signature of a module."""
+        names = list(inspect.signature(original_class(module).forward).parameters)[1:]
+        place = names.index("attention_mask") if "attention_mask" in names else None
+        return Part(attachment, hands_down_keywords(module), place)
+
+    def mask(self, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """The attention mask of a call."""
+        if "attention_mask" in kwargs:
+            return kwargs["attention_mask"]
+        place = self.mask_place
+        return args[place] if place is not None and place < len(args) else None
+
+
 def is_attached(model: nn.Module) -> bool:
     """Whether ``attach`` was called on the model, or on what it is a copy of."""
-    family, base = _find(_plain(model))
-    return all(isinstance(family.core(layer), Swapped) for layer in family.layers(base))
-
-
-def supported() -> list[str]:
-    """The architectures that ``attach`` takes."""
-    return [name for family in FAMILIES for name in family.NAME.split(", ")]
+    return any(BLOCK in vars(module) for module in _plain(model).modules())
 
 
 def attach(model: nn.Module) -> StagedModel:
-    """Swap the attention blocks of a transformers model for gated ones, in place.
+    """Swap the attention blocks of a model for gated ones, in place.
 
     Outputs, parameters and their names stay; only when gates are set do heads stay closed, and
     then their work is not done. Attaching again returns the same object. A deep copy of an attached
     model is attached.
 
+    Blocks are known by how they are built, not by their names; one of each kind is run on random
+    inputs, by its own code and by headkit's, and must give the same.
+
     Args:
-        model: BERT, RoBERTa, XLM-RoBERTa, ELECTRA or DistilBERT, with or without a task head.
+        model: a model whose attention is that of one of ``headkit.huggingface.supported()``, with
+            or without a task head.
 
     Returns:
         StagedModel: the GatedModel that scorers, pruners and policies use.
 
     Raises:
-        ValueError: if the model is of another kind, is a decoder, or has adapters, quantised
-            projections or hooks on them. The model stays as it was.
+        ValueError: if the model is of another kind, or has adapters, quantised projections or hooks
+            on them. The model stays as it was.
 
     Example:
         >>> import transformers
@@ -59,19 +106,22 @@ def attach(model: nn.Module) -> StagedModel:
     model = _plain(model)
     known = _attached.get(model)
     gated = known() if known is not None else None
-    family, base = _find(model)
-    if gated is not None and gated.base is base:
+    if gated is not None and gated.is_current():
         return gated
-    layers = family.layers(base)
-    fresh = [not isinstance(family.core(layer), Swapped) for layer in layers]
-    if any(fresh):
-        blocks = [_block(family, layer, index) for index, layer in enumerate(layers)]
-        for layer, block in zip(layers, blocks, strict=True):
-            setattr(family.core(layer), BLOCK, block)
-            family.attach(layer)
-        base.register_forward_pre_hook(_note_padding, with_kwargs=True)
-        getattr(base, family.ENCODER).register_forward_pre_hook(_bind_gates, with_kwargs=True)
-    gated = StagedModel(model, base, family)
+    fresh = not is_attached(model)
+    if fresh:
+        for adapter in ADAPTERS:
+            adapter.prepare(model)
+    try:
+        structure = find_structure(model, ADAPTERS, ", ".join(supported()))
+        if any(BLOCK not in vars(site.module) for site in structure.sites):
+            _swap(structure)
+    except BaseException:
+        if fresh:
+            for adapter in ADAPTERS:
+                adapter.restore(model)
+        raise
+    gated = StagedModel(structure)
     _attached[model] = weakref.ref(gated)
     return gated
 
@@ -88,7 +138,7 @@ def detach(model: nn.Module) -> nn.Module:
         The same model.
 
     Raises:
-        ValueError: if it is not attached.
+        ValueError: if it is not attached, or heads are gone in a way that its own code cannot run.
 
     Example:
         >>> import transformers
@@ -98,17 +148,24 @@ def detach(model: nn.Module) -> nn.Module:
         'BertAttention'
     """
     model = _plain(model)
-    family, base = _find_attached(model, "detach")
-    for layer in family.layers(base):
-        family.detach(layer)
-        delattr(family.core(layer), BLOCK)
-    for module, hook in (
-        (base, _note_padding),
-        (getattr(base, family.ENCODER), _bind_gates),
-    ):
-        for key in [key for key, value in module._forward_pre_hooks.items() if value is hook]:
-            del module._forward_pre_hooks[key]
-            module._forward_pre_hooks_with_kwargs.pop(key, None)
+    _check_attached(model, "detach")
+    structure = find_structure(model, ADAPTERS, ", ".join(supported()))
+    for site in structure.sites:
+        origin: Origin = getattr(site.module, BLOCK).origin
+        if origin.is_pruned and (
+            reason := site.adapter.plain_refusal(site.module, origin.heads, origin.kept)
+        ):
+            raise ValueError(
+                f"[detach] expected heads left that {original_class(site.module).__name__} can run "
+                f"without headkit; found {reason} at {site.path}"
+            )
+    for site in structure.sites:
+        site.adapter.detach(site.module)
+        delattr(site.module, BLOCK)
+    for module in model.modules():
+        _remove_hooks(module)
+    for adapter in ADAPTERS:
+        adapter.restore(model)
     _attached.pop(model, None)
     return model
 
@@ -125,7 +182,9 @@ def gates(
     Args:
         model: an attached model, or what ``attach`` returned.
         gates: a tensor [L, H] or [B, L, H] (1 = the head as it is, 0 = it does not run), a
-            HeadMask, a GateSet or a GatePolicy; always in original head indices.
+            HeadMask, a GateSet or a GatePolicy; always in original head indices. L counts the
+            attention blocks in the order in which they run: a decoder layer with cross-attention
+            has two.
         state: a PolicyState that collects the records of a policy's decisions; for one thread.
 
     Raises:
@@ -142,10 +201,8 @@ def gates(
         False
     """
     model = model.model if isinstance(model, StagedModel) else _plain(model)
-    family, base = _find_attached(model, "gates")
-    layers = family.layers(base)
-    block: Block = getattr(family.core(layers[0]), BLOCK)
-    return bind(getattr(base, family.ENCODER), Gating.of(gates, len(layers), block.heads, state))
+    attachment = _check_attached(model, "gates")
+    return bind(attachment, Gating.of(gates, attachment.layers, attachment.heads, state))
 
 
 def attached(model: nn.Module, operation: str) -> StagedModel:
@@ -158,7 +215,7 @@ def attached(model: nn.Module, operation: str) -> StagedModel:
     Raises:
         ValueError: if it is not attached.
     """
-    _find_attached(_plain(model), operation)
+    _check_attached(_plain(model), operation)
     return attach(model)
 
 
@@ -181,7 +238,7 @@ def refresh(model: nn.Module | StagedModel | None = None) -> None:
         >>> headkit.refresh(model)
     """
     if model is not None:
-        _find_attached(model.model if isinstance(model, StagedModel) else _plain(model), "refresh")
+        _check_attached(model.model if isinstance(model, StagedModel) else _plain(model), "refresh")
     _C.refresh_packed_weights()
 
 
@@ -191,72 +248,130 @@ def _plain(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
-def _find(model: nn.Module) -> tuple[ModuleType, nn.Module]:
-    found = [
-        (family, module)
-        for module in model.modules()
-        for family in FAMILIES
-        if f"{type(module).__module__}.{type(module).__qualname__}" in family.MODELS
-    ]
-    if len(found) != 1:
-        what = type(model).__name__ if not found else f"{len(found)} encoders in one model"
+def _check_attached(model: nn.Module, operation: str) -> Attachment:
+    for module in model.modules():
+        if BLOCK in vars(module):
+            return getattr(module, BLOCK).attachment
+    raise ValueError(
+        f"[{operation}] expected an attached model (headkit.attach); found a plain "
+        f"{type(model).__name__}"
+    )
+
+
+def _swap(structure: Structure) -> None:
+    origins = [_origin(site) for site in structure.sites]
+    sizes = {(o.heads, o.kv_heads, s.adapter.head_dim(s.module)) for o, s in _both(structure)}
+    if len(sizes) != 1:
+        found = ", ".join(f"{heads} of {width}" for heads, _, width in sorted(sizes))
+        raise ValueError(f"[attach] expected equal heads in all blocks; found {found}")
+    seen = set()
+    for site, origin in zip(structure.sites, origins, strict=True):
+        refuse_altered(site.adapter.projections(site.module), "attach")
+        kind = (original_class(site.module), site.cross)
+        if kind not in seen and BLOCK not in vars(site.module) and not origin.is_pruned:
+            verify(site, origin, site.cross)
+            seen.add(kind)
+
+    one_stack = len(structure.stacks) == 1
+    attachment = Attachment(len(structure.sites), origins[0].heads, one_stack)
+    for number, (site, origin) in enumerate(zip(structure.sites, origins, strict=True)):
+        width = site.adapter.head_dim(site.module)
+        block = Block(number, site.adapter, attachment, origin, width, site.cross)
+        if BLOCK not in vars(site.module):
+            site.adapter.attach(site.module)
+        setattr(site.module, BLOCK, block)
+    hooked = {structure.base, *(stack.owner for stack in structure.stacks)}
+    for path in hooked:
+        module = structure.module(path)
+        _remove_hooks(module)
+        setattr(module, PART, Part.of(module, attachment))
+        module.register_forward_pre_hook(_begin_call, with_kwargs=True)
+        module.register_forward_hook(_end_call, always_call=True)
+    for stack in structure.stacks:
+        layer = structure.module(stack.layers[0])
+        _remove_hooks(layer)
+        setattr(layer, PART, Part.of(layer, attachment))
+        layer.register_forward_pre_hook(_begin_layers, with_kwargs=True)
+
+
+def _both(structure: Structure) -> list[tuple[Origin, Site]]:
+    return [(_origin(site), site) for site in structure.sites]
+
+
+def _origin(site: Site) -> Origin:
+    known = getattr(site.module, ORIGIN, None)
+    weights = site.adapter.weights(site.module)
+    width = site.adapter.head_dim(site.module)
+    if known is None:
+        heads, kv_heads = weights.q.shape[0] // width, weights.k.shape[0] // width
+        whole = kv_heads > 0 and heads % kv_heads == 0
+        shapes = (weights.q.shape[0], weights.k.shape[0], weights.v.shape[0], weights.o.shape[1])
+        if not whole or shapes != (heads * width, kv_heads * width, kv_heads * width, shapes[0]):
+            raise ValueError(
+                f"[attach] expected whole heads of {width} at {site.path}; found projections of "
+                f"{', '.join(map(str, shapes))} (load a pruned model with headkit.load)"
+            )
+        return Origin(heads, kv_heads, list(range(heads)))
+    if weights.q.shape[0] != len(known.kept) * width:
         raise ValueError(
-            f"[attach] expected a model with one encoder of {', '.join(supported())}; found {what}"
+            f"[attach] expected {len(known.kept)} heads of {width} at {site.path}; found "
+            f"{weights.q.shape[0]} rows (load a pruned model with headkit.load)"
         )
-    family, base = found[0]
-    if reason := family.refusal(base):
-        raise ValueError(
-            f"[attach] expected an encoder of {', '.join(supported())} as transformers makes it; "
-            f"found {reason}"
-        )
-    return family, base
+    return known
 
 
-def _find_attached(model: nn.Module, operation: str) -> tuple[ModuleType, nn.Module]:
-    family, base = _find(model)
-    if not all(isinstance(family.core(layer), Swapped) for layer in family.layers(base)):
-        raise ValueError(
-            f"[{operation}] expected an attached model (headkit.attach); found a plain "
-            f"{type(model).__name__}"
-        )
-    return family, base
+def _remove_hooks(module: nn.Module) -> None:
+    vars(module).pop(PART, None)
+    for hooks, flags in (
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+        (module._forward_hooks, module._forward_hooks_always_called),
+    ):
+        for key in [key for key, hook in hooks.items() if hook in _HOOKS]:
+            del hooks[key]
+            flags.pop(key, None)
 
 
-def _block(family: ModuleType, layer: nn.Module, index: int) -> Block:
-    linears = family.linears(layer)
-    refuse_altered(linears, "attach")
-    core = family.core(layer)
-    head_dim = core.attention_head_size
-    heads = core.config.num_attention_heads
-    kept = getattr(core, KEPT, list(range(heads)))
-    if linears[0].out_features != len(kept) * head_dim:
-        raise ValueError(
-            f"[attach] expected {len(kept)} heads of {head_dim} in layer {index}; found "
-            f"{linears[0].out_features} rows (load a pruned model with headkit.load)"
-        )
-    return Block(index, heads, head_dim, list(kept))
-
-
-def _note_padding(base: nn.Module, args: tuple, kwargs: dict[str, Any]):
+def _begin_call(module: nn.Module, args: tuple, kwargs: dict[str, Any]):
     if kwargs.get("head_mask") is not None:
         raise ValueError(
             "[attention] expected gates from headkit.gates; found head_mask, which transformers "
             "ignores"
         )
-    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-    if CALL not in kwargs and isinstance(mask, torch.Tensor) and mask.dim() == 2:
-        kwargs = {**kwargs, CALL: Call(padding=mask.to(torch.bool))}
+    part: Part = getattr(module, PART)
+    call = kwargs.get(CALL)
+    if call is None and not torch.compiler.is_compiling():
+        call = running_call(part.attachment)
+    if call is None:
+        mask = part.mask(args, kwargs)
+        known = part.attachment.one_stack and isinstance(mask, torch.Tensor) and mask.dim() == 2
+        call = Call(open_gating(part.attachment), mask.to(torch.bool) if known else None)
+    if not torch.compiler.is_compiling():
+        enter_call(part.attachment, call)
+    if part.keywords:
+        kwargs = {**kwargs, CALL: call}
     return args, kwargs
 
 
-def _bind_gates(encoder: nn.Module, args: tuple, kwargs: dict[str, Any]):
+def _end_call(module: nn.Module, args: tuple, output: Any) -> None:
+    if not torch.compiler.is_compiling():
+        leave_call(getattr(module, PART).attachment)
+
+
+def _begin_layers(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
+    part: Part = getattr(layer, PART)
     call = kwargs.get(CALL)
-    if call is not None and call.bound:
-        return args, kwargs
+    if call is None and not torch.compiler.is_compiling():
+        call = running_call(part.attachment)
+    if call is None or call.begun:
+        return None
     hidden = args[0] if args else kwargs["hidden_states"]
-    call = call_of_encoder(call, args[1:], kwargs, hidden)
-    gating = open_gating(encoder)
-    if gating is not None:
-        gating = gating.decided(hidden, call.padding)
-        check_batch(gating, *hidden.shape[:2])
-    return args, {**kwargs, CALL: replace(call, gating=gating, bound=True)}
+    padding = None
+    if call.gating is not None and call.gating.policy is not None:
+        padding = call.padding
+        if padding is None or tuple(padding.shape) != tuple(hidden.shape[:2]):
+            padding = read_mask(part.mask(args, kwargs), hidden).padding
+    call.begin(hidden, padding)
+    return None
+
+
+_HOOKS = (_begin_call, _end_call, _begin_layers)

@@ -1,18 +1,43 @@
-"""The module that stands in for an attention block: same parameters, one operator call."""
+"""What stands in for an attention block: same parameters, one operator call."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
-from headkit.gating import CALL, Call, gates_of_layer
-from headkit.huggingface.padding import read_mask
+from headkit.gating import CALL, Attachment, Call, open_gating, running_call
+from headkit.huggingface.adapter import Adapter, Norms, Weights, refuse_altered
+from headkit.huggingface.masks import Mask, read_mask
+from headkit.huggingface.probabilities import attention_probabilities
 
 BLOCK = "headkit_block"
-KEPT = "headkit_kept_heads"
+ORIGIN = "headkit_origin"
+
+
+@dataclass
+class Origin:
+    """What a block was before any head of it was removed, and what is left.
+
+    Attributes:
+        heads: heads of the original block, H.
+        kv_heads: heads of its keys and values, Hkv.
+        kept: original indices of the heads that are there, ascending.
+    """
+
+    heads: int
+    kv_heads: int
+    kept: list[int]
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether a head is missing."""
+        return len(self.kept) < self.heads
+
+    def kept_kv(self) -> list[int]:
+        """Original indices of the key and value heads that a kept head uses, ascending."""
+        group = self.heads // self.kv_heads
+        return sorted({head // group for head in self.kept})
 
 
 @dataclass
@@ -20,170 +45,238 @@ class Block:
     """Where a block stands in its model.
 
     Attributes:
-        layer: its number.
-        heads: heads of the original layer, H.
-        head_dim: width of one head.
-        kept: original indices of the heads that are there, ascending.
+        number: its place among the blocks of the model.
+        adapter: its family.
+        attachment: its model.
+        origin: its heads.
+        head_dim: width of one head, dh.
+        cross: whether keys and values come from another sequence.
     """
 
-    layer: int
-    heads: int
+    number: int
+    adapter: Adapter
+    attachment: Attachment
+    origin: Origin
     head_dim: int
-    kept: list[int]
+    cross: bool
+
+    def kv_head(self, present: int) -> list[int] | None:
+        """Which of the ``present`` key and value heads each kept head uses; None = evenly."""
+        origin = self.origin
+        if not origin.is_pruned:
+            return None
+        if present == len(origin.kept) and origin.kv_heads != origin.heads:
+            return list(range(present))
+        group = origin.heads // origin.kv_heads
+        place = {head: index for index, head in enumerate(origin.kept_kv())}
+        return [place[head // group] for head in origin.kept]
 
 
-@cache
-def gated_class(mixin: type, original: type) -> type:
-    """The class that an ``original`` module gets while it is attached.
+@dataclass
+class Inputs:
+    """What one call of a block computes on, whatever its family calls it.
 
-    A subclass of the original's, so that transformers still records its outputs.
+    Attributes:
+        hidden: [B, T, D].
+        mask: as transformers hands it over.
+        source: [B, S, Dk], where keys and values come from; None = ``hidden``.
+        cache: a cache of transformers, or None.
+        rotary: cos and sin, [B or 1, T, dr].
+        position_bias: added to the scores, broadcastable to [B, H, T, S], H as in the original.
+        scaling: factor on the scores.
+        causal: whether the block is causal where its mask does not say.
+        dropout: of the probabilities.
+        windowed: whether the block sees a window that its mask describes.
+        keywords: the other keyword arguments of the call.
     """
-    return type(f"Gated{original.__name__}", (mixin, original), {"__module__": mixin.__module__})
+
+    hidden: torch.Tensor
+    mask: torch.Tensor | None
+    keywords: dict[str, Any]
+    scaling: float
+    source: torch.Tensor | None = None
+    cache: Any = None
+    rotary: tuple[torch.Tensor, torch.Tensor] | None = None
+    position_bias: torch.Tensor | None = None
+    causal: bool = False
+    dropout: float = 0.0
+    windowed: bool = False
 
 
-def _restore(mixin: type, original: type) -> nn.Module:
-    cls = gated_class(mixin, original)
-    return cls.__new__(cls)
-
-
-class Swapped:
-    """Base of the mixins. A module changes its class in place: parameters, hooks and mode stay."""
-
-    def __reduce__(self):
-        mixin, original = type(self).__bases__
-        return _restore, (mixin, original), self.__dict__.copy()
-
-
-def swap_in(module: nn.Module, mixin: type) -> None:
-    """Make ``module`` behave as ``mixin`` says."""
-    module.__class__ = gated_class(mixin, type(module))
-
-
-def swap_out(module: nn.Module) -> None:
-    """Give ``module`` its own class back."""
-    module.__class__ = type(module).__bases__[1]
-
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def refuse_altered(linears: Sequence[nn.Module], operation: str) -> None:
-    """Refuse projections that the operator would not run as they are.
-
-    Raises:
-        ValueError: if one is no plain ``nn.Linear`` (adapters, quantisation) or has hooks.
-    """
-    for linear in linears:
-        if type(linear) is not nn.Linear:
-            raise ValueError(
-                f"[{operation}] expected projections of type Linear; found {type(linear).__name__} "
-                "(merge adapters first)"
-            )
-        for hooks in HOOKS:
-            if getattr(linear, hooks):
-                raise ValueError(
-                    f"[{operation}] expected projections without hooks, because the block runs "
-                    "them as one operator; found a hook"
-                )
-
-
-def run_block(
-    module: nn.Module,
-    hidden: torch.Tensor,
-    linears: tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear],
-    attention_mask: torch.Tensor | None,
-    kwargs: dict[str, Any],
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Run one attention block under the gates of the call.
+def run_block(module: nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Run one attention block under the gates of its call.
 
     Args:
-        module: the attention module; has ``scaling``, ``dropout``, ``config`` and a ``Block``.
-        hidden: [B, T, D].
-        linears: Q, K, V and output projection.
-        attention_mask: as transformers hands it over.
-        kwargs: the keyword arguments of the call, gates included.
+        module: the attention module; has a ``Block``.
+        inputs: what it was called with.
 
     Returns:
         Output [B, T, D] after the output projection, and attention probabilities [B, kept heads, T,
-        T] if the call asks for them and runs eager attention, else None.
+        S] if the call asks for them and the model runs eager attention, else None.
+
+    Raises:
+        ValueError: if the block's projections were altered, or it cannot run such a call.
     """
-    if kwargs.get("past_key_values") is not None or kwargs.get("encoder_hidden_states") is not None:
-        raise ValueError(
-            "[attention] expected encoder self-attention; found a cache or cross-attention"
-        )
-    refuse_altered(linears, "attention")
-    q, k, v, o = linears
     block: Block = getattr(module, BLOCK)
-    call: Call | None = kwargs.get(CALL)
-    if call is None:
-        padding, bias = read_mask(attention_mask, hidden)
-        call = Call(padding=padding, bias=bias, bound=True)
-    if call.attention_inputs is not None:
-        call.attention_inputs.append(hidden)
-
-    gate = dropped_output = None
-    skip = True
-    gating = call.gating
-    pruned = len(block.kept) < block.heads
-    if gating is not None:
-        gate = gates_of_layer(gating, block.layer, hidden)
-        skip = gating.skip
-        if gate is not None and gating.dropped_output is not None:
-            dropped_output = gating.dropped_output[block.layer].to(hidden.device, hidden.dtype)
-        if pruned and gate is not None:
-            gate = gate[..., block.kept]
-            dropped_output = None if dropped_output is None else dropped_output[block.kept]
-    bias = call.bias
-    if pruned and bias is not None and bias.shape[1] == block.heads:
-        bias = bias[:, block.kept]
-
-    dropout = module.dropout.p if module.training else 0.0
-    output = torch.ops.headkit.gated_attention(
-        hidden,
-        q.weight,
-        k.weight,
-        v.weight,
-        o.weight,
-        len(block.kept),
-        q_bias=q.bias,
-        k_bias=k.bias,
-        v_bias=v.bias,
-        o_bias=o.bias,
-        scale=module.scaling,
-        gate=gate,
-        skip=skip,
-        key_padding_mask=call.padding,
-        attn_bias=bias,
-        dropped_output=dropped_output,
-        dropout_p=dropout,
-        dropout_seed=int(torch.randint(2**62, ())) if dropout > 0 else 0,
-    )
-    wants = kwargs.get("output_attentions")
-    wants = module.config.output_attentions if wants is None else wants
-    if not wants or module.config._attn_implementation != "eager":
-        return output, None
-    return output, _probabilities(hidden, q, k, block, module.scaling, attention_mask)
+    adapter, hidden = block.adapter, inputs.hidden
+    refuse_altered(adapter.projections(module), "attention")
+    if inputs.cache is not None:
+        raise ValueError("[attention] expected no key and value cache; found one")
+    call = call_of_block(block, inputs.keywords)
+    weights, norms = adapter.weights(module), adapter.norms(module)
+    mask = mask_of_call(call, inputs, hidden if inputs.source is None else inputs.source)
+    arguments = operator_arguments(block, inputs, weights, norms, mask, call)
+    if call.taps is not None:
+        tap(call, arguments, mask)
+    output = torch.ops.headkit.gated_attention(**arguments)
+    probabilities = None
+    if wants_probabilities(adapter.config(module), inputs.keywords):
+        probabilities = attention_probabilities(block, inputs, weights, norms, mask)
+    return output, probabilities
 
 
-def _probabilities(
-    hidden: torch.Tensor,
-    q: nn.Linear,
-    k: nn.Linear,
+def operator_arguments(
     block: Block,
-    scaling: float,
-    attention_mask: torch.Tensor | None,
-) -> torch.Tensor:
-    shape = (*hidden.shape[:2], len(block.kept), block.head_dim)
-    query = q(hidden).view(shape).transpose(1, 2)
-    key = k(hidden).view(shape).transpose(1, 2)
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        padding, bias = read_mask(attention_mask, hidden)
-        if padding is not None:
-            bias = torch.zeros_like(scores[:, :1]).masked_fill(
-                ~padding[:, None, None], torch.finfo(scores.dtype).min
-            )
-        elif bias.shape[1] == block.heads:
-            bias = bias[:, block.kept]
-        scores = scores + bias
-    return scores.softmax(-1)
+    inputs: Inputs,
+    weights: Weights,
+    norms: Norms | None,
+    mask: Mask,
+    call: Call,
+) -> dict[str, Any]:
+    """The arguments of ``torch.ops.headkit.gated_attention`` for a call of a block."""
+    hidden, origin = inputs.hidden, block.origin
+    arguments: dict[str, Any] = {
+        "x": hidden,
+        "q_weight": weights.q,
+        "k_weight": weights.k,
+        "v_weight": weights.v,
+        "o_weight": weights.o,
+        "num_heads": len(origin.kept),
+        "q_bias": weights.q_bias,
+        "k_bias": weights.k_bias,
+        "v_bias": weights.v_bias,
+        "o_bias": weights.o_bias,
+        "scale": inputs.scaling,
+        "key_padding_mask": mask.padding,
+        "is_causal": mask.causal,
+        "attn_bias": attention_bias(origin, inputs, mask),
+        **gate_arguments(block, call, hidden),
+    }
+    if inputs.dropout > 0:
+        arguments |= {
+            "dropout_p": inputs.dropout,
+            "dropout_seed": int(torch.randint(2**62, ())),
+        }
+    if inputs.source is not None:
+        arguments["kv"] = inputs.source
+    if inputs.rotary is not None:
+        arguments["rotary_cos"], arguments["rotary_sin"] = inputs.rotary
+    if norms is not None:
+        arguments |= {
+            "q_norm_weight": norms.q,
+            "k_norm_weight": norms.k,
+            "norm_eps": norms.eps,
+        }
+    if origin.kv_heads != origin.heads:
+        present = weights.k.shape[0] // block.head_dim
+        arguments["num_kv_heads"] = present
+        if (kv_head := block.kv_head(present)) is not None:
+            arguments["kv_head"] = kv_head
+    return arguments
+
+
+def gate_arguments(block: Block, call: Call, hidden: torch.Tensor) -> dict[str, Any]:
+    """The gate arguments of the operator: those of the heads that are there."""
+    gating = call.gating
+    gate = None if gating is None else gating.of_layer(block.number, hidden)
+    if gating is None or gate is None:
+        return {"gate": None, "skip": True, "dropped_output": None}
+    dropped_output = gating.dropped_output
+    if dropped_output is not None:
+        dropped_output = dropped_output[block.number].to(hidden.device, hidden.dtype)
+    if block.origin.is_pruned:
+        kept = block.origin.kept
+        gate = gate[..., kept]
+        dropped_output = None if dropped_output is None else dropped_output[kept]
+    return {"gate": gate, "skip": gating.skip, "dropped_output": dropped_output}
+
+
+def attention_bias(origin: Origin, inputs: Inputs, mask: Mask) -> torch.Tensor | None:
+    """What is added to the scores of the heads that are there."""
+    parts = [part for part in (inputs.position_bias, mask.bias) if part is not None]
+    if not parts:
+        return None
+    bias = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    if origin.is_pruned and bias.shape[1] == origin.heads > 1:
+        bias = bias[:, origin.kept]
+    return bias
+
+
+def call_of_block(block: Block, keywords: dict[str, Any]) -> Call:
+    """The call that a block runs in.
+
+    Raises:
+        ValueError: if it is recomputed in a backward pass, where its gates are no longer known.
+    """
+    call = keywords.get(CALL)
+    if call is not None:
+        return call
+    if torch.compiler.is_compiling():
+        return Call(open_gating(block.attachment))
+    call = running_call(block.attachment)
+    if call is not None:
+        return call
+    if torch._C._current_graph_task_id() != -1:
+        raise ValueError(
+            "[attention] expected a block that is recomputed in backward to be given the gates of "
+            "its forward pass; found none: this model does not hand them down, so checkpoint "
+            "without headkit, or not at all"
+        )
+    gating = open_gating(block.attachment)
+    if gating is not None and gating.policy is not None:
+        raise ValueError(
+            "[gates] expected the model itself to be called under a policy; found a call of one "
+            "of its parts"
+        )
+    return Call(gating)
+
+
+def mask_of_call(call: Call, inputs: Inputs, source: torch.Tensor) -> Mask:
+    """The mask of a call, read once for all blocks that are given the same."""
+    hidden, mask = inputs.hidden, inputs.mask
+    keys = source.shape[1]
+    noted = call.padding
+    if noted is not None and (
+        inputs.source is not None or tuple(noted.shape) != (hidden.shape[0], keys)
+    ):
+        noted = None
+    if noted is not None and not inputs.causal and not inputs.windowed:
+        # transformers hands over None for a mask of ones, and also where it has no mask function
+        # for the chosen attention: then the padding would be lost.
+        if mask is None and not torch.compiler.is_compiling() and bool(noted.all()):
+            noted = None
+        return Mask(padding=noted)
+    if mask is None:
+        read = read_mask(None, hidden, keys, causal=inputs.causal)
+        if noted is not None and not bool(noted.all()):
+            read = read._replace(padding=noted)
+        return read
+    known = call.masks.get(id(mask))
+    if known is None or known[0] is not mask:
+        known = (mask, read_mask(mask, hidden, keys, causal=inputs.causal))
+        call.masks[id(mask)] = known
+    return known[1]
+
+
+def tap(call: Call, arguments: dict[str, Any], mask: Mask) -> None:
+    """Show a block to a caller who asked for it."""
+    if call.taps.attention_inputs:
+        call.taps.attention_input = [*call.taps.attention_input, arguments["x"]]
+
+
+def wants_probabilities(config: Any, keywords: dict[str, Any]) -> bool:
+    """Whether a call asks for attention probabilities, and the model's attention gives them."""
+    if config is None or config._attn_implementation != "eager":
+        return False
+    wants = keywords.get("output_attentions")
+    return bool(config.output_attentions if wants is None else wants)

@@ -1,19 +1,21 @@
-"""A transformers model as a GatedModel: its own forward, cut into stages."""
+"""A model as a GatedModel: its own forward, cut into stages."""
 
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from types import ModuleType
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from headkit import _C
-from headkit.gating import CALL, Call, Gating, check_batch
-from headkit.huggingface.attention_block import BLOCK, KEPT, Block
-from headkit.huggingface.padding import read_mask
+from headkit.gating import CALL, Call, Gating
+from headkit.huggingface.adapter import Weights
+from headkit.huggingface.attention_block import BLOCK, ORIGIN, Block, Origin
+from headkit.huggingface.masks import read_mask
+from headkit.huggingface.shallow import with_modules
+from headkit.huggingface.structure import Structure
 
 # Attribute of a pruned model: the fingerprint it had with all its heads.
 BASE = "headkit_base"
@@ -27,114 +29,161 @@ NOT_INPUTS = (
     "example_id",
     "example_ids",
 )
+# What a model is told in every stage, if it knows the name.
+SETTINGS = {"output_hidden_states": False, "output_attentions": False, "use_cache": False}
 
 
-def shallow(module: nn.Module, **children: nn.Module | None) -> nn.Module:
-    """A copy of ``module`` that shares everything but the named children."""
-    clone = object.__new__(type(module))
-    clone.__dict__.update(module.__dict__)
-    clone.__dict__["_modules"] = {**module._modules, **children}
-    return clone
+@dataclass
+class _Journal:
+    """What the layers of a model are called with, and what stands in for them meanwhile.
 
+    Attributes:
+        calls: by layer, positional and keyword arguments.
+        front: outputs of costly modules before layer 0, by path.
+        last: the layer at which a recording ends; None = run to the end.
+        returned: by layer, the hidden states that its stand-in returns; others return their input.
+    """
 
-def shallow_path(module: nn.Module, path: list[str], child: nn.Module) -> nn.Module:
-    """A shallow copy of ``module`` in which the submodule at ``path`` is ``child``."""
-    if not path:
-        return child
-    inner = shallow_path(module._modules[path[0]], path[1:], child)
-    return shallow(module, **{path[0]: inner})
+    calls: dict[int, tuple[tuple, dict[str, Any]]] = field(default_factory=dict)
+    front: dict[str, Any] = field(default_factory=dict)
+    last: int | None = None
+    returned: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 class _Reached(Exception):
-    """Ends a forward at the encoder and carries what the encoder was called with."""
+    """Ends a forward at the last layer that is recorded."""
 
-    def __init__(self, args: tuple, kwargs: dict[str, Any]):
+
+class _InPlaceOf(nn.Module):
+    """Stands for a module; shows its attributes to those who read them."""
+
+    def __init__(self, module: nn.Module):
         super().__init__()
-        self.args_given, self.kwargs_given = args, kwargs
+        object.__setattr__(self, "module", module)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(object.__getattribute__(self, "module"), name)
 
 
-class _Capture(nn.Module):
+class _StandIn(_InPlaceOf):
+    """Stands for a layer: notes its call, computes nothing."""
+
+    def __init__(self, layer: nn.Module, number: int, journal: _Journal, output):
+        super().__init__(layer)
+        self.number, self.journal, self.output = number, journal, output
+
     def forward(self, *args, **kwargs):
-        raise _Reached(args, kwargs)
+        self.journal.calls[self.number] = (args, kwargs)
+        if self.number == self.journal.last:
+            raise _Reached
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return self.output(self.journal.returned.get(self.number, hidden))
 
 
-class _Returns(nn.Module):
-    def __init__(self, value):
-        super().__init__()
-        self.value = value
+class _Front(_InPlaceOf):
+    """Stands for a module before layer 0: computes once, then remembers."""
+
+    def __init__(self, module: nn.Module, path: str, journal: _Journal):
+        super().__init__(module)
+        self.path, self.journal = path, journal
 
     def forward(self, *args, **kwargs):
-        return self.value
+        if self.path not in self.journal.front:
+            self.journal.front[self.path] = self.module(*args, **kwargs)
+        return self.journal.front[self.path]
+
+
+@dataclass(frozen=True)
+class _Extra:
+    """The Python part of a state.
+
+    Attributes:
+        journal: the calls of the layers of the stack that runs.
+        stack: its number.
+        pending: gates of blocks that a stage ended after, but whose layer has a block more: they
+            run with the next stage.
+    """
+
+    journal: _Journal
+    stack: int = 0
+    pending: tuple[tuple[int, Gating], ...] = ()
 
 
 class StagedModel(_C.GatedModel):
-    """What ``headkit.attach`` returns: a GatedModel over a transformers model.
+    """What ``headkit.attach`` returns: a GatedModel over the model.
 
     No stage keeps anything between calls, so threads may share it.
 
     Attributes:
         model: the attached model.
-        base: its encoder model, for example the ``BertModel`` inside a classifier.
-        encoder: the module that holds the layers.
+        structure: where its attention blocks are.
+        base: its innermost model, for example the ``BertModel`` inside a classifier.
     """
 
-    def __init__(self, model: nn.Module, base: nn.Module, family: ModuleType):
+    def __init__(self, structure: Structure):
         super().__init__()
-        self.model, self.base, self._family = model, base, family
-        self._path = next(name for name, module in model.named_modules() if module is base)
-        accepted = inspect.signature(type(model).forward).parameters.values()
+        self.structure = structure
+        self.model, self.base = structure.model, structure.module(structure.base)
+        self._layers = structure.layers()
+        self._first_block = [structure.blocks_of(layer)[0] for layer in self._layers]
+        accepted = inspect.signature(type(self.model).forward).parameters.values()
         self._inputs = [
             p.name
             for p in accepted
             if p.name != "self" and p.kind != p.VAR_KEYWORD and p.name not in NOT_INPUTS
         ]
+        self._settings = {
+            name: value
+            for name, value in SETTINGS.items()
+            if name in self._inputs or hasattr(self.model, "config")
+        }
 
-    @property
-    def encoder(self) -> nn.Module:
-        """The module that holds the layers."""
-        return getattr(self.base, self._family.ENCODER)
+    def is_current(self) -> bool:
+        """Whether the blocks are still where they were, and attached."""
+        sites = self.structure.sites
+        try:
+            return all(
+                self.structure.module(site.path) is site.module and BLOCK in vars(site.module)
+                for site in sites
+            )
+        except AttributeError:
+            return False
 
     def blocks(self) -> list[Block]:
-        """Layer number, sizes and present heads of each attention block."""
-        family = self._family
-        return [getattr(family.core(layer), BLOCK) for layer in family.layers(self.base)]
+        """Number, sizes and present heads of each attention block."""
+        return [getattr(site.module, BLOCK) for site in self.structure.sites]
 
     def layout(self) -> _C.HeadLayout:
         """Sizes of the original model."""
-        blocks = self.blocks()
-        layer = self._family.layers(self.base)[0]
-        return _C.HeadLayout(
-            len(blocks),
-            blocks[0].heads,
-            blocks[0].head_dim,
-            self._family.linears(layer)[3].out_features,
-            self._family.feed_forward(layer),
+        site = self.structure.sites[0]
+        block: Block = getattr(site.module, BLOCK)
+        sizes = (
+            len(self.structure.sites),
+            block.origin.heads,
+            block.head_dim,
+            site.adapter.weights(site.module).o.shape[0],
+            site.adapter.feed_forward(self.structure.module(site.layer)),
         )
+        if block.origin.kv_heads != block.origin.heads:
+            return _C.HeadLayout(*sizes, kv_heads=block.origin.kv_heads)
+        return _C.HeadLayout(*sizes)
 
     def heads(self) -> _C.HeadMask:
         """Heads that are physically there."""
         blocks = self.blocks()
-        keep = torch.zeros(len(blocks), blocks[0].heads, dtype=torch.bool)
+        keep = torch.zeros(len(blocks), blocks[0].origin.heads, dtype=torch.bool)
         for block in blocks:
-            keep[block.layer, block.kept] = True
+            keep[block.number, block.origin.kept] = True
         return _C.HeadMask(keep)
 
     def embed(self, batch: dict[str, torch.Tensor]) -> _C.ModelState:
         """Everything before layer 0, by the model's own code."""
-        path = [*filter(None, self._path.split(".")), self._family.ENCODER]
         inputs = self._read(batch)
-        try:
-            self._run(shallow_path(self.model, path, _Capture()), inputs)
-        except _Reached as reached:
-            args, kwargs = reached.args_given, reached.kwargs_given
-        else:
-            raise RuntimeError(
-                "[embed] expected the model to call its encoder; found that it did not"
-            )
-        if args:
-            hidden, args = args[0], args[1:]
-        else:
-            hidden = kwargs.pop("hidden_states")
+        journal = self._record(inputs, _Journal(), 0)
+        hidden = self._hidden(journal, 0)
         examples = len(next(iter(inputs.values())))
         if len(hidden) != examples:
             raise ValueError(
@@ -142,10 +191,7 @@ class StagedModel(_C.GatedModel):
                 f"{len(hidden)} (models that reshape their inputs, as for multiple choice, are not "
                 "supported)"
             )
-        call = call_of_encoder(kwargs.pop(CALL, None), args, kwargs, hidden)
-        return _C.ModelState(
-            hidden, attention_mask=call.padding, batch=batch, layer=0, extra=(args, kwargs, call)
-        )
+        return self._state(hidden, journal, 0, batch)
 
     def run(
         self,
@@ -155,117 +201,110 @@ class StagedModel(_C.GatedModel):
         gates: _C.GateSet | None = None,
         taps: _C.Taps | None = None,
     ) -> _C.ModelState:
-        """Layers first .. last-1 under gates, by the encoder's own loop."""
-        layers = self._family.layers(self.base)
-        if state.layer != first or not first <= last <= len(layers):
+        """Blocks first .. last-1 under gates, by the model's own layers.
+
+        A stage may end inside a layer with two blocks, as those of decoders with cross-attention
+        have: the layer then runs with the next stage.
+        """
+        blocks = len(self.structure.sites)
+        if state.layer != first or not first <= last <= blocks:
             raise ValueError(
-                f"[run] expected layers {state.layer} to at most {len(layers)}; found {first} to "
-                f"{last}"
+                f"[run] expected layers {state.layer} to at most {blocks}; found {first} to {last}"
             )
-        if gates is None:
-            gates = _C.GateSet()
-        gating = Gating.of(gates, len(layers), self.blocks()[0].heads)
-        check_batch(gating, *state.hidden.shape[:2])
-        args, kwargs, call = state.extra
-        inputs = [] if taps is not None and taps.attention_inputs else None
-        call = replace(call, gating=gating, bound=True, attention_inputs=inputs)
-        encoder = shallow(self.encoder, layer=layers[first:last])
-        hidden = encoder(state.hidden, *args, **{**kwargs, CALL: call}).last_hidden_state
-        if inputs is not None:
-            taps.attention_input = taps.attention_input + inputs
-        return _C.ModelState(
-            hidden,
-            attention_mask=state.attention_mask,
-            batch=state.batch,
-            layer=last,
-            extra=state.extra,
+        gating = Gating.of(
+            _C.GateSet() if gates is None else gates, blocks, self.blocks()[0].origin.heads
         )
+        gating.check_batch(*state.hidden.shape[:2])
+        extra: _Extra = state.extra
+        pending = (*extra.pending, *((block, gating) for block in range(first, last)))
+        layers = self._whole_layers(pending[0][0] if pending else first, last)
+        if not layers:
+            return self._after(state, state.hidden, extra.journal, extra.stack, last, pending)
+        ended = self._first_block[layers[-1] + 1] if layers[-1] + 1 < len(self._layers) else blocks
+        call = Call(_joined(pending[: ended - pending[0][0]], gating, blocks), begun=True)
+        call.padding = self._noted(extra.journal)
+        call.taps = taps
+        hidden, journal, stack = state.hidden, extra.journal, extra.stack
+        for layer in layers:
+            if layer not in journal.calls:
+                stack += 1
+                journal = self._record(self._read(state.batch), journal, stack, hidden)
+                hidden = self._hidden(journal, layer)
+            hidden = self._call_layer(journal, layer, hidden, call)
+        rest = tuple(entry for entry in pending if entry[0] >= ended)
+        return self._after(state, hidden, journal, stack, last, rest)
 
     def head(self, state: _C.ModelState) -> torch.Tensor:
         """Logits of a task model, last hidden state of a base model."""
-        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-
-        hidden = state.hidden
-        stubs = {name: _Returns(hidden) for name in self._family.FRONT if hasattr(self.base, name)}
-        stubs[self._family.ENCODER] = _Returns(
-            BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
-        )
-        base = shallow(self.base, **stubs)
-        path = [*filter(None, self._path.split("."))]
-        return _tensor_of(self._run(shallow_path(self.model, path, base), self._read(state.batch)))
+        journal = _Journal(front=state.extra.journal.front)
+        journal.returned[len(self._layers) - 1] = state.hidden
+        return _tensor_of(self._run_model(self._read(state.batch), journal))
 
     def select(self, state: _C.ModelState, index: torch.Tensor) -> _C.ModelState:
         """The state of these samples."""
         batch = len(state.hidden)
 
-        def pick(value):
-            if isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == batch:
+        def pick(value: Any) -> Any:
+            if isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == batch:
                 return value.index_select(0, index.to(value.device))
+            if isinstance(value, tuple | list):
+                return type(value)(pick(item) for item in value)
+            if isinstance(value, dict):
+                return {name: pick(item) for name, item in value.items()}
+            if isinstance(value, Call):
+                return Call(padding=pick(value.padding))
             return value
 
-        args, kwargs, call = state.extra
+        extra: _Extra = state.extra
+        calls = {layer: pick(call) for layer, call in extra.journal.calls.items()}
+        journal = _Journal(calls, pick(extra.journal.front))
+        pending = tuple(
+            (block, Gating(pick(gating.heads), gating.dropped_output, gating.skip))
+            for block, gating in extra.pending
+        )
         return _C.ModelState(
-            pick(state.hidden),
+            state.hidden.index_select(0, index.to(state.hidden.device)),
             attention_mask=pick(state.attention_mask),
-            batch={name: pick(value) for name, value in state.batch.items()},
+            batch={
+                name: value.index_select(0, index.to(value.device)) if value.dim() else value
+                for name, value in state.batch.items()
+            },
             layer=state.layer,
-            extra=(
-                tuple(pick(value) for value in args),
-                {name: pick(value) for name, value in kwargs.items()},
-                Call(padding=pick(call.padding), bias=pick(call.bias)),
-            ),
+            extra=_Extra(journal, extra.stack, pending),
         )
 
     def attention(self, layer: int) -> _C.AttentionWeights:
         """Weights of the heads that are physically there."""
-        q, k, v, o = self._family.linears(self._layer(layer))
+        site = self._site(layer)
+        weights = site.adapter.weights(site.module)
         return _C.AttentionWeights(
-            q.weight,
-            k.weight,
-            v.weight,
-            o.weight,
-            q_bias=q.bias,
-            k_bias=k.bias,
-            v_bias=v.bias,
-            o_bias=o.bias,
+            weights.q,
+            weights.k,
+            weights.v,
+            weights.o,
+            q_bias=weights.q_bias,
+            k_bias=weights.k_bias,
+            v_bias=weights.v_bias,
+            o_bias=weights.o_bias,
         )
 
     def replace_attention(self, layer: int, weights: _C.AttentionWeights, kept: list[int]) -> None:
         """Put new weights in place; everything is checked before anything changes."""
-        module = self._layer(layer)
-        core = self._family.core(module)
-        block: Block = getattr(core, BLOCK)
+        site = self._site(layer)
+        block: Block = getattr(site.module, BLOCK)
+        heads = block.origin.heads
         kept = list(kept)
-        if kept != sorted(set(kept)) or any(not 0 <= head < block.heads for head in kept):
+        if kept != sorted(set(kept)) or any(not 0 <= head < heads for head in kept):
             raise ValueError(
-                f"[replace_attention] expected ascending heads from 0 to {block.heads - 1}; found "
-                f"{kept}"
+                f"[replace_attention] expected ascending heads from 0 to {heads - 1}; found {kept}"
             )
-        width = len(kept) * block.head_dim
-        linears = self._family.linears(module)
-        model_dim = linears[3].out_features
-        names = ("q", "k", "v", "o")
-        shapes = [(width, model_dim)] * 3 + [(model_dim, width)]
-        new = []
-        for linear, name, shape in zip(linears, names, shapes, strict=True):
-            weight = getattr(weights, name)
-            bias = getattr(weights, f"{name}_bias")
-            if (bias is None) != (linear.bias is None):
-                raise ValueError(
-                    f"[replace_attention] expected {name}_bias as in the model; found "
-                    f"{'none' if bias is None else 'one'}"
-                )
-            if bias is not None:
-                bias = _parameter(f"{name}_bias", bias, shape[:1], linear.bias)
-            new.append((_parameter(name, weight, shape, linear.weight), bias))
-        if len(kept) < block.heads and not self.heads().removed():
+        origin = Origin(heads, block.origin.kv_heads, kept)
+        new = _checked(weights, site.adapter.weights(site.module), origin, block.head_dim)
+        if origin.is_pruned and not self.heads().removed():
             setattr(self.model, BASE, self.fingerprint())
-        for linear, (weight, bias) in zip(linears, new, strict=True):
-            linear.weight, linear.bias = weight, bias
-            linear.out_features, linear.in_features = weight.shape
-        block.kept = kept
-        setattr(core, KEPT, kept)
-        self._family.describe(module, len(kept))
+        site.adapter.assign(site.module, new, len(kept))
+        block.origin = origin
+        setattr(site.module, ORIGIN, origin)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -280,16 +319,128 @@ class StagedModel(_C.GatedModel):
                 module.training = True
 
     def parameters(self) -> list[tuple[str, torch.Tensor]]:
-        """The state dictionary: parameters and persistent buffers."""
-        return list(self.model.state_dict(keep_vars=True).items())
+        """The state dictionary: parameters and persistent buffers, shared ones once."""
+        seen: set[int] = set()
+        found = []
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            if id(value) not in seen:
+                seen.add(id(value))
+                found.append((name, value))
+        return found
 
-    def _layer(self, layer: int) -> nn.Module:
-        layers = self._family.layers(self.base)
-        if not 0 <= layer < len(layers):
-            raise IndexError(f"[attention] expected a layer below {len(layers)}; found {layer}")
-        return layers[layer]
+    def _site(self, layer: int):
+        sites = self.structure.sites
+        if not 0 <= layer < len(sites):
+            raise IndexError(f"[attention] expected a layer below {len(sites)}; found {layer}")
+        return sites[layer]
 
-    def _read(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _whole_layers(self, first: int, last: int) -> list[int]:
+        """Layers whose blocks all lie in first .. last-1."""
+        ends = [*self._first_block[1:], len(self.structure.sites)]
+        return [
+            layer
+            for layer, (start, end) in enumerate(zip(self._first_block, ends, strict=True))
+            if first <= start and end <= last
+        ]
+
+    def _record(
+        self,
+        inputs: dict[str, torch.Tensor],
+        journal: _Journal,
+        stack: int,
+        hidden: torch.Tensor | None = None,
+    ) -> _Journal:
+        """Run the model up to the last layer of a stack, with stand-ins for all layers.
+
+        Args:
+            inputs: of the model.
+            journal: the one of the stack before, or an empty one.
+            stack: its number.
+            hidden: what the stack before returned.
+        """
+        counts = [len(one.layers) for one in self.structure.stacks]
+        first = sum(counts[:stack])
+        fresh = _Journal(front=journal.front, last=first + counts[stack] - 1)
+        if hidden is not None:
+            fresh.returned[first - 1] = hidden
+        try:
+            self._run_model(inputs, fresh)
+        except _Reached:
+            fresh.last = None
+            return fresh
+        raise RuntimeError("[embed] expected the model to call its layers; found that it did not")
+
+    def _run_model(self, inputs: dict[str, torch.Tensor], journal: _Journal) -> Any:
+        structure = self.structure
+        replaced: dict[str, nn.Module] = {}
+        for number, layer in enumerate(self._layers):
+            output = structure.sites[structure.blocks_of(layer)[0]].adapter.layer_output
+            replaced[layer] = _StandIn(structure.module(layer), number, journal, output)
+        for path in structure.sites[0].adapter.FRONT:
+            full = f"{structure.base}.{path}" if structure.base else path
+            module = _submodule(self.model, full)
+            if module is not None:
+                replaced[full] = _Front(module, path, journal)
+        return with_modules(self.model, replaced)(**inputs)
+
+    def _hidden(self, journal: _Journal, layer: int) -> torch.Tensor:
+        if layer not in journal.calls:
+            raise RuntimeError(
+                f"[run] expected the model to call layer {layer}; found that it did not (layer "
+                "dropout: put the model into evaluation mode)"
+            )
+        args, kwargs = journal.calls[layer]
+        return args[0] if args else kwargs["hidden_states"]
+
+    def _call_layer(
+        self, journal: _Journal, layer: int, hidden: torch.Tensor, call: Call
+    ) -> torch.Tensor:
+        args, kwargs = journal.calls[layer]
+        if args:
+            args = (hidden, *args[1:])
+        else:
+            kwargs = {**kwargs, "hidden_states": hidden}
+        output = self.structure.module(self._layers[layer])(*args, **{**kwargs, CALL: call})
+        return output[0] if isinstance(output, tuple) else output
+
+    def _noted(self, journal: _Journal) -> torch.Tensor | None:
+        for _, kwargs in journal.calls.values():
+            call = kwargs.get(CALL)
+            return None if call is None else call.padding
+        return None
+
+    def _state(
+        self, hidden: torch.Tensor, journal: _Journal, stack: int, batch: dict[str, torch.Tensor]
+    ) -> _C.ModelState:
+        mask = self._noted(journal)
+        if mask is None or tuple(mask.shape) != tuple(hidden.shape[:2]):
+            args, kwargs = next(iter(journal.calls.values()))
+            given = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+            mask = read_mask(given, hidden).padding
+        if mask is not None and bool(mask.all()):
+            mask = None
+        return _C.ModelState(
+            hidden, attention_mask=mask, batch=batch, layer=0, extra=_Extra(journal, stack)
+        )
+
+    def _after(
+        self,
+        state: _C.ModelState,
+        hidden: torch.Tensor,
+        journal: _Journal,
+        stack: int,
+        layer: int,
+        pending: tuple[tuple[int, Gating], ...],
+    ) -> _C.ModelState:
+        return _C.ModelState(
+            hidden,
+            attention_mask=state.attention_mask,
+            batch=state.batch,
+            layer=layer,
+            extra=_Extra(journal, stack, pending),
+        )
+
+    def _read(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
         inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
         unknown = [name for name in inputs if name not in self._inputs]
         if unknown or not inputs:
@@ -297,24 +448,72 @@ class StagedModel(_C.GatedModel):
                 f"[embed] expected tensors named {', '.join((*self._inputs, *NOT_INPUTS))}; found "
                 f"{', '.join(unknown) or 'none'}"
             )
-        return inputs
-
-    def _run(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
-        # Recording would install transformers' hooks a second time, through the clone.
-        if hasattr(model, "config"):
-            inputs = {**inputs, "output_hidden_states": False, "output_attentions": False}
-        return model(**inputs)
+        return {**inputs, **self._settings}
 
 
-def _parameter(
-    name: str, value: torch.Tensor, shape: tuple[int, ...], old: nn.Parameter
-) -> nn.Parameter:
-    if tuple(value.shape) != shape or value.dtype != old.dtype:
+def _joined(pending: tuple[tuple[int, Gating], ...], gating: Gating, blocks: int) -> Gating:
+    """One gating in which each pending block has the gates that its own stage gave it."""
+    if all(own is gating for _, own in pending):
+        return gating
+    given = [own.heads for _, own in pending if own.heads is not None]
+    if not given:
+        return gating
+    if any(own.dropped_output is not None or not own.skip for _, own in pending):
         raise ValueError(
-            f"[replace_attention] expected {name} of shape {list(shape)} and dtype {old.dtype}; "
+            "[run] expected plain gates where a stage ends inside a layer; found dropped_output "
+            "or skip=False"
+        )
+    batched = next((heads for heads in given if heads.dim() > 2), given[0])
+    heads = torch.ones_like(batched)
+    for block, own in pending:
+        if own.heads is not None:
+            heads[..., block, :] = own.heads[..., block, :]
+    return Gating(heads)
+
+
+def _checked(weights: _C.AttentionWeights, old: Weights, origin: Origin, head_dim: int) -> Weights:
+    """New weights of a block, if they fit in place of the old ones."""
+    rows, kv_rows = len(origin.kept) * head_dim, len(origin.kept_kv()) * head_dim
+    shapes = {
+        "q": (rows, old.q.shape[1]),
+        "k": (kv_rows, old.k.shape[1]),
+        "v": (kv_rows, old.v.shape[1]),
+        "o": (old.o.shape[0], rows),
+    }
+    found = {}
+    for name, shape in shapes.items():
+        biases = {"q": rows, "k": kv_rows, "v": kv_rows, "o": old.o.shape[0]}
+        found[name] = _fitting(name, getattr(weights, name), shape, old.q.dtype)
+        bias, old_bias = getattr(weights, f"{name}_bias"), getattr(old, f"{name}_bias")
+        # An output bias may be new: that of heads whose mean output stays.
+        if (bias is None) != (old_bias is None) and not (name == "o" and old_bias is None):
+            raise ValueError(
+                f"[replace_attention] expected {name}_bias as in the model; found "
+                f"{'none' if bias is None else 'one'}"
+            )
+        found[f"{name}_bias"] = (
+            None if bias is None else _fitting(f"{name}_bias", bias, (biases[name],), old.q.dtype)
+        )
+    return Weights(**found)
+
+
+def _fitting(
+    name: str, value: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype
+) -> torch.Tensor:
+    if tuple(value.shape) != shape or value.dtype != dtype:
+        raise ValueError(
+            f"[replace_attention] expected {name} of shape {list(shape)} and dtype {dtype}; "
             f"found shape {list(value.shape)} and dtype {value.dtype}"
         )
-    return nn.Parameter(value.detach().to(old.device), requires_grad=old.requires_grad)
+    return value
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    for name in path.split("."):
+        module = module._modules.get(name)
+        if module is None:
+            return None
+    return module
 
 
 def _tensor_of(output: Any) -> torch.Tensor:
@@ -329,25 +528,3 @@ def _tensor_of(output: Any) -> torch.Tensor:
     raise ValueError(
         f"[head] expected an output with logits or last_hidden_state; found {type(output).__name__}"
     )
-
-
-def call_of_encoder(
-    call: Call | None, args: tuple, kwargs: dict[str, Any], hidden: torch.Tensor
-) -> Call:
-    """The call that an encoder's keyword arguments carry, with its mask read.
-
-    Args:
-        call: what the model's pre-hook noted, or None.
-        args: the encoder's positional arguments after the hidden states.
-        kwargs: its keyword arguments.
-        hidden: [B, T, D].
-    """
-    mask = kwargs.get("attention_mask", args[0] if args else None)
-    noted = None if call is None else call.padding
-    if noted is not None:
-        # transformers hands over None for a mask of ones, and also where it has no mask function
-        # for the chosen attention: then the padding would be lost.
-        skip = mask is None and not torch.compiler.is_compiling() and bool(noted.all())
-        return Call(padding=None if skip else noted)
-    padding, bias = read_mask(mask, hidden)
-    return Call(padding=padding, bias=bias)

@@ -1,0 +1,243 @@
+"""The contract of a family: how it keeps an attention block, and how the block is called."""
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import nn
+
+from headkit.huggingface.shallow import HOOKS
+from headkit.huggingface.swapping import Swapped, original_class, swap_in, swap_out
+
+
+class Weights(NamedTuple):
+    """Weights of one block as its module keeps them, or views of these; y = x W^T + b.
+
+    q [H * dh, D]; k, v [Hkv * dh, D of the keys' source]; o [D, H * dh]; biases [rows] or None.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    o: torch.Tensor
+    q_bias: torch.Tensor | None = None
+    k_bias: torch.Tensor | None = None
+    v_bias: torch.Tensor | None = None
+    o_bias: torch.Tensor | None = None
+
+
+class Norms(NamedTuple):
+    """RMS norms of queries and keys over dh, before the rotation; weights [dh]."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    eps: float
+
+
+class Adapter:
+    """One family of attention blocks. Stateless: everything is read from the module.
+
+    A family is a subclass in ``families/`` with one instance in ``families.ADAPTERS``. See
+    ``docs/guides/add_a_model.md``.
+    """
+
+    #: Models that the family serves, as users know them.
+    NAMES: ClassVar[tuple[str, ...]] = ()
+    #: Paths below the base model of modules before layer 0 whose outputs are worth keeping.
+    FRONT: ClassVar[tuple[str, ...]] = ()
+
+    def matches(self, module: nn.Module) -> bool:
+        """Whether a module is built as a block of this family; its class name says nothing."""
+        raise NotImplementedError
+
+    def refusal(self, module: nn.Module) -> str:
+        """What a block that matches has beyond what is computed here; empty if nothing."""
+        return ""
+
+    def prepare(self, model: nn.Module) -> None:
+        """Change the model, without changing what it computes, before its blocks are looked at."""
+
+    def restore(self, model: nn.Module) -> None:
+        """Undo ``prepare``."""
+
+    def is_cross(self, module: nn.Module) -> bool:
+        """Whether keys and values come from another sequence."""
+        return False
+
+    def head_dim(self, module: nn.Module) -> int:
+        """Width of one head, dh."""
+        raise NotImplementedError
+
+    def projections(self, module: nn.Module) -> tuple[nn.Module, ...]:
+        """The modules whose weights the operator runs instead of them."""
+        raise NotImplementedError
+
+    def weights(self, module: nn.Module) -> Weights:
+        """The weights that are there, with their gradients."""
+        raise NotImplementedError
+
+    def assign(self, module: nn.Module, weights: Weights, heads: int) -> None:
+        """Put other weights in place, of ``heads`` heads; sizes and dtypes were checked."""
+        raise NotImplementedError
+
+    def norms(self, module: nn.Module) -> Norms | None:
+        """Norms of queries and keys, if the block has them."""
+        return None
+
+    def config(self, module: nn.Module) -> Any:
+        """The configuration of the model, or None."""
+        return getattr(module, "config", None)
+
+    def feed_forward(self, layer: nn.Module) -> int:
+        """Neurons of the feed-forward block in a layer; 0 = unknown."""
+        return 0
+
+    def swapped(self, module: nn.Module) -> list[tuple[nn.Module, type[Swapped]]]:
+        """The modules whose class changes, with the mixins they get."""
+        raise NotImplementedError
+
+    def example(
+        self, module: nn.Module, hidden: torch.Tensor, mask: torch.Tensor
+    ) -> dict[str, Any]:
+        """Keyword arguments for one call of the block, as its layer gives them.
+
+        Args:
+            module: the block.
+            hidden: [B, T, D].
+            mask: added to the scores, [1, 1, T, T].
+        """
+        return {"hidden_states": hidden, "attention_mask": mask}
+
+    def layer_output(self, hidden: torch.Tensor) -> Any:
+        """What a layer returns whose new hidden states are these."""
+        return hidden
+
+    def attach(self, module: nn.Module) -> None:
+        """Put our forward in place."""
+        for part, mixin in self.swapped(module):
+            swap_in(part, mixin)
+
+    def detach(self, module: nn.Module) -> None:
+        """Put the original forward back."""
+        for part, _ in self.swapped(module):
+            swap_out(part)
+
+    def plain_refusal(self, module: nn.Module, heads: int, kept: list[int]) -> str:
+        """Why a pruned block cannot run without headkit; empty if it can."""
+        return ""
+
+
+class LinearAdapter(Adapter):
+    """A family whose projections are four ``nn.Linear``.
+
+    Attributes:
+        PROJECTIONS: dotted paths of Q, K, V and output projection below the block.
+        ATTRIBUTES: what a block may hold beside modules. One that holds more computes something
+            that is not known here.
+        MODULES: children that a block may have beside the projections.
+    """
+
+    PROJECTIONS: ClassVar[tuple[str, str, str, str]]
+    ATTRIBUTES: ClassVar[frozenset[str]] = frozenset()
+    MODULES: ClassVar[frozenset[str]] = frozenset()
+
+    def matches(self, module: nn.Module) -> bool:
+        """Whether the four projections and ``head_dim`` are there."""
+        return all(_has(module, path) for path in self.PROJECTIONS)
+
+    def refusal(self, module: nn.Module) -> str:
+        """Attributes, children or parameters that the family does not know."""
+        own = {path.partition(".")[0] for path in self.PROJECTIONS}
+        return unknown_parts(module, self.ATTRIBUTES, self.MODULES | own)
+
+    def projections(self, module: nn.Module) -> tuple[nn.Module, ...]:
+        """Q, K, V and output projection."""
+        return tuple(module.get_submodule(path) for path in self.PROJECTIONS)
+
+    def weights(self, module: nn.Module) -> Weights:
+        """The four weights and biases as they are."""
+        q, k, v, o = self.projections(module)
+        return Weights(q.weight, k.weight, v.weight, o.weight, q.bias, k.bias, v.bias, o.bias)
+
+    def assign(self, module: nn.Module, weights: Weights, heads: int) -> None:
+        """Replace the parameters of the four projections."""
+        for place, linear in enumerate(self.projections(module)):
+            set_linear(linear, weights[place], weights[place + 4])
+
+    def head_dim(self, module: nn.Module) -> int:
+        """The attribute ``head_dim``."""
+        return module.head_dim
+
+
+# What every nn.Module holds, and what headkit itself notes on a block.
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+_OURS = "headkit_"
+
+
+def unknown_parts(
+    module: nn.Module, attributes: frozenset[str], children: frozenset[str] | set[str]
+) -> str:
+    """Name what a module holds beyond the given attributes and children.
+
+    Returns:
+        For example ``"parameters sinks"``; empty if there is nothing.
+    """
+    extra = sorted(
+        name
+        for name in vars(module)
+        if name not in _MODULE_ATTRIBUTES
+        and name not in attributes
+        and not name.startswith((_OURS, "_"))
+    )
+    parts = [("attributes", extra), ("modules", sorted(set(module._modules) - set(children)))]
+    parts.append(("parameters", sorted(module._parameters)))
+    parts.append(("buffers", sorted(module._buffers)))
+    found = [f"{what} {', '.join(names)}" for what, names in parts if names]
+    return f"{original_class(module).__name__} with {' and '.join(found)}" if found else ""
+
+
+def refuse_altered(projections: tuple[nn.Module, ...], operation: str) -> None:
+    """Refuse projections that the operator would not run as they are.
+
+    Raises:
+        ValueError: if one is of another class than the family's own (adapters, quantisation) or
+            has hooks.
+    """
+    for projection in projections:
+        if type(projection) is not nn.Linear and not _is_conv1d(projection):
+            raise ValueError(
+                f"[{operation}] expected projections of type Linear; found "
+                f"{type(projection).__name__} (merge adapters first)"
+            )
+        for hooks in HOOKS:
+            if getattr(projection, hooks):
+                raise ValueError(
+                    f"[{operation}] expected projections without hooks, because the block runs "
+                    "them as one operator; found a hook"
+                )
+
+
+def set_linear(linear: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Give a Linear new parameters and the sizes that go with them."""
+    linear.weight = parameter(weight, linear.weight)
+    if bias is not None:
+        linear.bias = parameter(bias, linear.weight if linear.bias is None else linear.bias)
+    linear.out_features, linear.in_features = linear.weight.shape
+
+
+def parameter(value: torch.Tensor, like: nn.Parameter) -> nn.Parameter:
+    """A parameter with the device and the ``requires_grad`` of another."""
+    return nn.Parameter(value.detach().to(like.device), requires_grad=like.requires_grad)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return f"{type(module).__module__}.{type(module).__name__}" == (
+        "transformers.pytorch_utils.Conv1D"
+    )
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    for name in path.split("."):
+        module = module._modules.get(name)
+        if module is None:
+            return False
+    return True

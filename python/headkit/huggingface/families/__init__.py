@@ -1,0 +1,15 @@
+"""The families of attention blocks that headkit knows, one a file."""
+
+from headkit.huggingface.adapter import Adapter
+from headkit.huggingface.families.bert import Bert
+from headkit.huggingface.families.distilbert import DistilBert
+from headkit.huggingface.families.llama import Llama
+from headkit.huggingface.families.vit import Vit
+
+#: In the order in which they are tried.
+ADAPTERS: tuple[Adapter, ...] = (Bert(), DistilBert(), Llama(), Vit())
+
+
+def supported() -> list[str]:
+    """The architectures that ``attach`` takes."""
+    return [name for adapter in ADAPTERS for name in adapter.NAMES]

@@ -1,0 +1,46 @@
+"""DistilBERT: one module holds Q, K, V and the output projection."""
+
+from torch import nn
+
+from headkit.huggingface.adapter import LinearAdapter
+from headkit.huggingface.attention_block import Inputs, run_block
+from headkit.huggingface.swapping import Swapped
+
+
+class GatedAttention(Swapped):
+    """The block; residual and norm are outside."""
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        """Return ``(attention output [B, T, D], probabilities or None)``."""
+        dropout = self.dropout.p if self.training else 0.0
+        inputs = Inputs(hidden_states, attention_mask, kwargs, self.scaling, dropout=dropout)
+        return run_block(self, inputs)
+
+
+class DistilBert(LinearAdapter):
+    """DistilBERT."""
+
+    NAMES = ("DistilBERT",)
+    FRONT = ("embeddings",)
+    PROJECTIONS = ("q_lin", "k_lin", "v_lin", "out_lin")
+    ATTRIBUTES = frozenset(
+        {"config", "n_heads", "dim", "attention_head_size", "scaling", "is_causal"}
+    )
+    MODULES = frozenset({"dropout"})
+
+    def head_dim(self, module: nn.Module) -> int:
+        """``attention_head_size``."""
+        return module.attention_head_size
+
+    def assign(self, module: nn.Module, weights, heads: int) -> None:
+        """Replace the parameters, and say how many heads are there."""
+        super().assign(module, weights, heads)
+        module.n_heads = heads
+
+    def feed_forward(self, layer: nn.Module) -> int:
+        """Rows of ``ffn.lin1``."""
+        return layer.ffn.lin1.out_features
+
+    def swapped(self, module: nn.Module) -> list[tuple[nn.Module, type[Swapped]]]:
+        """The block itself."""
+        return [(module, GatedAttention)]

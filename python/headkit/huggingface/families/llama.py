@@ -1,0 +1,93 @@
+"""Llama, Mistral, Qwen2, Qwen3, SmolLM2: causal, grouped queries, rotary positions."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from headkit.huggingface.adapter import LinearAdapter, Norms
+from headkit.huggingface.attention_block import Inputs, run_block
+from headkit.huggingface.swapping import Swapped
+
+
+class GatedAttention(Swapped):
+    """The block; residual and norm are outside."""
+
+    def forward(
+        self,
+        hidden_states,
+        position_embeddings=None,
+        attention_mask=None,
+        past_key_values=None,
+        **kwargs,
+    ):
+        """Return ``(attention output [B, T, D], probabilities or None)``."""
+        inputs = Inputs(
+            hidden_states,
+            attention_mask,
+            kwargs,
+            self.scaling,
+            cache=past_key_values,
+            rotary=position_embeddings,
+            causal=self.is_causal,
+            dropout=self.attention_dropout if self.training else 0.0,
+        )
+        return run_block(self, inputs)
+
+
+class Llama(LinearAdapter):
+    """Decoders with grouped queries."""
+
+    NAMES = ("Llama", "SmolLM2", "Mistral", "Qwen2", "Qwen3")
+    PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+    ATTRIBUTES = frozenset(
+        {
+            "config",
+            "layer_idx",
+            "layer_type",
+            "head_dim",
+            "num_key_value_groups",
+            "scaling",
+            "attention_dropout",
+            "is_causal",
+            "sliding_window",
+        }
+    )
+    MODULES = frozenset({"q_norm", "k_norm"})
+
+    def matches(self, module: nn.Module) -> bool:
+        """Four projections and ``num_key_value_groups``."""
+        return super().matches(module) and hasattr(module, "num_key_value_groups")
+
+    def assign(self, module: nn.Module, weights, heads: int) -> None:
+        """Replace the parameters; queries share keys evenly, or each has its own."""
+        super().assign(module, weights, heads)
+
+    def norms(self, module: nn.Module) -> Norms | None:
+        """Qwen3 norms each head of queries and keys."""
+        if "q_norm" not in module._modules:
+            return None
+        return Norms(module.q_norm.weight, module.k_norm.weight, module.q_norm.variance_epsilon)
+
+    def feed_forward(self, layer: nn.Module) -> int:
+        """Rows of ``mlp.up_proj``."""
+        up = getattr(getattr(layer, "mlp", None), "up_proj", None)
+        return up.out_features if isinstance(up, nn.Linear) else 0
+
+    def swapped(self, module: nn.Module) -> list[tuple[nn.Module, type[Swapped]]]:
+        """The block itself."""
+        return [(module, GatedAttention)]
+
+    def example(
+        self, module: nn.Module, hidden: torch.Tensor, mask: torch.Tensor
+    ) -> dict[str, Any]:
+        """Rotations by angles that grow with the position."""
+        tokens = hidden.shape[1]
+        angle = torch.arange(tokens, device=hidden.device)[:, None] / (
+            1 + torch.arange(module.head_dim // 2, device=hidden.device)
+        )
+        angle = torch.cat((angle, angle), -1)[None].to(hidden.dtype)
+        return {
+            **super().example(module, hidden, mask),
+            "position_embeddings": (angle.cos(), angle.sin()),
+        }

@@ -1,0 +1,46 @@
+"""ViT, DeiT, BEiT and other vision models of the same layout."""
+
+from torch import nn
+
+from headkit.huggingface.adapter import LinearAdapter
+from headkit.huggingface.attention_block import Inputs, run_block
+from headkit.huggingface.swapping import Swapped
+
+
+class GatedAttention(Swapped):
+    """The block; residual and norm are outside."""
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        """Return ``(attention output [B, T, D], probabilities or None)``."""
+        dropout = self.attention_dropout if self.training else 0.0
+        inputs = Inputs(hidden_states, attention_mask, kwargs, self.scaling, dropout=dropout)
+        return run_block(self, inputs)
+
+
+class Vit(LinearAdapter):
+    """Vision transformers: bidirectional, no cache, projections q_proj to o_proj."""
+
+    NAMES = ("ViT", "DeiT", "BEiT")
+    FRONT = ("embeddings",)
+    PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+    ATTRIBUTES = frozenset(
+        {"config", "num_attention_heads", "head_dim", "attention_dropout", "scaling", "is_causal"}
+    )
+
+    def matches(self, module: nn.Module) -> bool:
+        """Four projections, and no sign of grouped queries."""
+        return super().matches(module) and not hasattr(module, "num_key_value_groups")
+
+    def assign(self, module: nn.Module, weights, heads: int) -> None:
+        """Replace the parameters, and say how many heads are there."""
+        super().assign(module, weights, heads)
+        module.num_attention_heads = heads
+
+    def feed_forward(self, layer: nn.Module) -> int:
+        """Rows of ``mlp.fc1``."""
+        fc1 = getattr(getattr(layer, "mlp", None), "fc1", None)
+        return fc1.out_features if isinstance(fc1, nn.Linear) else 0
+
+    def swapped(self, module: nn.Module) -> list[tuple[nn.Module, type[Swapped]]]:
+        """The block itself."""
+        return [(module, GatedAttention)]
