@@ -3,7 +3,7 @@
 import contextvars
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ class Gating:
         skip: False computes closed heads and multiplies them by 0.
         policy: decides the rest for each call instead.
         state: what the policy writes its records to, or None.
+        every: number of tokens after which a sequence that is generated with a cache is decided
+            anew; None = what was decided on the prompt holds.
     """
 
     heads: torch.Tensor | None = None
@@ -30,16 +32,21 @@ class Gating:
     skip: bool = True
     policy: Any = None
     state: Any = None
+    every: int | None = None
 
     @staticmethod
-    def of(gates: Any, layers: int, heads: int, state: Any = None) -> "Gating":
+    def of(
+        gates: Any, layers: int, heads: int, state: Any = None, every: int | None = None
+    ) -> "Gating":
         """Read a tensor, HeadMask, GateSet or GatePolicy, and check its shape.
 
         Raises:
             ValueError: if it is something else, or does not fit a model of ``layers`` x ``heads``.
         """
+        if every is not None and (isinstance(every, bool) or every < 1):
+            raise ValueError(f"[gates] expected every of at least 1 token, or None; found {every}")
         if hasattr(_C, "GatePolicy") and isinstance(gates, _C.GatePolicy):
-            return Gating(policy=gates, state=state)
+            return Gating(policy=gates, state=state, every=every)
         if isinstance(gates, _C.HeadMask):
             gates = _C.GateSet.from_mask(gates)
         if isinstance(gates, torch.Tensor):
@@ -53,7 +60,7 @@ class Gating:
             )
         if gates.heads is not None:
             gates.check(-1, layers, heads)
-        return Gating(gates.heads, gates.dropped_output, gates.skip)
+        return Gating(gates.heads, gates.dropped_output, gates.skip, every=every)
 
     def decided(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> "Gating":
         """The gates for one call: asks the policy, if there is one.
@@ -65,7 +72,17 @@ class Gating:
         if self.policy is None:
             return self
         gates = self.policy.decide(hidden, padding, self.state)
-        return Gating(gates.heads, gates.dropped_output, gates.skip)
+        return Gating(gates.heads, gates.dropped_output, gates.skip, every=self.every)
+
+    def repeated(self, batch: int) -> "Gating":
+        """The gates of a batch in which each sample stands several times in a row, as for beams."""
+        heads = self.heads
+        if heads is None or heads.dim() == 2 or not heads.shape[0]:
+            return self
+        times, rest = divmod(batch, heads.shape[0])
+        if times < 2 or rest:
+            return self
+        return replace(self, heads=heads.repeat_interleave(times, 0))
 
     def check_batch(self, batch: int, tokens: int) -> None:
         """Refuse gates made for another batch before a layer runs.
@@ -107,6 +124,7 @@ class Call:
     Attributes:
         gating: the gates; a policy decides when layer 0 begins. None = all heads run.
         padding: bool [B, S], True = attend, as the model was given it; None = not known.
+        given: what ``gating`` was before layer 0 began.
         begun: whether layer 0 has begun.
         taps: what a caller wants to see of each block.
         masks: masks that were read in this pass, by identity.
@@ -114,6 +132,7 @@ class Call:
 
     gating: Gating | None = None
     padding: torch.Tensor | None = None
+    given: Gating | None = None
     begun: bool = False
     taps: Any = None
     masks: dict[int, Any] = field(default_factory=dict)
@@ -122,6 +141,7 @@ class Call:
         """Settle the gates on the input of layer 0, [B, T, D]; later calls change nothing."""
         if self.begun:
             return
+        self.given = self.gating
         if self.gating is not None:
             self.gating = self.gating.decided(hidden, padding)
             self.gating.check_batch(*hidden.shape[:2])

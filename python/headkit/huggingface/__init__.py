@@ -21,6 +21,7 @@ from headkit.gating import (
     open_gating,
     running_call,
 )
+from headkit.huggingface import sequence
 from headkit.huggingface.adapter import refuse_altered
 from headkit.huggingface.attention_block import BLOCK, ORIGIN, Block, Origin
 from headkit.huggingface.families import ADAPTERS, supported
@@ -37,10 +38,6 @@ from headkit.huggingface.verification import verify
 
 PART = "headkit_part"
 
-_attached: "weakref.WeakKeyDictionary[nn.Module, weakref.ref[StagedModel]]" = (
-    weakref.WeakKeyDictionary()
-)
-
 
 @dataclass
 class Part:
@@ -49,26 +46,33 @@ class Part:
     Attributes:
         attachment: its model.
         keywords: whether its forward takes keyword arguments that it does not know.
-        mask_place: place of ``attention_mask`` among its positional arguments; None = it has none.
+        places: of its positional arguments, by name.
+        encoder: whether it is the encoder of an encoder-decoder, which may run apart.
     """
 
     attachment: Attachment
     keywords: bool
-    mask_place: int | None
+    places: dict[str, int]
+    encoder: bool
 
     @staticmethod
-    def of(module: nn.Module, attachment: Attachment) -> "Part":
+    def of(module: nn.Module, attachment: Attachment, encoder: bool = False) -> "Part":
         """Read the signature of a module."""
         names = list(inspect.signature(original_class(module).forward).parameters)[1:]
-        place = names.index("attention_mask") if "attention_mask" in names else None
-        return Part(attachment, hands_down_keywords(module), place)
+        places = {name: place for place, name in enumerate(names)}
+        return Part(attachment, hands_down_keywords(module), places, encoder)
 
-    def mask(self, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor | None:
-        """The attention mask of a call."""
-        if "attention_mask" in kwargs:
-            return kwargs["attention_mask"]
-        place = self.mask_place
+    def argument(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """An argument of a call by its name; None if it was not given."""
+        if name in kwargs:
+            return kwargs[name]
+        place = self.places.get(name)
         return args[place] if place is not None and place < len(args) else None
+
+
+_attached: "weakref.WeakKeyDictionary[nn.Module, weakref.ref[StagedModel]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def is_attached(model: nn.Module) -> bool:
@@ -171,7 +175,7 @@ def detach(model: nn.Module) -> nn.Module:
 
 
 def gates(
-    model: nn.Module | StagedModel, gates: Any, *, state: Any = None
+    model: nn.Module | StagedModel, gates: Any, *, state: Any = None, every: int | None = None
 ) -> AbstractContextManager[None]:
     """Gate the heads of an attached model while the context is open.
 
@@ -186,6 +190,9 @@ def gates(
             attention blocks in the order in which they run: a decoder layer with cross-attention
             has two.
         state: a PolicyState that collects the records of a policy's decisions; for one thread.
+        every: for models that generate with a cache. None: what is decided on the prompt holds for
+            the sequence, and closed heads write no keys and values. A number of tokens: a policy is
+            asked again after each so many, and the keys and values of all heads are written.
 
     Raises:
         ValueError: if the model is not attached or the gates do not fit; gates for another batch
@@ -202,7 +209,7 @@ def gates(
     """
     model = model.model if isinstance(model, StagedModel) else _plain(model)
     attachment = _check_attached(model, "gates")
-    return bind(attachment, Gating.of(gates, attachment.layers, attachment.heads, state))
+    return bind(attachment, Gating.of(gates, attachment.layers, attachment.heads, state, every))
 
 
 def attached(model: nn.Module, operation: str) -> StagedModel:
@@ -284,7 +291,8 @@ def _swap(structure: Structure) -> None:
     for path in hooked:
         module = structure.module(path)
         _remove_hooks(module)
-        setattr(module, PART, Part.of(module, attachment))
+        encoder = not one_stack and path == structure.stacks[0].owner
+        setattr(module, PART, Part.of(module, attachment, encoder))
         module.register_forward_pre_hook(_begin_call, with_kwargs=True)
         module.register_forward_hook(_end_call, always_call=True)
     for stack in structure.stacks:
@@ -342,7 +350,7 @@ def _begin_call(module: nn.Module, args: tuple, kwargs: dict[str, Any]):
     if call is None and not torch.compiler.is_compiling():
         call = running_call(part.attachment)
     if call is None:
-        mask = part.mask(args, kwargs)
+        mask = part.argument("attention_mask", args, kwargs)
         known = part.attachment.one_stack and isinstance(mask, torch.Tensor) and mask.dim() == 2
         call = Call(open_gating(part.attachment), mask.to(torch.bool) if known else None)
     if not torch.compiler.is_compiling():
@@ -353,8 +361,13 @@ def _begin_call(module: nn.Module, args: tuple, kwargs: dict[str, Any]):
 
 
 def _end_call(module: nn.Module, args: tuple, output: Any) -> None:
-    if not torch.compiler.is_compiling():
-        leave_call(getattr(module, PART).attachment)
+    if torch.compiler.is_compiling():
+        return
+    part: Part = getattr(module, PART)
+    call = running_call(part.attachment)
+    leave_call(part.attachment)
+    if part.encoder and call is not None and running_call(part.attachment) is None:
+        sequence.note_encoded(call.given, call.gating)
 
 
 def _begin_layers(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
@@ -362,16 +375,26 @@ def _begin_layers(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
     call = kwargs.get(CALL)
     if call is None and not torch.compiler.is_compiling():
         call = running_call(part.attachment)
-    if call is None or call.begun:
+    if call is None:
         return None
     hidden = args[0] if args else kwargs["hidden_states"]
+    cache = part.argument("past_key_values", args, kwargs)
     padding = None
     if call.gating is not None and call.gating.policy is not None:
-        padding = call.padding
-        if padding is None or tuple(padding.shape) != tuple(hidden.shape[:2]):
-            padding = read_mask(part.mask(args, kwargs), hidden).padding
-    call.begin(hidden, padding)
+        padding = _tokens(part, call, hidden, args, kwargs)
+    sequence.begin(call, hidden, padding, cache)
     return None
+
+
+def _tokens(
+    part: Part, call: Call, hidden: torch.Tensor, args: tuple, kwargs: dict[str, Any]
+) -> torch.Tensor | None:
+    """Bool [B, S], True = token, of all tokens so far; None = all are."""
+    if call.padding is not None and call.padding.shape[1] >= hidden.shape[1]:
+        return call.padding
+    mask = part.argument("attention_mask", args, kwargs)
+    keys = None if mask is None else mask.shape[-1]
+    return read_mask(mask, hidden, keys).padding
 
 
 _HOOKS = (_begin_call, _end_call, _begin_layers)

@@ -83,6 +83,10 @@ class Adapter:
         """Norms of queries and keys, if the block has them."""
         return None
 
+    def cache_layer(self, module: nn.Module) -> int:
+        """The number under which a cache keeps the block's keys and values."""
+        return module.layer_idx
+
     def config(self, module: nn.Module) -> Any:
         """The configuration of the model, or None."""
         return getattr(module, "config", None)

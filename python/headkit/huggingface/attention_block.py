@@ -120,11 +120,14 @@ def run_block(module: nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Te
     block: Block = getattr(module, BLOCK)
     adapter, hidden = block.adapter, inputs.hidden
     refuse_altered(adapter.projections(module), "attention")
-    if inputs.cache is not None:
-        raise ValueError("[attention] expected no key and value cache; found one")
     call = call_of_block(block, inputs.keywords)
     weights, norms = adapter.weights(module), adapter.norms(module)
-    mask = mask_of_call(call, inputs, hidden if inputs.source is None else inputs.source)
+    if inputs.cache is not None:
+        from headkit.huggingface.key_value_cache import run_cached_block
+
+        return run_cached_block(module, block, call, inputs, weights, norms)
+    source = hidden if inputs.source is None else inputs.source
+    mask = mask_of_call(call, inputs, source.shape[1])
     arguments = operator_arguments(block, inputs, weights, norms, mask, call)
     if call.taps is not None:
         tap(call, arguments, mask)
@@ -161,12 +164,8 @@ def operator_arguments(
         "is_causal": mask.causal,
         "attn_bias": attention_bias(origin, inputs, mask),
         **gate_arguments(block, call, hidden),
+        **dropout_arguments(inputs),
     }
-    if inputs.dropout > 0:
-        arguments |= {
-            "dropout_p": inputs.dropout,
-            "dropout_seed": int(torch.randint(2**62, ())),
-        }
     if inputs.source is not None:
         arguments["kv"] = inputs.source
     if inputs.rotary is not None:
@@ -199,6 +198,13 @@ def gate_arguments(block: Block, call: Call, hidden: torch.Tensor) -> dict[str, 
         gate = gate[..., kept]
         dropped_output = None if dropped_output is None else dropped_output[kept]
     return {"gate": gate, "skip": gating.skip, "dropped_output": dropped_output}
+
+
+def dropout_arguments(inputs: Inputs) -> dict[str, Any]:
+    """The dropout arguments of the operator, with a seed from torch's generator."""
+    if inputs.dropout <= 0:
+        return {}
+    return {"dropout_p": inputs.dropout, "dropout_seed": int(torch.randint(2**62, ()))}
 
 
 def attention_bias(origin: Origin, inputs: Inputs, mask: Mask) -> torch.Tensor | None:
@@ -241,10 +247,9 @@ def call_of_block(block: Block, keywords: dict[str, Any]) -> Call:
     return Call(gating)
 
 
-def mask_of_call(call: Call, inputs: Inputs, source: torch.Tensor) -> Mask:
-    """The mask of a call, read once for all blocks that are given the same."""
+def mask_of_call(call: Call, inputs: Inputs, keys: int) -> Mask:
+    """The mask of a call over this many keys, read once for all blocks that are given the same."""
     hidden, mask = inputs.hidden, inputs.mask
-    keys = source.shape[1]
     noted = call.padding
     if noted is not None and (
         inputs.source is not None or tuple(noted.shape) != (hidden.shape[0], keys)

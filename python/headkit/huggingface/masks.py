@@ -11,11 +11,13 @@ class Mask(NamedTuple):
     Attributes:
         padding: bool [B, S], True = attend; None = all keys.
         causal: whether a query sees no key after its own place.
+        offset: place among the keys of the first query, where ``causal``.
         bias: broadcastable to [B, H, T, S], added to the scores; None = nothing.
     """
 
     padding: torch.Tensor | None = None
     causal: bool = False
+    offset: int = 0
     bias: torch.Tensor | None = None
 
 
@@ -75,8 +77,9 @@ def _without_matrix(mask: torch.Tensor, batch: int) -> Mask | None:
         return None
     if torch.equal(attends, last.expand_as(attends)):
         return Mask(padding=padding)
-    if mask.shape[1] == mask.shape[2] and torch.equal(attends, last.expand_as(attends).tril()):
-        return Mask(padding=padding, causal=True)
+    for offset in sorted({0, max(0, mask.shape[2] - mask.shape[1])}):
+        if torch.equal(attends, last.expand_as(attends).tril(offset)):
+            return Mask(padding=padding, causal=True, offset=offset)
     return None
 
 
@@ -93,7 +96,8 @@ def as_bias(mask: Mask, scores: torch.Tensor) -> torch.Tensor | None:
     """What ``mask`` adds to ``scores`` [B, H, T, S], broadcastable to it; None = nothing."""
     attends = None
     if mask.causal:
-        attends = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
+        attends = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device)
+        attends = attends.tril(mask.offset)
     if mask.padding is not None:
         padding = mask.padding[:, None, None]
         attends = padding if attends is None else attends & padding

@@ -27,22 +27,26 @@ def attention_probabilities(
         Tensor: [B, kept heads, T, S].
     """
     source = inputs.hidden if inputs.source is None else inputs.source
-    query = _heads(inputs.hidden, weights.q, weights.q_bias, block.head_dim)
-    key = _heads(source, weights.k, weights.k_bias, block.head_dim)
-    if norms is not None:
-        query = torch.nn.functional.rms_norm(query, (block.head_dim,), norms.q, norms.eps)
-        key = torch.nn.functional.rms_norm(key, (block.head_dim,), norms.k, norms.eps)
-    if inputs.rotary is not None:
-        query, key = rotate(query, *inputs.rotary), rotate(key, *inputs.rotary)
-    return probabilities_of(block, inputs, query, key, mask)
+    query = project_heads(inputs.hidden, weights.q, weights.q_bias, block.head_dim)
+    key = project_heads(source, weights.k, weights.k_bias, block.head_dim)
+    query = normed_and_turned(query, None if norms is None else norms.q, norms, inputs.rotary)
+    key = normed_and_turned(key, None if norms is None else norms.k, norms, inputs.rotary)
+    return probabilities_of(block, inputs, query, key, mask, block.kv_head(key.shape[1]))
 
 
 def probabilities_of(
-    block: "Block", inputs: "Inputs", query: torch.Tensor, key: torch.Tensor, mask: Mask
+    block: "Block",
+    inputs: "Inputs",
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: Mask,
+    kv_head: list[int] | None,
 ) -> torch.Tensor:
-    """The same from queries [B, kept heads, T, dh] and keys [B, kv heads, S, dh]."""
+    """The same from queries [B, kept heads, T, dh] and keys [B, kv heads, S, dh].
+
+    ``kv_head``: which keys each head uses; None = evenly shared.
+    """
     heads, present = query.shape[1], key.shape[1]
-    kv_head = block.kv_head(present)
     if kv_head is not None:
         key = key[:, kv_head]
     elif present != heads:
@@ -70,8 +74,21 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return torch.cat((turned, rest), -1)
 
 
-def _heads(
+def normed_and_turned(
+    heads: torch.Tensor,
+    norm: torch.Tensor | None,
+    norms: Norms | None,
+    rotary: tuple[torch.Tensor, torch.Tensor] | None,
+) -> torch.Tensor:
+    """Queries or keys [B, H, T, dh] after their norm and rotation, if they have them."""
+    if norm is not None and norms is not None:
+        heads = torch.nn.functional.rms_norm(heads, (heads.shape[-1],), norm, norms.eps)
+    return heads if rotary is None else rotate(heads, *rotary)
+
+
+def project_heads(
     source: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, head_dim: int
 ) -> torch.Tensor:
+    """Projection of [B, T, D] by heads, [B, H, T, dh]."""
     projected = torch.nn.functional.linear(source, weight, bias)
     return projected.unflatten(-1, (weight.shape[0] // head_dim, head_dim)).transpose(1, 2)

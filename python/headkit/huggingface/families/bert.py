@@ -103,6 +103,10 @@ class Bert(LinearAdapter):
         module.self.num_attention_heads = heads
         module.self.all_head_size = heads * module.self.attention_head_size
 
+    def cache_layer(self, module: nn.Module) -> int:
+        """``layer_idx`` of the core."""
+        return module.self.layer_idx
+
     def config(self, module: nn.Module) -> Any:
         """That of the core."""
         return module.self.config
