@@ -20,7 +20,7 @@ class GatedAttention(Swapped):
 class Vit(LinearAdapter):
     """Vision transformers: bidirectional, no cache, projections q_proj to o_proj."""
 
-    NAMES = ("ViT", "DeiT", "BEiT")
+    NAMES = ("ViT", "DeiT", "BEiT", "DINOv2")
     FRONT = ("embeddings",)
     PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
     ATTRIBUTES = frozenset(
@@ -35,6 +35,14 @@ class Vit(LinearAdapter):
         """Replace the parameters, and say how many heads are there."""
         super().assign(module, weights, heads)
         module.num_attention_heads = heads
+
+    def plain_refusal(self, module: nn.Module, heads: int, kept: list[int]) -> str:
+        """BEiT's relative position bias is computed outside, for all heads."""
+        config = module.config
+        relative = getattr(config, "use_relative_position_bias", False)
+        if relative or getattr(config, "use_shared_relative_position_bias", False):
+            return f"a relative position bias of {heads} heads for {len(kept)}"
+        return ""
 
     def feed_forward(self, layer: nn.Module) -> int:
         """Rows of ``mlp.fc1``."""

@@ -1,0 +1,227 @@
+"""One tiny random model of every family, and the published way to gate its heads.
+
+A family is one entry of ``FAMILIES``; ``test_families.py`` runs every test on every entry.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+LAYERS, HEADS, HEAD_DIM, CLASSES, VOCABULARY, TOKENS = 3, 4, 6, 5, 60, 7
+WIDTH, NEURONS = HEADS * HEAD_DIM, 28
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family.
+
+    Attributes:
+        build: attention implementation -> a model with a task head; its parameters are overwritten.
+        inputs: batch size, padding -> keyword arguments of one call.
+        outputs: paths of the output projections of all attention blocks, in the order in which they
+            run. Blocks that share a module name it several times.
+        paddings: kinds of padding that ``inputs`` makes.
+        attentions: attention implementations that ``build`` takes.
+        square_masks: whether the model takes masks [B, 1, T, T].
+        checkpointing: whether the model can recompute activations.
+        plain_refusal: what ``detach`` says of a pruned model; "" = it detaches.
+        transformers: whether it is a model of transformers, with its outputs and folders.
+    """
+
+    build: Callable[[str], nn.Module]
+    inputs: Callable[[int, str], dict[str, torch.Tensor]]
+    outputs: tuple[str, ...]
+    paddings: tuple[str, ...] = ("none", "right", "left")
+    attentions: tuple[str, ...] = ("sdpa", "eager")
+    square_masks: bool = True
+    checkpointing: bool = True
+    plain_refusal: str = ""
+    transformers: bool = True
+
+    @property
+    def blocks(self) -> int:
+        """Attention blocks of the model, L."""
+        return len(self.outputs)
+
+    def make(self, attention: str | None = None, seed: int = 0) -> nn.Module:
+        """A model in evaluation mode, every parameter random."""
+        model = self.build(attention or self.attentions[0]).eval()
+        randomise(model, seed)
+        return model
+
+    def gates(self, batch: int | None = None, *, soft: bool = False, seed: int = 0) -> torch.Tensor:
+        """Random gates [L, H] or [B, L, H]; block 1 has no open head (of sample 0)."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = (self.blocks, HEADS) if batch is None else (batch, self.blocks, HEADS)
+        gates = (torch.rand(shape, generator=generator) < 0.6).float()
+        gates[(1,) if batch is None else (0, 1)] = 0
+        return gates * (torch.rand(shape, generator=generator) + 0.25) if soft else gates
+
+    @contextlib.contextmanager
+    def oracle(self, model: nn.Module, gates: torch.Tensor) -> Iterator[None]:
+        """Gate a plain model: multiply what enters each output projection."""
+        blocks_of: dict[str, list[int]] = {}
+        for number, path in enumerate(self.outputs):
+            blocks_of.setdefault(path, []).append(number)
+        handles = [
+            model.get_submodule(path).register_forward_pre_hook(_multiply(gates, blocks))
+            for path, blocks in blocks_of.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _multiply(gates: torch.Tensor, blocks: list[int]) -> Callable:
+    calls = [0]
+
+    def hook(module, args):
+        block = blocks[calls[0] % len(blocks)]
+        calls[0] += 1
+        wide = gates[..., block, :].repeat_interleave(HEAD_DIM, -1).to(args[0].dtype)
+        return (args[0] * (wide if wide.dim() == 1 else wide[:, None]), *args[1:])
+
+    return hook
+
+
+def randomise(model: nn.Module, seed: int = 0) -> None:
+    """Give every parameter random values; those of norms lie about 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator)
+            scale = parameter.dim() == 1 and name.endswith("weight")
+            parameter.copy_(1 + 0.2 * values if scale else 0.3 * values)
+
+
+def result(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    """Logits or hidden states of a call, without the positions of padding."""
+    return without_padding(tensor(model(**inputs)), inputs)
+
+
+def tensor(output: Any) -> torch.Tensor:
+    """Logits, or the last hidden state, of an output."""
+    if isinstance(output, torch.Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    return output.last_hidden_state if logits is None else logits
+
+
+def without_padding(values: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+    """The values [B, T, ...] at tokens, as [tokens, ...]; others as they are."""
+    name = "decoder_attention_mask" if "decoder_input_ids" in inputs else "attention_mask"
+    mask = inputs.get(name)
+    if mask is None or mask.dim() != 2 or values.shape[:2] != mask.shape:
+        return values
+    return values[mask.bool()]
+
+
+def text(batch: int, padding: str) -> dict[str, torch.Tensor]:
+    """``input_ids`` and, with padding, ``attention_mask``; the first example is full."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, VOCABULARY, (batch, TOKENS), generator=generator)
+    if padding == "none":
+        return {"input_ids": ids}
+    mask = torch.ones_like(ids)
+    for row in range(1, batch):
+        cut = row + 1
+        mask[row, slice(-cut, None) if padding == "right" else slice(cut)] = 0
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def pixels(batch: int, padding: str) -> dict[str, torch.Tensor]:
+    """``pixel_values`` of images of 8 x 8."""
+    generator = torch.Generator().manual_seed(1)
+    return {"pixel_values": torch.randn(batch, 3, 8, 8, generator=generator)}
+
+
+SIZES = {
+    "hidden_size": WIDTH,
+    "intermediate_size": NEURONS,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+}
+WORDS = {"vocab_size": VOCABULARY, "max_position_embeddings": 40, "pad_token_id": 0}
+PATCHES = {"image_size": 8, "patch_size": 4}
+
+
+def build(name: str, config: str, **options: Any) -> Callable[[str], nn.Module]:
+    """A builder of a model of transformers, by the names of its class and configuration."""
+
+    def model(attention: str) -> nn.Module:
+        made = getattr(transformers, f"{config}Config")(
+            num_labels=CLASSES, attn_implementation=attention, **options
+        )
+        return getattr(transformers, name)(made)
+
+    return model
+
+
+def layers(*paths: str, count: int = LAYERS) -> tuple[str, ...]:
+    """The paths with ``{}`` replaced by each layer's number in turn."""
+    return tuple(path.format(layer) for layer in range(count) for path in paths)
+
+
+FAMILIES: dict[str, Family] = {
+    "BERT": Family(
+        build("BertForSequenceClassification", "Bert", **SIZES, **WORDS),
+        text,
+        layers("bert.encoder.layer.{}.attention.output.dense"),
+    ),
+    "DistilBERT": Family(
+        build(
+            "DistilBertForTokenClassification",
+            "DistilBert",
+            dim=WIDTH,
+            hidden_dim=NEURONS,
+            n_layers=LAYERS,
+            n_heads=HEADS,
+            **WORDS,
+        ),
+        text,
+        layers("distilbert.transformer.layer.{}.attention.out_lin"),
+    ),
+    "ViT": Family(
+        build("ViTForImageClassification", "ViT", **SIZES, **PATCHES),
+        pixels,
+        layers("vit.layers.{}.attention.o_proj"),
+        paddings=("none",),
+        square_masks=False,
+    ),
+    "DeiT": Family(
+        build("DeiTForImageClassification", "DeiT", **SIZES, **PATCHES),
+        pixels,
+        layers("deit.layers.{}.attention.o_proj"),
+        paddings=("none",),
+        square_masks=False,
+    ),
+    "BEiT": Family(
+        build(
+            "BeitForImageClassification",
+            "Beit",
+            layer_scale_init_value=0.5,
+            use_relative_position_bias=True,
+            **SIZES,
+            **PATCHES,
+        ),
+        pixels,
+        layers("beit.layers.{}.attention.o_proj"),
+        paddings=("none",),
+        plain_refusal="relative position bias",
+        square_masks=False,
+    ),
+    "DINOv2": Family(
+        build("Dinov2ForImageClassification", "Dinov2", **SIZES, **PATCHES),
+        pixels,
+        layers("dinov2.encoder.layer.{}.attention.o_proj"),
+        paddings=("none",),
+        square_masks=False,
+    ),
+}
