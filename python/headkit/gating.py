@@ -126,6 +126,7 @@ class Call:
         padding: bool [B, S], True = attend, as the model was given it; None = not known.
         given: what ``gating`` was before layer 0 began.
         begun: whether layer 0 has begun.
+        attentions: whether the model was asked for attention probabilities; None = it was not said.
         taps: what a caller wants to see of each block.
         masks: masks that were read in this pass, by identity.
     """
@@ -134,6 +135,7 @@ class Call:
     padding: torch.Tensor | None = None
     given: Gating | None = None
     begun: bool = False
+    attentions: bool | None = None
     taps: Any = None
     masks: dict[int, Any] = field(default_factory=dict)
 

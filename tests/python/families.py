@@ -152,6 +152,19 @@ WORDS = {"vocab_size": VOCABULARY, "max_position_embeddings": 40, "pad_token_id"
 PATCHES = {"image_size": 8, "patch_size": 4}
 
 
+GPT2 = {
+    "n_embd": WIDTH,
+    "n_inner": NEURONS,
+    "n_layer": LAYERS,
+    "n_head": HEADS,
+    "n_positions": 40,
+    "vocab_size": VOCABULARY,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "use_cache": False,
+}
+
+
 def build(name: str, config: str, **options: Any) -> Callable[[str], nn.Module]:
     """A builder of a model of transformers, by the names of its class and configuration."""
 
@@ -223,5 +236,11 @@ FAMILIES: dict[str, Family] = {
         layers("dinov2.encoder.layer.{}.attention.o_proj"),
         paddings=("none",),
         square_masks=False,
+    ),
+    "GPT-2": Family(
+        build("GPT2LMHeadModel", "GPT2", **GPT2),
+        text,
+        layers("transformer.h.{}.attn.c_proj"),
+        plain_refusal="a block without heads",
     ),
 }

@@ -267,9 +267,9 @@ def _check_attached(model: nn.Module, operation: str) -> Attachment:
 
 def _swap(structure: Structure) -> None:
     origins = [_origin(site) for site in structure.sites]
-    sizes = {(o.heads, o.kv_heads, s.adapter.head_dim(s.module)) for o, s in _both(structure)}
+    sizes = {(o.heads, o.kv_heads, *_widths(site)) for o, site in _both(structure)}
     if len(sizes) != 1:
-        found = ", ".join(f"{heads} of {width}" for heads, _, width in sorted(sizes))
+        found = ", ".join(f"{heads} of {width} in {dim}" for heads, _, width, dim in sorted(sizes))
         raise ValueError(f"[attach] expected equal heads in all blocks; found {found}")
     seen = set()
     for site, origin in zip(structure.sites, origins, strict=True):
@@ -287,6 +287,10 @@ def _swap(structure: Structure) -> None:
         if BLOCK not in vars(site.module):
             site.adapter.attach(site.module)
         setattr(site.module, BLOCK, block)
+    for stack in structure.stacks:
+        blocks = [site for site in structure.sites if site.layer in stack.layers]
+        for site in blocks:
+            site.adapter.connect(site.module, blocks[0].module)
     hooked = {structure.base, *(stack.owner for stack in structure.stacks)}
     for path in hooked:
         module = structure.module(path)
@@ -300,6 +304,10 @@ def _swap(structure: Structure) -> None:
         _remove_hooks(layer)
         setattr(layer, PART, Part.of(layer, attachment))
         layer.register_forward_pre_hook(_begin_layers, with_kwargs=True)
+
+
+def _widths(site: Site) -> tuple[int, int]:
+    return site.adapter.head_dim(site.module), site.adapter.weights(site.module).o.shape[0]
 
 
 def _both(structure: Structure) -> list[tuple[Origin, Site]]:
@@ -353,6 +361,7 @@ def _begin_call(module: nn.Module, args: tuple, kwargs: dict[str, Any]):
         mask = part.argument("attention_mask", args, kwargs)
         known = part.attachment.one_stack and isinstance(mask, torch.Tensor) and mask.dim() == 2
         call = Call(open_gating(part.attachment), mask.to(torch.bool) if known else None)
+        call.attentions = kwargs.get("output_attentions")
     if not torch.compiler.is_compiling():
         enter_call(part.attachment, call)
     if part.keywords:

@@ -111,14 +111,19 @@ class Adapter:
         """
         return {"hidden_states": hidden, "attention_mask": mask}
 
-    def layer_output(self, hidden: torch.Tensor) -> Any:
-        """What a layer returns whose new hidden states are these."""
+    def layer_output(
+        self, layer: nn.Module, hidden: torch.Tensor, args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
+        """What a layer that is called with these arguments returns, if ``hidden`` comes out."""
         return hidden
 
     def attach(self, module: nn.Module) -> None:
         """Put our forward in place."""
         for part, mixin in self.swapped(module):
             swap_in(part, mixin)
+
+    def connect(self, module: nn.Module, first: nn.Module) -> None:
+        """Show an attached block the first one of its stack, with which it may share something."""
 
     def detach(self, module: nn.Module) -> None:
         """Put the original forward back."""

@@ -133,7 +133,7 @@ def run_block(module: nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Te
         tap(call, arguments, mask)
     output = torch.ops.headkit.gated_attention(**arguments)
     probabilities = None
-    if wants_probabilities(adapter.config(module), inputs.keywords):
+    if wants_probabilities(adapter.config(module), inputs.keywords, call):
         probabilities = attention_probabilities(block, inputs, weights, norms, mask)
     return output, probabilities
 
@@ -279,9 +279,9 @@ def tap(call: Call, arguments: dict[str, Any], mask: Mask) -> None:
         call.taps.attention_input = [*call.taps.attention_input, arguments["x"]]
 
 
-def wants_probabilities(config: Any, keywords: dict[str, Any]) -> bool:
+def wants_probabilities(config: Any, keywords: dict[str, Any], call: Call) -> bool:
     """Whether a call asks for attention probabilities, and the model's attention gives them."""
     if config is None or config._attn_implementation != "eager":
         return False
-    wants = keywords.get("output_attentions")
+    wants = keywords.get("output_attentions", call.attentions)
     return bool(config.output_attentions if wants is None else wants)

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from headkit import _C
-from headkit.gating import CALL, Call, Gating
+from headkit.gating import CALL, Call, Gating, enter_call, leave_call
 from headkit.huggingface.adapter import Weights
 from headkit.huggingface.attention_block import BLOCK, ORIGIN, Block, Origin
 from headkit.huggingface.masks import read_mask
 from headkit.huggingface.shallow import with_modules
-from headkit.huggingface.structure import Structure
+from headkit.huggingface.structure import Structure, hands_down_keywords
+from headkit.huggingface.swapping import original_class
 
 # Attribute of a pruned model: the fingerprint it had with all its heads.
 BASE = "headkit_base"
@@ -80,7 +81,8 @@ class _StandIn(_InPlaceOf):
         if self.number == self.journal.last:
             raise _Reached
         hidden = args[0] if args else kwargs["hidden_states"]
-        return self.output(self.journal.returned.get(self.number, hidden))
+        hidden = self.journal.returned.get(self.number, hidden)
+        return self.output(self.module, hidden, args, kwargs)
 
 
 class _Front(_InPlaceOf):
@@ -219,20 +221,34 @@ class StagedModel(_C.GatedModel):
         pending = (*extra.pending, *((block, gating) for block in range(first, last)))
         layers = self._whole_layers(pending[0][0] if pending else first, last)
         if not layers:
-            return self._after(state, state.hidden, extra.journal, extra.stack, last, pending)
+            return _C.ModelState(
+                state.hidden,
+                attention_mask=state.attention_mask,
+                batch=state.batch,
+                layer=last,
+                extra=_Extra(extra.journal, extra.stack, pending),
+            )
         ended = self._first_block[layers[-1] + 1] if layers[-1] + 1 < len(self._layers) else blocks
         call = Call(_joined(pending[: ended - pending[0][0]], gating, blocks), begun=True)
         call.padding = self._noted(extra.journal)
         call.taps = taps
-        hidden, journal, stack = state.hidden, extra.journal, extra.stack
+        hidden, mask = state.hidden, state.attention_mask
+        journal, stack = extra.journal, extra.stack
         for layer in layers:
             if layer not in journal.calls:
                 stack += 1
                 journal = self._record(self._read(state.batch), journal, stack, hidden)
                 hidden = self._hidden(journal, layer)
+                mask = self._tokens(journal, hidden)
             hidden = self._call_layer(journal, layer, hidden, call)
         rest = tuple(entry for entry in pending if entry[0] >= ended)
-        return self._after(state, hidden, journal, stack, last, rest)
+        return _C.ModelState(
+            hidden,
+            attention_mask=mask,
+            batch=state.batch,
+            layer=last,
+            extra=_Extra(journal, stack, rest),
+        )
 
     def head(self, state: _C.ModelState) -> torch.Tensor:
         """Logits of a task model, last hidden state of a base model."""
@@ -367,6 +383,7 @@ class StagedModel(_C.GatedModel):
             self._run_model(inputs, fresh)
         except _Reached:
             fresh.last = None
+            fresh.calls = {layer: call for layer, call in fresh.calls.items() if layer >= first}
             return fresh
         raise RuntimeError("[embed] expected the model to call its layers; found that it did not")
 
@@ -400,7 +417,16 @@ class StagedModel(_C.GatedModel):
             args = (hidden, *args[1:])
         else:
             kwargs = {**kwargs, "hidden_states": hidden}
-        output = self.structure.module(self._layers[layer])(*args, **{**kwargs, CALL: call})
+        module = self.structure.module(self._layers[layer])
+        if hands_down_keywords(module):
+            kwargs = {**kwargs, CALL: call}
+        # Not every layer hands its keywords down to all its blocks.
+        attachment = self.blocks()[0].attachment
+        enter_call(attachment, call)
+        try:
+            output = module(*args, **kwargs)
+        finally:
+            leave_call(attachment)
         return output[0] if isinstance(output, tuple) else output
 
     def _noted(self, journal: _Journal) -> torch.Tensor | None:
@@ -412,33 +438,23 @@ class StagedModel(_C.GatedModel):
     def _state(
         self, hidden: torch.Tensor, journal: _Journal, stack: int, batch: dict[str, torch.Tensor]
     ) -> _C.ModelState:
-        mask = self._noted(journal)
-        if mask is None or tuple(mask.shape) != tuple(hidden.shape[:2]):
-            args, kwargs = next(iter(journal.calls.values()))
-            given = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-            mask = read_mask(given, hidden).padding
-        if mask is not None and bool(mask.all()):
-            mask = None
+        mask = self._tokens(journal, hidden)
         return _C.ModelState(
             hidden, attention_mask=mask, batch=batch, layer=0, extra=_Extra(journal, stack)
         )
 
-    def _after(
-        self,
-        state: _C.ModelState,
-        hidden: torch.Tensor,
-        journal: _Journal,
-        stack: int,
-        layer: int,
-        pending: tuple[tuple[int, Gating], ...],
-    ) -> _C.ModelState:
-        return _C.ModelState(
-            hidden,
-            attention_mask=state.attention_mask,
-            batch=state.batch,
-            layer=layer,
-            extra=_Extra(journal, stack, pending),
-        )
+    def _tokens(self, journal: _Journal, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Bool [B, T], True = token, of the stack that a journal is of; None = no padding."""
+        mask = self._noted(journal)
+        if mask is None or tuple(mask.shape) != tuple(hidden.shape[:2]):
+            layer, (args, kwargs) = next(iter(journal.calls.items()))
+            names = list(inspect.signature(self._layer_class(layer).forward).parameters)[1:]
+            named = {**dict(zip(names, args, strict=False)), **kwargs}
+            mask = read_mask(named.get("attention_mask"), hidden).padding
+        return None if mask is None or bool(mask.all()) else mask
+
+    def _layer_class(self, layer: int) -> type[nn.Module]:
+        return original_class(self.structure.module(self._layers[layer]))
 
     def _read(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
         inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
@@ -448,27 +464,47 @@ class StagedModel(_C.GatedModel):
                 f"[embed] expected tensors named {', '.join((*self._inputs, *NOT_INPUTS))}; found "
                 f"{', '.join(unknown) or 'none'}"
             )
+        names = ("decoder_input_ids", "decoder_inputs_embeds")
+        if names[0] in self._inputs and not any(name in inputs for name in names):
+            labels = batch.get("labels")
+            if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
+                inputs["decoder_input_ids"] = self._shifted(labels)
         return {**inputs, **self._settings}
+
+    def _shifted(self, labels: torch.Tensor) -> torch.Tensor:
+        """What the model gives its decoder when it is told the labels [B, T]."""
+        own = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
+        if own is not None:
+            return own(labels)
+        config = self.model.config
+        start = labels.new_full((len(labels), 1), config.decoder_start_token_id)
+        shifted = torch.cat((start, labels[:, :-1]), 1)
+        return shifted.masked_fill(shifted == -100, config.pad_token_id)
 
 
 def _joined(pending: tuple[tuple[int, Gating], ...], gating: Gating, blocks: int) -> Gating:
     """One gating in which each pending block has the gates that its own stage gave it."""
     if all(own is gating for _, own in pending):
         return gating
-    given = [own.heads for _, own in pending if own.heads is not None]
+    given = [own for _, own in pending if own.heads is not None]
     if not given:
         return gating
-    if any(own.dropped_output is not None or not own.skip for _, own in pending):
-        raise ValueError(
-            "[run] expected plain gates where a stage ends inside a layer; found dropped_output "
-            "or skip=False"
-        )
-    batched = next((heads for heads in given if heads.dim() > 2), given[0])
-    heads = torch.ones_like(batched)
+    # [L, H] before [B, L, H] before [B, L, T, H], so that each fits into the last.
+    widest = max(given, key=lambda own: own.heads.dim()).heads
+    heads = torch.ones_like(widest)
+    compensated = next((c for own in given if (c := own.dropped_output) is not None), None)
+    dropped = None if compensated is None else torch.zeros_like(compensated)
     for block, own in pending:
-        if own.heads is not None:
-            heads[..., block, :] = own.heads[..., block, :]
-    return Gating(heads)
+        if own.heads is None:
+            continue
+        place = heads[block] if heads.dim() == 2 else heads[:, block]
+        row = own.heads[block] if own.heads.dim() == 2 else own.heads[:, block]
+        if row.dim() == 2 and place.dim() == 3:
+            row = row[:, None]
+        place.copy_(row)
+        if own.dropped_output is not None:
+            dropped[block] = own.dropped_output[block]
+    return Gating(heads, dropped, skip=all(own.skip for own in given))
 
 
 def _checked(weights: _C.AttentionWeights, old: Weights, origin: Origin, head_dim: int) -> Weights:

@@ -3,11 +3,12 @@
 from headkit.huggingface.adapter import Adapter
 from headkit.huggingface.families.bert import Bert
 from headkit.huggingface.families.distilbert import DistilBert
+from headkit.huggingface.families.gpt2 import Gpt2
 from headkit.huggingface.families.llama import Llama
 from headkit.huggingface.families.vit import Vit
 
 #: In the order in which they are tried.
-ADAPTERS: tuple[Adapter, ...] = (Bert(), DistilBert(), Llama(), Vit())
+ADAPTERS: tuple[Adapter, ...] = (Bert(), DistilBert(), Llama(), Vit(), Gpt2())
 
 
 def supported() -> list[str]:
