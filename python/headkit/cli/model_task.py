@@ -81,9 +81,10 @@ def _folder(name: str) -> Path:
     path = Path(name)
     if path.is_dir():
         return path
-    if name in assets.ASSETS and name != "vaderSentiment":
+    models = [key for key, asset in assets.ASSETS.items() if asset.is_model]
+    if name in models:
         return assets.fetch(name)
-    known = ", ".join(key for key in assets.ASSETS if key != "vaderSentiment")
+    known = ", ".join(models)
     what = "a file" if path.is_file() else "no such folder"
     raise ValueError(f"[model] expected a model folder or one of {known}; found {what}: {name}")
 
