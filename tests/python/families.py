@@ -201,6 +201,30 @@ FAMILIES: dict[str, Family] = {
         text,
         layers("distilbert.transformer.layer.{}.attention.out_lin"),
     ),
+    "ALBERT": Family(
+        build("AlbertForSequenceClassification", "Albert", embedding_size=10, **SIZES, **WORDS),
+        text,
+        ("albert.encoder.albert_layer_groups.0.albert_layers.0.attention.dense",) * LAYERS,
+        checkpointing=False,
+    ),
+    "ALBERT with inner groups": Family(
+        build(
+            "AlbertForTokenClassification",
+            "Albert",
+            embedding_size=10,
+            num_hidden_groups=2,
+            inner_group_num=2,
+            **SIZES,
+            **WORDS,
+        ),
+        text,
+        tuple(
+            f"albert.encoder.albert_layer_groups.{group}.albert_layers.{layer}.attention.dense"
+            for group in (0, 0, 1)
+            for layer in (0, 1)
+        ),
+        checkpointing=False,
+    ),
     "ViT": Family(
         build("ViTForImageClassification", "ViT", **SIZES, **PATCHES),
         pixels,

@@ -1,5 +1,6 @@
 """Copies of module trees that share everything but a few named modules."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -28,6 +29,19 @@ def with_modules(module: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Mod
         module,
         **{name: with_modules(module._modules[name], inner) for name, inner in below.items()},
     )
+
+
+def own_modules(module: nn.Module) -> nn.Module:
+    """A copy with modules of its own, all the way down, and the same parameters and buffers."""
+    children = {
+        name: None if child is None else own_modules(child)
+        for name, child in module._modules.items()
+    }
+    clone = shallow(module, **children)
+    for name, value in vars(module).items():
+        if isinstance(value, dict) and name != "_modules":
+            clone.__dict__[name] = copy.copy(value)
+    return clone
 
 
 def without_hooks(module: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """The families of attention blocks that headkit knows, one a file."""
 
 from headkit.huggingface.adapter import Adapter
+from headkit.huggingface.families.albert import Albert
 from headkit.huggingface.families.bert import Bert
 from headkit.huggingface.families.distilbert import DistilBert
 from headkit.huggingface.families.gpt2 import Gpt2
@@ -8,7 +9,14 @@ from headkit.huggingface.families.llama import Llama
 from headkit.huggingface.families.vit import Vit
 
 #: In the order in which they are tried.
-ADAPTERS: tuple[Adapter, ...] = (Bert(), DistilBert(), Llama(), Vit(), Gpt2())
+ADAPTERS: tuple[Adapter, ...] = (
+    Albert(),
+    Bert(),
+    DistilBert(),
+    Gpt2(),
+    Llama(),
+    Vit(),
+)
 
 
 def supported() -> list[str]:
