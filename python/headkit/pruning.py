@@ -84,21 +84,28 @@ def apply(
     model: torch.nn.Module | _C.GatedModel,
     mask: _C.HeadMask | torch.Tensor,
     dropped_output: torch.Tensor | None = None,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     """Take heads out of the weights, for good.
 
     Rows of the query, key and value weights and columns of the output weight go; outputs equal
     those under the mask as gates. Happens whole or not at all. Heads keep their original indices;
-    heads that are gone already stay gone. Make optimisers after this: parameters are new objects.
+    heads that are gone already stay gone. Parameters are new objects, without gradients: an
+    optimiser that was made before goes on only if it is given here.
 
     Args:
         model: an attached model, or a GatedModel; changed in place.
         mask: HeadMask, or [layers, heads] of bool or 0/1; true = the head stays.
         dropped_output: shape [layers, heads, model_dim], added to the output bias for each head
             that goes, for example ``mean_head_outputs``.
+        optimizer: one that trains the model; changed in place. Its groups get the new parameters,
+            and what it remembers of the rows and columns that stay (momentum, squares) is kept.
 
     Raises:
-        ValueError: if the mask or ``dropped_output`` does not fit; the model is as it was.
+        ValueError: if the mask, ``dropped_output`` or the optimiser does not fit: one that trains
+            other parameters, or whose state has another shape than its parameter (Adafactor,
+            LBFGS). Model and optimiser are as they were.
 
     Example:
         >>> import transformers
@@ -114,7 +121,20 @@ def apply(
     gated = gated_model(model, "apply")
     if not isinstance(mask, _C.HeadMask):
         mask = _C.HeadMask(torch.as_tensor(mask))
+    if optimizer is None:
+        _C.remove_heads(gated, mask, dropped_output)
+        return
+    from headkit.huggingface.optimizer_state import cut_state
+    from headkit.huggingface.staged_model import StagedModel
+
+    if not isinstance(gated, StagedModel):
+        raise ValueError(
+            "[apply] expected the attached module itself beside an optimiser; found "
+            f"{type(gated).__name__}"
+        )
+    cut = cut_state(gated, mask, optimizer)
     _C.remove_heads(gated, mask, dropped_output)
+    cut.carry_over(gated)
 
 
 def mean_head_outputs(
