@@ -2,11 +2,11 @@
 
 import hashlib
 import io
-import multiprocessing
 import sys
 import tarfile
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -165,12 +165,21 @@ def test_a_failed_conversion_leaves_nothing(cache, monkeypatch, error, match):
     assert [path.name for path in cache.iterdir()] == ["tiny.whl"]
 
 
-def test_processes_that_fetch_at_once_convert_once(cache, monkeypatch):
+def test_who_fetches_at_once_converts_once(cache, monkeypatch):
     register(monkeypatch, "tiny.whl", make_wheel(cache / "tiny.whl"), convert=upper)
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        folders = pool.map(assets.fetch, ["tiny"] * 4, chunksize=1)
+    # The lock belongs to an opened folder, so that it holds threads back as it does processes.
+    with ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(assets.fetch, ["tiny"] * 4))
     assert len(set(folders)) == 1 and (folders[0] / "config.json").read_text() == "ONE"
     assert (cache / "conversions").read_text() == "one"
+
+
+def test_what_a_killed_process_left_is_removed(cache, monkeypatch):
+    (cache / ".tiny-abcd1234" / "converted").mkdir(parents=True)
+    (cache / ".other-abcd1234").mkdir()
+    register(monkeypatch, "tiny.whl", make_wheel(cache / "tiny.whl"), convert=upper)
+    assets.fetch("tiny")
+    assert [path.name for path in cache.glob(".*")] == [".other-abcd1234"]
 
 
 def test_an_archive_without_the_folder_is_refused(cache, monkeypatch):

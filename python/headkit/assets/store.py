@@ -67,7 +67,8 @@ def fetch(name: str) -> Path:
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _alone_in(cache), tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache) as work:
+        prefix = f".{name}-"
+        with _alone_in(cache, prefix), tempfile.TemporaryDirectory("", prefix, cache) as work:
             if not _is_whole(asset, folder):
                 ready = _prepare(name, asset, Path(work), cache)
                 if home.exists():
@@ -135,12 +136,14 @@ def _is_whole(asset: Asset, folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold other processes back, where the file system has locks."""
+def _alone_in(folder: Path, prefix: str) -> Iterator[None]:
+    """Hold others back, where the file system has locks, and remove what a killed one left."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
+            for left in folder.glob(f"{prefix}*"):
+                shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
         os.close(handle)
