@@ -128,7 +128,7 @@ class Call:
         begun: whether layer 0 has begun.
         attentions: whether the model was asked for attention probabilities; None = it was not said.
         taps: what a caller wants to see of each block.
-        masks: masks that were read in this pass, by identity.
+        masks: masks that were read in this pass, by identity and window.
     """
 
     gating: Gating | None = None
@@ -137,7 +137,7 @@ class Call:
     begun: bool = False
     attentions: bool | None = None
     taps: Any = None
-    masks: dict[int, Any] = field(default_factory=dict)
+    masks: dict[tuple[int, int | None], Any] = field(default_factory=dict)
 
     def begin(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> None:
         """Settle the gates on the input of layer 0, [B, T, D]; later calls change nothing."""

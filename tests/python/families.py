@@ -31,6 +31,7 @@ class Family:
         checkpointing: whether the model can recompute activations.
         plain_refusal: what ``detach`` says of a pruned model; "" = it detaches.
         transformers: whether it is a model of transformers, with its outputs and folders.
+        gradient_tolerance: of gradients in float64; larger for models that compute in float32.
     """
 
     build: Callable[[str], nn.Module]
@@ -42,6 +43,7 @@ class Family:
     checkpointing: bool = True
     plain_refusal: str = ""
     transformers: bool = True
+    gradient_tolerance: float = 1e-10
 
     @property
     def blocks(self) -> int:
@@ -142,6 +144,18 @@ def pixels(batch: int, padding: str) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.randn(batch, 3, 8, 8, generator=generator)}
 
 
+def sound(batch: int, padding: str) -> dict[str, torch.Tensor]:
+    """``input_values`` of 100 samples and, with padding, ``attention_mask``."""
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(batch, 100, generator=generator)
+    if padding == "none":
+        return {"input_values": values}
+    mask = torch.ones(batch, 100, dtype=torch.long)
+    for row in range(1, batch):
+        mask[row, -25 * row :] = 0
+    return {"input_values": values * mask, "attention_mask": mask}
+
+
 SIZES = {
     "hidden_size": WIDTH,
     "intermediate_size": NEURONS,
@@ -149,6 +163,15 @@ SIZES = {
     "num_attention_heads": HEADS,
 }
 WORDS = {"vocab_size": VOCABULARY, "max_position_embeddings": 40, "pad_token_id": 0}
+CONVOLUTIONS = {
+    "conv_dim": (8, 8),
+    "conv_stride": (5, 2),
+    "conv_kernel": (10, 3),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "feat_extract_norm": "layer",
+}
 PATCHES = {"image_size": 8, "patch_size": 4}
 
 
@@ -266,5 +289,26 @@ FAMILIES: dict[str, Family] = {
         text,
         layers("transformer.h.{}.attn.c_proj"),
         plain_refusal="a block without heads",
+    ),
+    "Wav2Vec2": Family(
+        build("Wav2Vec2ForSequenceClassification", "Wav2Vec2", **SIZES, **CONVOLUTIONS),
+        sound,
+        layers("wav2vec2.encoder.layers.{}.attention.out_proj"),
+        paddings=("none", "right"),
+        square_masks=False,
+    ),
+    "HuBERT": Family(
+        build(
+            "HubertForCTC",
+            "Hubert",
+            vocab_size=CLASSES,
+            do_stable_layer_norm=True,
+            **SIZES,
+            **CONVOLUTIONS,
+        ),
+        sound,
+        layers("hubert.encoder.layers.{}.attention.out_proj"),
+        paddings=("none", "right"),
+        square_masks=False,
     ),
 }

@@ -300,10 +300,19 @@ def _swap(structure: Structure) -> None:
         module.register_forward_pre_hook(_begin_call, with_kwargs=True)
         module.register_forward_hook(_end_call, always_call=True)
     for stack in structure.stacks:
-        layer = structure.module(stack.layers[0])
-        _remove_hooks(layer)
-        setattr(layer, PART, Part.of(layer, attachment))
-        layer.register_forward_pre_hook(_begin_layers, with_kwargs=True)
+        for number, path in enumerate(stack.layers):
+            layer = structure.module(path)
+            _remove_hooks(layer)
+            if number == 0 or _drops_layers(structure.model):
+                setattr(layer, PART, Part.of(layer, attachment))
+                hook = _begin_later_layers if number else _begin_layers
+                layer.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _drops_layers(model: nn.Module) -> bool:
+    """Whether a training step may leave out layers, the first ones too."""
+    settings = vars(getattr(model, "config", model)).items()
+    return any(name.endswith("layerdrop") and value for name, value in settings)
 
 
 def _widths(site: Site) -> tuple[int, int]:
@@ -357,11 +366,14 @@ def _begin_call(module: nn.Module, args: tuple, kwargs: dict[str, Any]):
     call = kwargs.get(CALL)
     if call is None and not torch.compiler.is_compiling():
         call = running_call(part.attachment)
+    mask = part.argument("attention_mask", args, kwargs)
+    known = part.attachment.one_stack and isinstance(mask, torch.Tensor) and mask.dim() == 2
     if call is None:
-        mask = part.argument("attention_mask", args, kwargs)
-        known = part.attachment.one_stack and isinstance(mask, torch.Tensor) and mask.dim() == 2
         call = Call(open_gating(part.attachment), mask.to(torch.bool) if known else None)
         call.attentions = kwargs.get("output_attentions")
+    elif known and not call.begun:
+        # Speech models are given a mask of samples, and their encoders one of frames.
+        call.padding = mask.to(torch.bool)
     if not torch.compiler.is_compiling():
         enter_call(part.attachment, call)
     if part.keywords:
@@ -395,6 +407,15 @@ def _begin_layers(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
     return None
 
 
+def _begin_later_layers(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
+    call = kwargs.get(CALL)
+    if call is None and not torch.compiler.is_compiling():
+        call = running_call(getattr(layer, PART).attachment)
+    if call is not None and not call.begun:
+        _begin_layers(layer, args, kwargs)
+    return None
+
+
 def _tokens(
     part: Part, call: Call, hidden: torch.Tensor, args: tuple, kwargs: dict[str, Any]
 ) -> torch.Tensor | None:
@@ -406,4 +427,4 @@ def _tokens(
     return read_mask(mask, hidden, keys).padding
 
 
-_HOOKS = (_begin_call, _end_call, _begin_layers)
+_HOOKS = (_begin_call, _end_call, _begin_layers, _begin_later_layers)

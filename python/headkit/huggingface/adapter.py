@@ -177,6 +177,52 @@ class LinearAdapter(Adapter):
         return module.head_dim
 
 
+class FusedAdapter(Adapter):
+    """A family with one ``nn.Linear`` for Q, K and V, three blocks of rows, and one for the output.
+
+    Attributes:
+        FUSED, OUTPUT: names of the two.
+        ATTRIBUTES, MODULES: as in ``LinearAdapter``.
+    """
+
+    FUSED: ClassVar[str]
+    OUTPUT: ClassVar[str]
+    ATTRIBUTES: ClassVar[frozenset[str]] = frozenset()
+    MODULES: ClassVar[frozenset[str]] = frozenset()
+
+    def matches(self, module: nn.Module) -> bool:
+        """Whether the two are there."""
+        return _has(module, self.FUSED) and _has(module, self.OUTPUT)
+
+    def refusal(self, module: nn.Module) -> str:
+        """Attributes, children or parameters that the family does not know."""
+        return unknown_parts(module, self.ATTRIBUTES, self.MODULES | {self.FUSED, self.OUTPUT})
+
+    def head_dim(self, module: nn.Module) -> int:
+        """The attribute ``head_dim``."""
+        return module.head_dim
+
+    def projections(self, module: nn.Module) -> tuple[nn.Module, ...]:
+        """The two."""
+        return module._modules[self.FUSED], module._modules[self.OUTPUT]
+
+    def weights(self, module: nn.Module) -> Weights:
+        """Views of the rows."""
+        fused, out = self.projections(module)
+        q, k, v = fused.weight.chunk(3) if len(fused.weight) else (fused.weight,) * 3
+        biases = (None,) * 3
+        if fused.bias is not None:
+            biases = fused.bias.chunk(3) if len(fused.bias) else (fused.bias,) * 3
+        return Weights(q, k, v, out.weight, *biases, out.bias)
+
+    def assign(self, module: nn.Module, weights: Weights, heads: int) -> None:
+        """Join the rows again."""
+        fused, out = self.projections(module)
+        biases = weights[4:7]
+        set_linear(fused, torch.cat(weights[:3]), None if biases[0] is None else torch.cat(biases))
+        set_linear(out, weights.o, weights.o_bias)
+
+
 # What every nn.Module holds, and what headkit itself notes on a block.
 _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 _OURS = "headkit_"

@@ -86,7 +86,7 @@ class Inputs:
         scaling: factor on the scores.
         causal: whether the block is causal where its mask does not say.
         dropout: of the probabilities.
-        windowed: whether the block sees a window that its mask describes.
+        window: distances between query and key that the block sees are below this; None = any.
         keywords: the other keyword arguments of the call.
     """
 
@@ -100,7 +100,7 @@ class Inputs:
     position_bias: torch.Tensor | None = None
     causal: bool = False
     dropout: float = 0.0
-    windowed: bool = False
+    window: int | None = None
 
 
 def run_block(module: nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -166,6 +166,8 @@ def operator_arguments(
         **gate_arguments(block, call, hidden),
         **dropout_arguments(inputs),
     }
+    if mask.window is not None:
+        arguments["window"] = mask.window
     if inputs.source is not None:
         arguments["kv"] = inputs.source
     if inputs.rotary is not None:
@@ -255,21 +257,23 @@ def mask_of_call(call: Call, inputs: Inputs, keys: int) -> Mask:
         inputs.source is not None or tuple(noted.shape) != (hidden.shape[0], keys)
     ):
         noted = None
-    if noted is not None and not inputs.causal and not inputs.windowed:
+    if noted is not None and not inputs.causal:
         # transformers hands over None for a mask of ones, and also where it has no mask function
         # for the chosen attention: then the padding would be lost.
         if mask is None and not torch.compiler.is_compiling() and bool(noted.all()):
             noted = None
-        return Mask(padding=noted)
+        return Mask(padding=noted, window=inputs.window)
     if mask is None:
-        read = read_mask(None, hidden, keys, causal=inputs.causal)
+        read = read_mask(None, hidden, keys, causal=inputs.causal, window=inputs.window)
         if noted is not None and not bool(noted.all()):
             read = read._replace(padding=noted)
         return read
-    known = call.masks.get(id(mask))
+    key = (id(mask), inputs.window)
+    known = call.masks.get(key)
     if known is None or known[0] is not mask:
-        known = (mask, read_mask(mask, hidden, keys, causal=inputs.causal))
-        call.masks[id(mask)] = known
+        read = read_mask(mask, hidden, keys, causal=inputs.causal, window=inputs.window)
+        known = (mask, read)
+        call.masks[key] = known
     return known[1]
 
 

@@ -12,12 +12,14 @@ class Mask(NamedTuple):
         padding: bool [B, S], True = attend; None = all keys.
         causal: whether a query sees no key after its own place.
         offset: place among the keys of the first query, where ``causal``.
+        window: a query sees keys at distances below this; None = at any.
         bias: broadcastable to [B, H, T, S], added to the scores; None = nothing.
     """
 
     padding: torch.Tensor | None = None
     causal: bool = False
     offset: int = 0
+    window: int | None = None
     bias: torch.Tensor | None = None
 
 
@@ -27,8 +29,9 @@ def read_mask(
     keys: int | None = None,
     *,
     causal: bool = False,
+    window: int | None = None,
 ) -> Mask:
-    """Read an attention mask as key padding, causality and, only where it must be, a bias.
+    """Read an attention mask as key padding, causality, window and, only where it must be, a bias.
 
     Args:
         mask: None; bool or 0/1 integers [B, S]; bool [B or 1, 1 or H, T, S], True = attend; or
@@ -37,6 +40,8 @@ def read_mask(
         keys: number of keys, S; None = T.
         causal: whether the block is causal where its mask is None or two-dimensional. A
             four-dimensional mask says everything itself.
+        window: distances between query and key that the block sees are below this, where its mask
+            is None or two-dimensional; and what to look for in other masks.
 
     Returns:
         Mask: exact; a query without any key to see gets attention output 0.
@@ -48,16 +53,16 @@ def read_mask(
     keys = tokens if keys is None else keys
     implied = causal and tokens > 1
     if mask is None:
-        return Mask(causal=implied)
+        return Mask(causal=implied, window=window)
     if mask.dim() == 2 and tuple(mask.shape) == (batch, keys):
-        return Mask(padding=mask.to(torch.bool), causal=implied)
+        return Mask(padding=mask.to(torch.bool), causal=implied, window=window)
     if mask.dim() != 4 or mask.shape[0] not in (1, batch) or mask.shape[2:] != (tokens, keys):
         raise ValueError(
             f"[attention] expected a mask of shape [{batch}, {keys}] or "
             f"[{batch}, 1, {tokens}, {keys}]; found shape {list(mask.shape)}"
         )
     if not torch.compiler.is_compiling() and mask.shape[1] == 1 and mask.numel() > 0:
-        plain = _without_matrix(mask[:, 0], batch)
+        plain = _without_matrix(mask[:, 0], batch, window)
         if plain is not None:
             return plain
     if mask.dtype == torch.bool:
@@ -66,8 +71,8 @@ def read_mask(
     return Mask(bias=mask.to(hidden.dtype))
 
 
-def _without_matrix(mask: torch.Tensor, batch: int) -> Mask | None:
-    """The mask [B or 1, T, S] as padding and causality, if it is no more than that."""
+def _without_matrix(mask: torch.Tensor, batch: int, window: int | None) -> Mask | None:
+    """The mask [B or 1, T, S] as padding, causality and window, if it is no more than that."""
     last = _attends(mask[:, -1:])
     if last is None:
         return None
@@ -80,7 +85,22 @@ def _without_matrix(mask: torch.Tensor, batch: int) -> Mask | None:
     for offset in sorted({0, max(0, mask.shape[2] - mask.shape[1])}):
         if torch.equal(attends, last.expand_as(attends).tril(offset)):
             return Mask(padding=padding, causal=True, offset=offset)
+    if window is not None and mask.shape[1] == mask.shape[2]:
+        own = attends.diagonal(dim1=1, dim2=2)
+        seen = own[:, None] & _near(mask.shape[1], mask.shape[2], window, mask.device)
+        padding = None if bool(own.all()) else own.expand(batch, -1)
+        for causal in (False, True):
+            if torch.equal(attends, seen.tril() if causal else seen):
+                return Mask(padding=padding, causal=causal, window=window)
     return None
+
+
+def _near(
+    queries: int, keys: int, window: int, device: torch.device, offset: int = 0
+) -> torch.Tensor:
+    """Whether query and key are less than ``window`` apart, bool [T, S]."""
+    place = torch.arange(offset, queries + offset, device=device)
+    return (place[:, None] - torch.arange(keys, device=device)).abs() < window
 
 
 def _attends(mask: torch.Tensor) -> torch.Tensor | None:
@@ -98,6 +118,9 @@ def as_bias(mask: Mask, scores: torch.Tensor) -> torch.Tensor | None:
     if mask.causal:
         attends = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device)
         attends = attends.tril(mask.offset)
+    if mask.window is not None:
+        near = _near(*scores.shape[2:], mask.window, scores.device, mask.offset)
+        attends = near if attends is None else attends & near
     if mask.padding is not None:
         padding = mask.padding[:, None, None]
         attends = padding if attends is None else attends & padding

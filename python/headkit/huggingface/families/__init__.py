@@ -7,6 +7,7 @@ from headkit.huggingface.families.distilbert import DistilBert
 from headkit.huggingface.families.gpt2 import Gpt2
 from headkit.huggingface.families.llama import Llama
 from headkit.huggingface.families.vit import Vit
+from headkit.huggingface.families.wav2vec2 import Wav2Vec2
 
 #: In the order in which they are tried.
 ADAPTERS: tuple[Adapter, ...] = (
@@ -16,6 +17,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     Gpt2(),
     Llama(),
     Vit(),
+    Wav2Vec2(),
 )
 
 
