@@ -62,7 +62,7 @@ def score(
         data: batches (name -> tensor) that can be walked more than once: a list, a DataLoader.
         metric: a name in ``headkit.scorers()``.
         objective: the loss per example, by name or object; None = ``"cross_entropy"``, which reads
-            ``labels``.
+            ``labels``. Language models: ``"next_token"``, encoder-decoders: ``"seq2seq"``.
         granularity: where absolute values are taken by ``gate_gradient``: ``"token"``,
             ``"example"``, ``"batch"`` (depends on the batch size), or ``"signed"`` (nowhere).
         normalization: ``"none"`` or ``"layer_l2"`` (divide by the norm of the layer).

@@ -9,9 +9,12 @@
 namespace headkit {
 namespace {
 
+constexpr int64_t kIgnored = -100;
+
 void check_logits(const char* name, const at::Tensor& output) {
-  HEADKIT_CHECK(output.dim() == 2 && output.size(1) > 0, name, "outputs of shape [batch, classes]",
-                "shape ", output.sizes());
+  HEADKIT_CHECK((output.dim() == 2 || output.dim() == 3) && output.size(-1) > 0, name,
+                "outputs of shape [batch, classes] or [batch, tokens, classes]", "shape ",
+                output.sizes());
 }
 
 void check_dense(const char* name, const at::Tensor& output, const at::Tensor& dense) {
@@ -20,29 +23,117 @@ void check_dense(const char* name, const at::Tensor& output, const at::Tensor& d
                 "shapes ", dense.sizes(), " and ", output.sizes());
 }
 
-at::Tensor class_labels(const char* name, const at::Tensor& output, const Batch& batch) {
-  check_logits(name, output);
-  const auto found = batch.find("labels");
-  HEADKIT_CHECK(found != batch.end(), name, "a tensor 'labels' in the batch", "none");
-  const at::Tensor& labels = found->second;
-  HEADKIT_CHECK(labels.dim() == 1 && labels.size(0) == output.size(0), name,
-                "labels of shape [batch]", "shape ", labels.sizes(), " for outputs of shape ",
-                output.sizes());
+at::Tensor entry(const Batch& batch, const std::string& name) {
+  const auto found = batch.find(name);
+  return found == batch.end() ? at::Tensor() : found->second;
+}
+
+// What an output is compared with: classes, and which of them count; [B] or [B, T].
+struct Labels {
+  at::Tensor index;   // int64; 0 where it does not count
+  at::Tensor counts;  // bool
+};
+
+Labels labels_for(const char* name, const at::Tensor& output, const at::Tensor& labels) {
+  const at::IntArrayRef shape = output.sizes().slice(0, static_cast<size_t>(output.dim() - 1));
+  HEADKIT_CHECK(labels.sizes() == shape, name,
+                output.dim() == 2 ? "labels of shape [batch]" : "labels of shape [batch, tokens]",
+                "shape ", labels.sizes(), " for outputs of shape ", output.sizes());
   HEADKIT_CHECK(!labels.is_floating_point(), name, "integer labels", labels.dtype().name());
   const at::Tensor index = labels.to(output.device(), at::kLong);
-  HEADKIT_CHECK(index.numel() == 0 || (index.min().item<int64_t>() >= 0 &&
-                                       index.max().item<int64_t>() < output.size(1)),
-                name, "labels from 0 to " + std::to_string(output.size(1) - 1),
-                index.min().item<int64_t>(), " to ", index.max().item<int64_t>());
-  return index;
+  Labels found;
+  found.counts = output.dim() == 2 ? at::ones_like(index, at::kBool) : index.ne(kIgnored);
+  found.index = at::where(found.counts, index, at::zeros_like(index));
+  HEADKIT_CHECK(index.numel() == 0 || (found.index.min().item<int64_t>() >= 0 &&
+                                       found.index.max().item<int64_t>() < output.size(-1)),
+                name, "labels from 0 to " + std::to_string(output.size(-1) - 1),
+                found.index.min().item<int64_t>(), " to ", found.index.max().item<int64_t>());
+  return found;
+}
+
+Labels labels_of(const char* name, const at::Tensor& output, const Batch& batch) {
+  check_logits(name, output);
+  const at::Tensor labels = entry(batch, "labels");
+  HEADKIT_CHECK(labels.defined(), name, "a tensor 'labels' in the batch", "none");
+  return labels_for(name, output, labels);
+}
+
+// Losses [B] as they are; of [B, T] the mean over the tokens that count.
+at::Tensor per_example(const char* name, const at::Tensor& losses, const at::Tensor& counts) {
+  if (losses.dim() == 1) return losses;
+  const at::Tensor tokens = counts.sum(1);
+  const at::Tensor without = tokens.eq(0).nonzero();
+  HEADKIT_CHECK(without.size(0) == 0, name, "at least one token that counts in every example",
+                "none in example ", without[0].item<int64_t>());
+  return at::where(counts, losses, at::zeros_like(losses)).sum(1) / tokens;
+}
+
+at::Tensor negative_log_likelihood(const at::Tensor& output, const Labels& labels) {
+  return -at::log_softmax(output, -1).gather(-1, labels.index.unsqueeze(-1)).squeeze(-1);
+}
+
+bool is_token_mask(const at::Tensor& mask, const at::Tensor& output) {
+  return mask.defined() && mask.dim() == 2 && mask.sizes() == output.sizes().slice(0, 2);
+}
+
+// The tokens of outputs [B, T, C] that an objective without labels compares.
+at::Tensor counted_tokens(const at::Tensor& output, const Batch& batch) {
+  if (output.dim() == 2) return {};
+  const at::Tensor all = at::ones(output.sizes().slice(0, 2), output.options().dtype(at::kBool));
+  const at::Tensor decoder = entry(batch, "decoder_attention_mask");
+  if (is_token_mask(decoder, output)) return decoder.to(output.device()).ne(0);
+  if (batch.count("decoder_input_ids") > 0) return all;
+  const at::Tensor labels = entry(batch, "labels");
+  if (is_token_mask(labels, output)) return labels.to(output.device()).ne(kIgnored);
+  const at::Tensor mask = entry(batch, "attention_mask");
+  return is_token_mask(mask, output) ? mask.to(output.device()).ne(0) : all;
 }
 
 class CrossEntropy final : public Objective {
  public:
   std::string name() const override { return "cross_entropy"; }
   at::Tensor loss(const at::Tensor& output, const Batch& batch, const at::Tensor&) const override {
-    const at::Tensor labels = class_labels("cross_entropy", output, batch);
-    return -at::log_softmax(output, 1).gather(1, labels.unsqueeze(1)).squeeze(1);
+    const Labels labels = labels_of("cross_entropy", output, batch);
+    return per_example("cross_entropy", negative_log_likelihood(output, labels), labels.counts);
+  }
+};
+
+class NextToken final : public Objective {
+ public:
+  std::string name() const override { return "next_token"; }
+  at::Tensor loss(const at::Tensor& output, const Batch& batch, const at::Tensor&) const override {
+    HEADKIT_CHECK(output.dim() == 3 && output.size(2) > 0, "next_token",
+                  "outputs of shape [batch, tokens, vocabulary]", "shape ", output.sizes());
+    at::Tensor tokens = entry(batch, "labels");
+    at::Tensor mask;
+    if (!tokens.defined()) {
+      tokens = entry(batch, "input_ids");
+      mask = entry(batch, "attention_mask");
+    }
+    HEADKIT_CHECK(tokens.defined(), "next_token", "a tensor 'labels' or 'input_ids' in the batch",
+                  "neither");
+    Labels labels = labels_for("next_token", output, tokens);
+    if (mask.defined()) {
+      HEADKIT_CHECK(is_token_mask(mask, output), "next_token",
+                    "an attention_mask of shape [batch, tokens]", "shape ", mask.sizes());
+      labels.counts = labels.counts.logical_and(mask.to(output.device()).ne(0));
+    }
+    // A first token after padding was not predicted from a token.
+    at::Tensor counts = labels.counts.slice(1, 1);
+    if (mask.defined()) counts = counts.logical_and(labels.counts.slice(1, 0, -1));
+    const Labels next{labels.index.slice(1, 1), counts};
+    return per_example("next_token", negative_log_likelihood(output.slice(1, 0, -1), next), counts);
+  }
+};
+
+class Seq2Seq final : public Objective {
+ public:
+  std::string name() const override { return "seq2seq"; }
+  at::Tensor loss(const at::Tensor& output, const Batch& batch, const at::Tensor&) const override {
+    HEADKIT_CHECK(output.dim() == 3, "seq2seq", "outputs of shape [batch, tokens, vocabulary]",
+                  "shape ", output.sizes());
+    const Labels labels = labels_of("seq2seq", output, batch);
+    return per_example("seq2seq", negative_log_likelihood(output, labels), labels.counts);
   }
 };
 
@@ -50,11 +141,12 @@ class Margin final : public Objective {
  public:
   std::string name() const override { return "margin"; }
   at::Tensor loss(const at::Tensor& output, const Batch& batch, const at::Tensor&) const override {
-    const at::Tensor labels = class_labels("margin", output, batch).unsqueeze(1);
-    HEADKIT_CHECK(output.size(1) >= 2, "margin", "at least two classes", "one");
+    const Labels labels = labels_of("margin", output, batch);
+    HEADKIT_CHECK(output.size(-1) >= 2, "margin", "at least two classes", "one");
+    const at::Tensor index = labels.index.unsqueeze(-1);
     const at::Tensor other =
-        output.scatter(1, labels, -std::numeric_limits<double>::infinity()).amax(1);
-    return other - output.gather(1, labels).squeeze(1);
+        output.scatter(-1, index, -std::numeric_limits<double>::infinity()).amax(-1);
+    return per_example("margin", other - output.gather(-1, index).squeeze(-1), labels.counts);
   }
 };
 
@@ -66,12 +158,14 @@ class KlToDense final : public Objective {
   std::string name() const override { return "kl_to_dense"; }
   bool needs_dense() const override { return true; }
   bool stationary_at_dense() const override { return true; }
-  at::Tensor loss(const at::Tensor& output, const Batch&, const at::Tensor& dense) const override {
+  at::Tensor loss(const at::Tensor& output, const Batch& batch,
+                  const at::Tensor& dense) const override {
     check_logits("kl_to_dense", output);
     check_dense("kl_to_dense", output, dense);
-    const at::Tensor log_p = at::log_softmax(dense / temperature_, 1);
-    const at::Tensor log_q = at::log_softmax(output / temperature_, 1);
-    return (log_p.exp() * (log_p - log_q)).sum(1) * (temperature_ * temperature_);
+    const at::Tensor log_p = at::log_softmax(dense / temperature_, -1);
+    const at::Tensor log_q = at::log_softmax(output / temperature_, -1);
+    const at::Tensor kl = (log_p.exp() * (log_p - log_q)).sum(-1) * (temperature_ * temperature_);
+    return per_example("kl_to_dense", kl, counted_tokens(output, batch));
   }
 
  private:
@@ -94,6 +188,8 @@ class CosineToDense final : public Objective {
 }  // namespace
 
 std::shared_ptr<Objective> cross_entropy() { return std::make_shared<CrossEntropy>(); }
+std::shared_ptr<Objective> next_token() { return std::make_shared<NextToken>(); }
+std::shared_ptr<Objective> seq2seq() { return std::make_shared<Seq2Seq>(); }
 std::shared_ptr<Objective> margin() { return std::make_shared<Margin>(); }
 std::shared_ptr<Objective> kl_to_dense(double temperature) {
   return std::make_shared<KlToDense>(temperature);
@@ -101,11 +197,13 @@ std::shared_ptr<Objective> kl_to_dense(double temperature) {
 std::shared_ptr<Objective> cosine_to_dense() { return std::make_shared<CosineToDense>(); }
 
 std::vector<std::string> objective_names() {
-  return {"cross_entropy", "margin", "kl_to_dense", "cosine_to_dense"};
+  return {"cross_entropy", "next_token", "seq2seq", "margin", "kl_to_dense", "cosine_to_dense"};
 }
 
 std::shared_ptr<Objective> make_objective(const std::string& name) {
   if (name == "cross_entropy") return cross_entropy();
+  if (name == "next_token") return next_token();
+  if (name == "seq2seq") return seq2seq();
   if (name == "margin") return margin();
   if (name == "kl_to_dense") return kl_to_dense();
   if (name == "cosine_to_dense") return cosine_to_dense();

@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+import transformers
 from torch.utils.data import DataLoader
 
 import headkit as hk
@@ -219,3 +220,31 @@ def test_objectives_are_losses_of_examples():
         kl(logits, batch)
     with pytest.raises(ValueError, match="kl_to_dense"):
         hk.make_objective("perplexity")
+
+
+def test_objectives_of_language_models_are_the_losses_of_transformers():
+    config = transformers.GPT2Config(
+        n_embd=8, n_layer=1, n_head=2, vocab_size=12, bos_token_id=1, eos_token_id=2
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    ids = torch.tensor([[3, 4, 5, 6, 7], [7, 3, 9, 4, 5]])
+    labels = ids.clone()
+    labels[0, :2] = -100
+    labels[1, 3] = -100
+    rows = range(len(ids))
+    with torch.no_grad():
+        logits = model(ids).logits
+        next_token = [model(ids[i : i + 1], labels=labels[i : i + 1]).loss for i in rows]
+    seq2seq = [torch.nn.functional.cross_entropy(logits[i], labels[i]) for i in rows]
+    batch = {"labels": labels}
+    for name, expected in (
+        ("next_token", next_token),
+        ("seq2seq", seq2seq),
+        ("cross_entropy", seq2seq),
+    ):
+        found = hk.make_objective(name)(logits, batch)
+        torch.testing.assert_close(found, torch.stack(expected))
+    labels[1] = -100
+    for name in ("next_token", "seq2seq", "cross_entropy", "margin"):
+        with pytest.raises(ValueError, match=rf"\[{name}\] .* none in example 1"):
+            hk.make_objective(name)(logits, batch)
