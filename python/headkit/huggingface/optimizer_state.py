@@ -178,8 +178,9 @@ def _has_shape(
     if isinstance(value, torch.Tensor) and value.dim() == 0:
         return False
     found = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps optimisers
     raise ValueError(
         f"[apply] expected an optimiser whose state has the shape of its parameter, "
-        f"{list(parameter.shape)}; found {name} of {type(optimizer).__name__}: {found} (prune "
-        "without it and make a new one)"
+        f"{list(parameter.shape)}; found {name} of {type(inner).__name__}: {found} (prune without "
+        "it and make a new one)"
     )
