@@ -47,9 +47,8 @@ def main(steps: int = 20, keep: float = 0.25, seed: int = 0) -> dict[str, float]
                 dataloader_pin_memory=False,
                 seed=seed,
             )
-            return Trainer(
-                model, arguments, train_dataset=train, eval_dataset=unseen, processing_class=tokenizer
-            )
+            data = {"train_dataset": train, "eval_dataset": unseen}
+            return Trainer(model, arguments, processing_class=tokenizer, **data)
 
         first = trainer()
         first.train()

@@ -5,6 +5,7 @@ heads under a running optimiser needs help, which is here.
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ class PruneWhileTraining(transformers.TrainerCallback):
 
     Raises:
         ValueError: for an empty schedule, shares that rise or lie outside 0 to 1; when training
-            starts, for a model that is not attached, several
-            processes or devices, or ``load_best_model_at_end``: the best checkpoint could have other heads.
+            starts, for a model that is not attached, several processes or devices, or
+            ``load_best_model_at_end``: the best checkpoint could have other heads.
 
     Example:
         >>> data = [{"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([1])}]
@@ -58,7 +59,7 @@ class PruneWhileTraining(transformers.TrainerCallback):
         **settings: Any,
     ):
         shares = [schedule[step] for step in sorted(schedule)]
-        ordered = all(one >= two for one, two in zip(shares, shares[1:], strict=False))
+        ordered = all(one >= two for one, two in pairwise(shares))
         if not shares or not ordered or not all(0 <= share <= 1 for share in shares):
             raise ValueError(
                 "[PruneWhileTraining] expected a schedule of steps and shares from 0 to 1 that do "

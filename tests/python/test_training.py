@@ -140,9 +140,9 @@ def test_pruning_while_training(model, tmp_path):
     assert list(prune.done) == [2, 4] and gated.heads() == prune.done[4]
     held = {id(one) for group in run.optimizer.param_groups for one in group["params"]}
     assert held == {id(one) for one in model.parameters()}
-    assert model.training and all(
-        state["step"] == 6 for state in run.optimizer.state.values()
-    ), "no state was begun anew"
+    assert model.training and all(state["step"] == 6 for state in run.optimizer.state.values()), (
+        "no state was begun anew"
+    )
 
     folder = tmp_path / "checkpoint-3"
     mask = hk.HeadMask.from_json((folder / HEADS_FILE).read_text())
