@@ -2,6 +2,7 @@
 
 /// Everything public. Each header can also be included on its own.
 #include "headkit/attention/gated_attention.h"
+#include "headkit/attention/key_values.h"
 #include "headkit/attention/multi_head_attention.h"
 #include "headkit/attention/reference.h"
 #include "headkit/core/error.h"

@@ -1,8 +1,11 @@
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "headkit/attention/gated_attention.h"
 #include "headkit/attention/reference.h"
+#include "optional_tensor.h"
 #include "rooms.h"
 
 namespace py = pybind11;
@@ -12,32 +15,30 @@ namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-OptionalTensor to_optional(const at::Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
-
 void bind_weight(py::class_<AttentionWeights>& owner, const char* name,
                  at::Tensor AttentionWeights::*member) {
   owner.def_property(
-      name, [member](const AttentionWeights& self) { return to_optional(self.*member); },
+      name, [member](const AttentionWeights& self) { return or_none(self.*member); },
       [member](AttentionWeights& self, const OptionalTensor& value) {
-        self.*member = value.value_or(at::Tensor());
+        self.*member = or_undefined(value);
       });
 }
 
-// One Python function (x, weights, num_heads, *, gate=None, ...) over a C++ one that takes an
-// AttentionInput.
-template <typename Result>
-void def_attention(py::module_& m, const char* name,
-                   Result (*function)(const at::Tensor&, const AttentionWeights&, int64_t,
-                                      const AttentionInput&),
-                   const char* doc) {
+// A Python function over `run(positional..., input)`: `names` are those of the positional arguments
+// and end with py::kw_only() or keywords; those of an AttentionInput follow.
+template <typename... Positional, typename Run, typename... Names>
+void def_with_input(py::module_& m, const char* name, const char* doc, const Run& run,
+                    const Names&... names) {
   m.def(
       name,
-      [function](const at::Tensor& x, const AttentionWeights& weights, int64_t num_heads,
-                 OptionalTensor gate, bool skip, OptionalTensor key_padding_mask, bool is_causal,
-                 OptionalTensor attn_bias, OptionalTensor dropped_output,
-                 std::optional<double> scale, double dropout_p, int64_t dropout_seed) {
+      [run](Positional... positional, OptionalTensor gate, bool skip,
+            OptionalTensor key_padding_mask, bool is_causal, OptionalTensor attn_bias,
+            OptionalTensor dropped_output, std::optional<double> scale, double dropout_p,
+            int64_t dropout_seed, OptionalTensor kv, std::optional<int64_t> num_kv_heads,
+            std::optional<std::vector<int64_t>> kv_head, OptionalTensor rotary_cos,
+            OptionalTensor rotary_sin, OptionalTensor q_norm_weight, OptionalTensor k_norm_weight,
+            double norm_eps, std::optional<int64_t> window, OptionalTensor k, OptionalTensor v,
+            int64_t query_offset) {
         AttentionInput input;
         input.gate_ = std::move(gate);
         input.skip_ = skip;
@@ -47,14 +48,59 @@ void def_attention(py::module_& m, const char* name,
         input.dropped_output_ = std::move(dropped_output);
         input.scale_ = scale;
         input.dropout(dropout_p, dropout_seed);
+        input.kv_ = std::move(kv);
+        input.num_kv_heads_ = num_kv_heads;
+        input.kv_head_ = std::move(kv_head);
+        input.rotary_cos_ = std::move(rotary_cos);
+        input.rotary_sin_ = std::move(rotary_sin);
+        input.q_norm_weight_ = std::move(q_norm_weight);
+        input.k_norm_weight_ = std::move(k_norm_weight);
+        input.norm_eps_ = norm_eps;
+        input.window_ = window;
+        input.keys_ = std::move(k);
+        input.values_ = std::move(v);
+        input.query_offset_ = query_offset;
         const py::gil_scoped_release release;
-        return function(x, weights, num_heads, input);
+        return run(positional..., input);
       },
-      py::arg("x"), py::arg("weights"), py::arg("num_heads"), py::kw_only(),
-      py::arg("gate") = py::none(), py::arg("skip") = true,
+      names..., py::arg("gate") = py::none(), py::arg("skip") = true,
       py::arg("key_padding_mask") = py::none(), py::arg("is_causal") = false,
       py::arg("attn_bias") = py::none(), py::arg("dropped_output") = py::none(),
-      py::arg("scale") = py::none(), py::arg("dropout_p") = 0.0, py::arg("dropout_seed") = 0, doc);
+      py::arg("scale") = py::none(), py::arg("dropout_p") = 0.0, py::arg("dropout_seed") = 0,
+      py::arg("kv") = py::none(), py::arg("num_kv_heads") = py::none(),
+      py::arg("kv_head") = py::none(), py::arg("rotary_cos") = py::none(),
+      py::arg("rotary_sin") = py::none(), py::arg("q_norm_weight") = py::none(),
+      py::arg("k_norm_weight") = py::none(), py::arg("norm_eps") = 1e-6,
+      py::arg("window") = py::none(), py::arg("k") = py::none(), py::arg("v") = py::none(),
+      py::arg("query_offset") = 0, doc);
+}
+
+// (x, weights, num_heads, *, gate=None, ...)
+template <typename Result>
+void def_attention(py::module_& m, const char* name,
+                   Result (*function)(const at::Tensor&, const AttentionWeights&, int64_t,
+                                      const AttentionInput&),
+                   const char* doc) {
+  def_with_input<const at::Tensor&, const AttentionWeights&, int64_t>(
+      m, name, doc, function, py::arg("x"), py::arg("weights"), py::arg("num_heads"),
+      py::kw_only());
+}
+
+at::Tensor contexts_of_tensors(const at::Tensor& x, const at::Tensor& q_weight,
+                               const OptionalTensor& k_weight, const OptionalTensor& v_weight,
+                               const at::Tensor& o_weight, int64_t num_heads,
+                               const OptionalTensor& q_bias, const OptionalTensor& k_bias,
+                               const OptionalTensor& v_bias, const OptionalTensor& o_bias,
+                               const AttentionInput& input) {
+  const AttentionWeights weights{q_weight,
+                                 or_undefined(k_weight),
+                                 or_undefined(v_weight),
+                                 o_weight,
+                                 or_undefined(q_bias),
+                                 or_undefined(k_bias),
+                                 or_undefined(v_bias),
+                                 or_undefined(o_bias)};
+  return head_contexts(x, weights, num_heads, input);
 }
 
 }  // namespace
@@ -63,12 +109,15 @@ void register_attention(py::module_& m) {
   py::class_<AttentionWeights> weights(m, "AttentionWeights", R"pbdoc(
 Weights of one attention layer, y = x W^T + b.
 
-Head h owns rows h*dh .. (h+1)*dh-1 of q, k, v and their biases, and the same columns of o.
+Head h owns rows h*dh .. (h+1)*dh-1 of q and its bias, and the same columns of o; KV head j the same
+rows of k, v and their biases.
 
 Args:
-    q, k, v: shape [H*dh, D].
+    q: shape [H*dh, D].
+    k, v: shape [Hkv*dh, Dk]; Hkv = H and Dk = D unless the call says otherwise.
     o: shape [D, H*dh].
-    q_bias, k_bias, v_bias: shape [H*dh], or None.
+    q_bias: shape [H*dh], or None.
+    k_bias, v_bias: shape [Hkv*dh], or None.
     o_bias: shape [D], or None.
 Example:
     >>> headkit.AttentionWeights(*torch.randn(4, 6, 6)).q.shape
@@ -81,10 +130,10 @@ Example:
                                 k,
                                 v,
                                 o,
-                                q_bias.value_or(at::Tensor()),
-                                k_bias.value_or(at::Tensor()),
-                                v_bias.value_or(at::Tensor()),
-                                o_bias.value_or(at::Tensor())};
+                                or_undefined(q_bias),
+                                or_undefined(k_bias),
+                                or_undefined(v_bias),
+                                or_undefined(o_bias)};
       }),
       py::arg("q"), py::arg("k"), py::arg("v"), py::arg("o"), py::kw_only(),
       py::arg("q_bias") = py::none(), py::arg("k_bias") = py::none(),
@@ -106,10 +155,11 @@ Example:
       });
 
   def_attention(m, "gated_attention", &gated_attention, R"pbdoc(
-Multi-head self-attention in which a closed gate is work not done.
+Multi-head attention in which a closed gate is work not done.
 
 No Q, K, V, core or output projection is computed for a skipped head of a sample, forward and
-backward. The same as ``torch.ops.headkit.gated_attention``, with the weights in one value.
+backward. The same as ``torch.ops.headkit.gated_attention``, with the weights in one value, or as
+``torch.ops.headkit.attend`` where ``k`` and ``v`` are given.
 
 Args:
     x: shape [B, T, D]; float32, float64, bfloat16 or float16.
@@ -120,12 +170,24 @@ Args:
         its tokens are closed.
     skip: False = closed heads are computed and multiplied by 0, so that their gates receive
         gradients; with True the gate of a skipped head gets exactly 0.
-    key_padding_mask: bool [B, T]; True = attend (the opposite of torch.nn.MultiheadAttention).
-    is_causal: a query sees itself and earlier keys only.
-    attn_bias: added to the scaled scores; broadcastable to [B, H, T, T], dtype of ``x``.
+    key_padding_mask: bool [B, S]; True = attend (the opposite of torch.nn.MultiheadAttention).
+    is_causal: query i sees keys j <= i + query_offset only.
+    attn_bias: added to the scaled scores; broadcastable to [B, H, T, S], dtype of ``x``.
     dropped_output: [H, D]; a gate g gives ``g * output + (1 - g) * dropped_output``.
     scale: factor on the scores; default ``1 / sqrt(dh)``.
     dropout_p, dropout_seed: dropout on the attention probabilities; the seed alone decides.
+    kv: [B, S, Dk], dtype of ``x``: where keys and values come from; default ``x``.
+    num_kv_heads: Hkv; default H. Query head h reads KV head ``h // (H // Hkv)``, which runs for a
+        sample when any of its query heads does.
+    kv_head: the KV head of each query head instead, H entries in [0, Hkv).
+    rotary_cos, rotary_sin: [B or 1, T, dr], dtype of ``x``, dr even and at most dh: rotary embedding
+        of queries and keys (with ``k`` of queries only), dimension i together with i + dr / 2.
+    q_norm_weight, k_norm_weight: [dh], dtype of ``x``: RMS norm over dh before the rotary embedding.
+    norm_eps: what the norms add to the mean square.
+    window: query i sees keys j with ``abs(i + query_offset - j) < window`` only.
+    k, v: [B, Hkv, S, dh]: given keys and values, as ``torch.ops.headkit.project_kv`` makes them;
+        those of ``weights`` are not read.
+    query_offset: position of the first query among given keys.
 Returns:
     torch.Tensor: [B, T, D], dtype of ``x``. A query without any admissible key gets 0 from each
     head.
@@ -163,6 +225,18 @@ Example:
     >>> headkit.head_contexts(torch.randn(2, 4, 6), weights, 3).shape
     torch.Size([2, 4, 3, 2])
 )pbdoc");
+  def_with_input<const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
+                 const at::Tensor&, int64_t, const OptionalTensor&, const OptionalTensor&,
+                 const OptionalTensor&, const OptionalTensor&>(
+      m, "head_contexts", R"pbdoc(
+The same with the weights and biases as the operator takes them.
+
+Where ``k`` and ``v`` are given, ``k_weight`` and ``v_weight`` may be None.
+)pbdoc",
+      &contexts_of_tensors, py::arg("x"), py::arg("q_weight"), py::arg("k_weight").none(true),
+      py::arg("v_weight").none(true), py::arg("o_weight"), py::arg("num_heads"), py::kw_only(),
+      py::arg("q_bias") = py::none(), py::arg("k_bias") = py::none(),
+      py::arg("v_bias") = py::none(), py::arg("o_bias") = py::none());
   def_attention(m, "attention_backend", &attention_backend, R"pbdoc(
 The backend that gated_attention takes for such a call, and why.
 

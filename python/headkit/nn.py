@@ -9,15 +9,16 @@ from headkit import _C
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head self-attention with head gates: a closed gate is work not done.
+    """Multi-head attention with head gates: a closed gate is work not done.
 
-    Head h owns rows ``h * dh`` to ``(h + 1) * dh - 1`` of ``q_proj``, ``k_proj`` and ``v_proj`` and
-    the same columns of ``o_proj``. Weights start uniform (Glorot and Bengio 2010), biases at zero.
+    Head h owns rows ``h * dh`` to ``(h + 1) * dh - 1`` of ``q_proj`` and the same columns of
+    ``o_proj``, KV head j the same rows of ``k_proj`` and ``v_proj``. Weights start uniform (Glorot
+    and Bengio 2010), biases at zero.
 
     Args:
         embed_dim: D, the width of input and output.
         num_heads: H; may be 0, as pruning may leave it.
-        num_kv_heads: heads of K and V; another number than H is refused for now.
+        num_kv_heads: Hkv, heads of K and V; default H, of which it must be a divisor.
         head_dim: dh; default D / H, which must then be whole.
         bias: whether the four projections have biases.
         dropout: probability of dropping an attention weight, in training only. The seed of each
@@ -53,10 +54,12 @@ class MultiHeadAttention(nn.Module):
                 "[MultiHeadAttention] expected embed_dim and num_heads of at least 0; found "
                 f"embed_dim = {embed_dim}, num_heads = {num_heads}"
             )
-        if num_kv_heads not in (None, num_heads):
+        if num_kv_heads is None:
+            num_kv_heads = num_heads
+        if num_heads % num_kv_heads if num_kv_heads > 0 else num_kv_heads != num_heads:
             raise ValueError(
-                "[MultiHeadAttention] expected num_kv_heads equal to num_heads (grouped-query "
-                f"attention has no backend yet); found {num_kv_heads} with num_heads = {num_heads}"
+                "[MultiHeadAttention] expected num_heads divisible by num_kv_heads; found "
+                f"num_kv_heads = {num_kv_heads}, num_heads = {num_heads}"
             )
         if head_dim is None:
             if num_heads and embed_dim % num_heads:
@@ -69,13 +72,13 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(f"[MultiHeadAttention] expected dropout in [0, 1); found {dropout}")
         self.embed_dim = embed_dim
         self.num_heads = num_heads
-        self.num_kv_heads = num_heads
+        self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         self.dropout = dropout
-        inner = num_heads * head_dim
+        inner, kv_inner = num_heads * head_dim, num_kv_heads * head_dim
         self.q_proj = nn.Linear(embed_dim, inner, bias, device, dtype)
-        self.k_proj = nn.Linear(embed_dim, inner, bias, device, dtype)
-        self.v_proj = nn.Linear(embed_dim, inner, bias, device, dtype)
+        self.k_proj = nn.Linear(embed_dim, kv_inner, bias, device, dtype)
+        self.v_proj = nn.Linear(embed_dim, kv_inner, bias, device, dtype)
         self.o_proj = nn.Linear(inner, embed_dim, bias, device, dtype)
         self.reset_parameters()
 
@@ -158,15 +161,15 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             x: [B, T, D].
-            kv: refused for now: keys and values come from ``x``.
+            kv: [B, S, D], where keys and values come from; default ``x``.
             gate: [H], [B, H] or [B, T, H], float32 (float64 when ``x`` is float64); 0 = skipped,
                 another value scales the head's output.
             skip: False = closed heads are computed and multiplied by 0, so that their gates
                 receive gradients; with True the gate of a skipped head gets exactly 0.
-            key_padding_mask: bool [B, T]; True = attend (the opposite of torch's).
-            attn_bias: added to the scaled scores; broadcastable to [B, H, T, T], dtype of ``x``.
+            key_padding_mask: bool [B, S]; True = attend (the opposite of torch's).
+            attn_bias: added to the scaled scores; broadcastable to [B, H, T, S], dtype of ``x``.
             dropped_output: [H, D]; a gate g gives ``g * output + (1 - g) * dropped_output``.
-            is_causal: a query sees itself and earlier keys only.
+            is_causal: query i sees keys j <= i only.
 
         Returns:
             torch.Tensor: [B, T, D], dtype of ``x``.
@@ -187,6 +190,7 @@ class MultiHeadAttention(nn.Module):
             k_bias=self.k_proj.bias,
             v_bias=self.v_proj.bias,
             o_bias=self.o_proj.bias,
+            num_kv_heads=self.num_kv_heads,
             kv=kv,
             gate=gate,
             skip=skip,
@@ -211,4 +215,7 @@ class MultiHeadAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes for ``print``."""
-        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, head_dim={self.head_dim}"
+        return (
+            f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, "
+            f"num_kv_heads={self.num_kv_heads}, head_dim={self.head_dim}"
+        )

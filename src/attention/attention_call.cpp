@@ -4,13 +4,12 @@
 
 #include <cmath>
 #include <string>
+#include <utility>
 
 #include "headkit/core/error.h"
 
 namespace headkit {
 namespace {
-
-constexpr const char* kOperator = "gated_attention";
 
 at::Tensor value(const std::optional<at::Tensor>& tensor) { return tensor.value_or(at::Tensor()); }
 
@@ -18,82 +17,105 @@ std::optional<at::Tensor> optional(const at::Tensor& tensor) {
   return tensor.defined() ? std::optional(tensor) : std::nullopt;
 }
 
-bool equal(const c10::SymInt& a, const c10::SymInt& b) {
-  return a.sym_eq(b).expect_true(__FILE__, __LINE__);
+std::vector<int64_t> kv_head_of_each(const AttentionCall& call, int64_t kv_heads) {
+  if (call.kv_head) return *call.kv_head;
+  std::vector<int64_t> kv_head(call.num_heads);
+  for (int64_t h = 0; h < call.num_heads; ++h) kv_head[h] = h / (call.num_heads / kv_heads);
+  return kv_head;
 }
 
-bool has_shape(const at::Tensor& tensor, c10::SymIntArrayRef shape) {
-  if (tensor.dim() != static_cast<int64_t>(shape.size())) return false;
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    if (!equal(tensor.sym_size(d), shape[d])) return false;
+std::optional<std::vector<int64_t>> to_vector(at::OptionalIntArrayRef list) {
+  return list ? std::optional(list->vec()) : std::nullopt;
+}
+
+// Throws where `input` sets what the operator does not have.
+void check_input(const AttentionInput& input, const AttentionCall& call) {
+  if (!call.keys_given) {
+    HEADKIT_CHECK(input.query_offset_ == 0, call.operation(),
+                  "query_offset 0, as K and V are not given", input.query_offset_);
+    return;
   }
-  return true;
-}
-
-bool broadcasts_to(const at::Tensor& tensor, c10::SymIntArrayRef shape) {
-  const int64_t missing = static_cast<int64_t>(shape.size()) - tensor.dim();
-  if (missing < 0) return false;
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    const c10::SymInt size = tensor.sym_size(d);
-    const c10::SymBool fits = size.sym_eq(1).sym_or(size.sym_eq(shape[d + missing]));
-    if (!fits.expect_true(__FILE__, __LINE__)) return false;
+  for (const auto& [given, name] : {std::pair(input.kv_.has_value(), "kv"),
+                                    std::pair(input.num_kv_heads_.has_value(), "num_kv_heads"),
+                                    std::pair(input.k_norm_weight_.has_value(), "k_norm_weight")}) {
+    HEADKIT_CHECK(!given, call.operation(),
+                  std::string(name) + " to be unset, as K and V are given", name);
   }
-  return true;
-}
-
-void check_like_x(const at::Tensor& tensor, const at::Tensor& x, const std::string& name) {
-  HEADKIT_CHECK(tensor.device() == x.device(), kOperator,
-                name + " on the device of x (" + x.device().str() + ")", "device ",
-                tensor.device());
-  HEADKIT_CHECK(tensor.layout() == at::kStrided, kOperator, name + " of strided layout", "layout ",
-                tensor.layout());
-}
-
-void check_argument(const at::Tensor& tensor, const at::Tensor& x, const std::string& name,
-                    const std::string& letters, c10::SymIntArrayRef shape) {
-  HEADKIT_CHECK(has_shape(tensor, shape), kOperator, name + " of shape " + letters, "shape ",
-                tensor.sym_sizes(), " with x of shape ", x.sym_sizes());
-  HEADKIT_CHECK(tensor.scalar_type() == x.scalar_type(), kOperator,
-                name + " of the dtype of x (" + c10::toString(x.scalar_type()) + ")", "dtype ",
-                tensor.scalar_type());
-  check_like_x(tensor, x, name);
-}
-
-void check_gate(const at::Tensor& gate, const at::Tensor& x, const c10::SymInt& heads) {
-  const c10::SymInt batch = x.sym_size(0), length = x.sym_size(1);
-  const bool fits = gate.dim() == 1   ? has_shape(gate, {heads})
-                    : gate.dim() == 2 ? has_shape(gate, {batch, heads})
-                                      : has_shape(gate, {batch, length, heads});
-  HEADKIT_CHECK(fits, kOperator, "gate of shape [H], [B, H] or [B, T, H]", "shape ",
-                gate.sym_sizes(), " with x of shape ", x.sym_sizes(), " and H = ", heads);
-  const bool double_pair = gate.scalar_type() == at::kDouble && x.scalar_type() == at::kDouble;
-  HEADKIT_CHECK(gate.scalar_type() == at::kFloat || double_pair, kOperator,
-                "gate of dtype Float (or Double when x is Double)", "dtype ", gate.scalar_type(),
-                " with x of dtype ", x.scalar_type());
-  check_like_x(gate, x, "gate");
-}
-
-void check_unsupported(const AttentionCall& call) {
-  HEADKIT_CHECK(call.num_kv_heads.value_or(call.num_heads) == call.num_heads, kOperator,
-                "num_kv_heads equal to num_heads (grouped-query attention has no backend yet)",
-                *call.num_kv_heads, " with num_heads = ", call.num_heads);
-  const auto refuse = [](const std::optional<at::Tensor>& tensor, const std::string& name) {
-    HEADKIT_CHECK(!tensor, kOperator, name + " to be unset (no backend has it yet)", "shape ",
-                  tensor->sym_sizes());
-  };
-  refuse(call.kv, "kv");
-  refuse(call.rotary_cos, "rotary_cos");
-  refuse(call.rotary_sin, "rotary_sin");
-  refuse(call.q_norm_weight, "q_norm_weight");
-  refuse(call.k_norm_weight, "k_norm_weight");
-  HEADKIT_CHECK(!call.window, kOperator, "window to be unset (no backend has it yet)",
-                *call.window);
 }
 
 }  // namespace
 
+AttentionCall gated_attention_call(
+    const at::Tensor& x, const at::Tensor& q_weight, const at::Tensor& k_weight,
+    const at::Tensor& v_weight, const at::Tensor& o_weight, int64_t num_heads,
+    const std::optional<at::Tensor>& q_bias, const std::optional<at::Tensor>& k_bias,
+    const std::optional<at::Tensor>& v_bias, const std::optional<at::Tensor>& o_bias,
+    std::optional<int64_t> num_kv_heads, const std::optional<at::Tensor>& kv,
+    std::optional<double> scale, const std::optional<at::Tensor>& gate, bool skip,
+    const std::optional<at::Tensor>& key_padding_mask, bool is_causal,
+    const std::optional<at::Tensor>& attn_bias, const std::optional<at::Tensor>& dropped_output,
+    const std::optional<at::Tensor>& rotary_cos, const std::optional<at::Tensor>& rotary_sin,
+    const std::optional<at::Tensor>& q_norm_weight, const std::optional<at::Tensor>& k_norm_weight,
+    std::optional<int64_t> window, double dropout_p, int64_t dropout_seed, double norm_eps,
+    at::OptionalIntArrayRef kv_head) {
+  AttentionCall call;
+  call.x = x;
+  call.q_weight = q_weight;
+  call.k_weight = k_weight;
+  call.v_weight = v_weight;
+  call.o_weight = o_weight;
+  call.num_heads = num_heads;
+  call.q_bias = q_bias;
+  call.k_bias = k_bias;
+  call.v_bias = v_bias;
+  call.o_bias = o_bias;
+  call.num_kv_heads = num_kv_heads;
+  call.kv_head = to_vector(kv_head);
+  call.kv = kv;
+  call.scale = scale;
+  call.gate = gate;
+  call.skip = skip;
+  call.key_padding_mask = key_padding_mask;
+  call.is_causal = is_causal;
+  call.attn_bias = attn_bias;
+  call.dropped_output = dropped_output;
+  call.rotary_cos = rotary_cos;
+  call.rotary_sin = rotary_sin;
+  call.q_norm_weight = q_norm_weight;
+  call.k_norm_weight = k_norm_weight;
+  call.norm_eps = norm_eps;
+  call.window = window;
+  call.dropout_p = dropout_p;
+  call.dropout_seed = dropout_seed;
+  return call;
+}
+
+AttentionCall attend_call(
+    const at::Tensor& x, const at::Tensor& k, const at::Tensor& v, const at::Tensor& q_weight,
+    const at::Tensor& o_weight, int64_t num_heads, const std::optional<at::Tensor>& q_bias,
+    const std::optional<at::Tensor>& o_bias, at::OptionalIntArrayRef kv_head,
+    std::optional<double> scale, const std::optional<at::Tensor>& gate, bool skip,
+    const std::optional<at::Tensor>& key_padding_mask, bool is_causal, c10::SymInt query_offset,
+    const std::optional<at::Tensor>& attn_bias, const std::optional<at::Tensor>& dropped_output,
+    const std::optional<at::Tensor>& rotary_cos, const std::optional<at::Tensor>& rotary_sin,
+    const std::optional<at::Tensor>& q_norm_weight, double norm_eps, std::optional<int64_t> window,
+    double dropout_p, int64_t dropout_seed) {
+  AttentionCall call = gated_attention_call(
+      x, q_weight, {}, {}, o_weight, num_heads, q_bias, {}, {}, o_bias, {}, {}, scale, gate, skip,
+      key_padding_mask, is_causal, attn_bias, dropped_output, rotary_cos, rotary_sin, q_norm_weight,
+      {}, window, dropout_p, dropout_seed, norm_eps, kv_head);
+  call.keys_given = true;
+  call.k = k;
+  call.v = v;
+  call.query_offset = std::move(query_offset);
+  return call;
+}
+
 DifferentiableTensors differentiable_tensors(const AttentionCall& call) {
   return {call.x,
+          value(call.kv),
+          call.k,
+          call.v,
           call.q_weight,
           call.k_weight,
           call.v_weight,
@@ -104,11 +126,16 @@ DifferentiableTensors differentiable_tensors(const AttentionCall& call) {
           value(call.o_bias),
           value(call.gate),
           value(call.attn_bias),
-          value(call.dropped_output)};
+          value(call.dropped_output),
+          value(call.q_norm_weight),
+          value(call.k_norm_weight)};
 }
 
 AttentionCall with_differentiable(AttentionCall call, const DifferentiableTensors& tensors) {
   call.x = tensors[kX];
+  call.kv = optional(tensors[kKv]);
+  call.k = tensors[kK];
+  call.v = tensors[kV];
   call.q_weight = tensors[kQWeight];
   call.k_weight = tensors[kKWeight];
   call.v_weight = tensors[kVWeight];
@@ -120,95 +147,70 @@ AttentionCall with_differentiable(AttentionCall call, const DifferentiableTensor
   call.gate = optional(tensors[kGate]);
   call.attn_bias = optional(tensors[kAttnBias]);
   call.dropped_output = optional(tensors[kDroppedOutput]);
+  call.q_norm_weight = optional(tensors[kQNormWeight]);
+  call.k_norm_weight = optional(tensors[kKNormWeight]);
+  return call;
+}
+
+FixedTensors fixed_tensors(const AttentionCall& call) {
+  return {value(call.key_padding_mask), value(call.rotary_cos), value(call.rotary_sin)};
+}
+
+AttentionCall with_fixed(AttentionCall call, const FixedTensors& tensors) {
+  call.key_padding_mask = optional(tensors[kKeyPaddingMask]);
+  call.rotary_cos = optional(tensors[kRotaryCos]);
+  call.rotary_sin = optional(tensors[kRotarySin]);
   return call;
 }
 
 AttentionCall make_call(const at::Tensor& x, const AttentionWeights& weights, int64_t num_heads,
                         const AttentionInput& input) {
   AttentionCall call;
+  call.keys_given = input.keys_ || input.values_;
+  check_input(input, call);
   call.x = x;
   call.q_weight = weights.q;
-  call.k_weight = weights.k;
-  call.v_weight = weights.v;
   call.o_weight = weights.o;
   call.num_heads = num_heads;
   call.q_bias = optional(weights.q_bias);
-  call.k_bias = optional(weights.k_bias);
-  call.v_bias = optional(weights.v_bias);
   call.o_bias = optional(weights.o_bias);
+  if (call.keys_given) {
+    call.k = value(input.keys_);
+    call.v = value(input.values_);
+  } else {
+    call.k_weight = weights.k;
+    call.v_weight = weights.v;
+    call.k_bias = optional(weights.k_bias);
+    call.v_bias = optional(weights.v_bias);
+  }
+  call.num_kv_heads = input.num_kv_heads_;
+  call.kv_head = input.kv_head_;
+  call.kv = input.kv_;
   call.scale = input.scale_;
   call.gate = input.gate_;
   call.skip = input.skip_;
   call.key_padding_mask = input.key_padding_mask_;
   call.is_causal = input.is_causal_;
+  call.query_offset = input.query_offset_;
   call.attn_bias = input.attn_bias_;
   call.dropped_output = input.dropped_output_;
+  call.rotary_cos = input.rotary_cos_;
+  call.rotary_sin = input.rotary_sin_;
+  call.q_norm_weight = input.q_norm_weight_;
+  call.k_norm_weight = input.k_norm_weight_;
+  call.norm_eps = input.norm_eps_;
+  call.window = input.window_;
   call.dropout_p = input.dropout_p_;
   call.dropout_seed = input.dropout_seed_;
   return call;
 }
 
-void check_call(const AttentionCall& call) {
-  const at::Tensor& x = call.x;
-  HEADKIT_CHECK(x.defined() && x.dim() == 3, kOperator, "x of shape [B, T, D]", "shape ",
-                x.defined() ? x.sym_sizes() : c10::SymIntArrayRef());
-  const auto dtype = x.scalar_type();
-  HEADKIT_CHECK(
-      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
-      kOperator, "x of dtype Float, Double, BFloat16 or Half", "dtype ", dtype);
-  check_like_x(x, x, "x");
-  HEADKIT_CHECK(call.num_heads >= 0, kOperator, "num_heads >= 0", call.num_heads);
-  check_unsupported(call);
-
-  const c10::SymInt batch = x.sym_size(0), length = x.sym_size(1), width = x.sym_size(2);
-  const c10::SymInt heads = call.num_heads;
-  const at::Tensor weights[] = {call.q_weight, call.k_weight, call.v_weight, call.o_weight};
-  const char* names[] = {"q", "k", "v", "o"};
-  for (int i = 0; i < 4; ++i) {
-    HEADKIT_CHECK(weights[i].defined(), kOperator, std::string(names[i]) + "_weight", "none");
+bool AttentionProblem::own_kv_heads() const {
+  if (heads != kv_heads) return false;
+  for (int64_t head = 0; head < heads; ++head) {
+    if (kv_head[head] != head) return false;
   }
-  HEADKIT_CHECK(call.q_weight.dim() == 2, kOperator, "q_weight of shape [H * dh, D]", "shape ",
-                call.q_weight.sym_sizes());
-  const c10::SymInt rows = call.q_weight.sym_size(0);
-  HEADKIT_CHECK(call.num_heads == 0 ? equal(rows, 0) : equal(rows % heads, 0), kOperator,
-                "q_weight of shape [H * dh, D]", "shape ", call.q_weight.sym_sizes(),
-                " with H = ", heads);
-  for (int i = 0; i < 3; ++i) {
-    check_argument(weights[i], x, std::string(names[i]) + "_weight", "[H * dh, D]", {rows, width});
-  }
-  check_argument(call.o_weight, x, "o_weight", "[D, H * dh]", {width, rows});
-  const std::optional<at::Tensor>* biases[] = {&call.q_bias, &call.k_bias, &call.v_bias,
-                                               &call.o_bias};
-  for (int i = 0; i < 4; ++i) {
-    if (*biases[i]) {
-      check_argument(**biases[i], x, std::string(names[i]) + "_bias", i < 3 ? "[H * dh]" : "[D]",
-                     {i < 3 ? rows : width});
-    }
-  }
-
-  if (call.gate) check_gate(*call.gate, x, heads);
-  if (const auto& mask = call.key_padding_mask) {
-    HEADKIT_CHECK(mask->scalar_type() == at::kBool && has_shape(*mask, {batch, length}), kOperator,
-                  "key_padding_mask (true = attend) of shape [B, T] and dtype Bool", "shape ",
-                  mask->sym_sizes(), " and dtype ", mask->scalar_type(), " with x of shape ",
-                  x.sym_sizes());
-    check_like_x(*mask, x, "key_padding_mask");
-  }
-  if (const auto& bias = call.attn_bias) {
-    HEADKIT_CHECK(broadcasts_to(*bias, {batch, heads, length, length}), kOperator,
-                  "attn_bias broadcastable to [B, H, T, T]", "shape ", bias->sym_sizes(),
-                  " with x of shape ", x.sym_sizes(), " and H = ", heads);
-    HEADKIT_CHECK(bias->scalar_type() == dtype, kOperator, "attn_bias of the dtype of x", "dtype ",
-                  bias->scalar_type(), " with x of dtype ", dtype);
-    check_like_x(*bias, x, "attn_bias");
-  }
-  if (call.dropped_output) {
-    check_argument(*call.dropped_output, x, "dropped_output", "[H, D]", {heads, width});
-  }
-  HEADKIT_CHECK(!call.scale || std::isfinite(*call.scale), kOperator, "a finite scale",
-                *call.scale);
-  HEADKIT_CHECK(call.dropout_p >= 0.0 && call.dropout_p < 1.0, kOperator, "dropout_p in [0, 1)",
-                call.dropout_p);
+  return true;
 }
 
 AttentionProblem make_problem(const AttentionCall& call) {
@@ -218,13 +220,25 @@ AttentionProblem make_problem(const AttentionCall& call) {
   problem.weights = {call.q_weight,      call.k_weight,      call.v_weight,
                      call.o_weight,      value(call.q_bias), value(call.k_bias),
                      value(call.v_bias), value(call.o_bias)};
+  problem.kv = value(call.kv);
+  problem.k = call.k;
+  problem.v = call.v;
   problem.heads = call.num_heads;
-  problem.head_dim = call.num_heads == 0 ? 0 : call.q_weight.size(0) / call.num_heads;
+  if (call.keys_given) {
+    problem.kv_heads = call.k.size(1);
+    problem.num_keys = call.k.size(2);
+    problem.head_dim = call.k.size(3);
+  } else {
+    problem.kv_heads = call.num_kv_heads.value_or(call.num_heads);
+    problem.num_keys = problem.source().size(1);
+    problem.head_dim = problem.kv_heads == 0 ? 0 : call.k_weight.size(0) / problem.kv_heads;
+  }
+  problem.kv_head = kv_head_of_each(call, problem.kv_heads);
   problem.scale = call.scale.value_or(
       problem.head_dim == 0 ? 1.0 : 1.0 / std::sqrt(static_cast<double>(problem.head_dim)));
   problem.gate = value(call.gate);
   if (problem.gate.defined() && problem.gate.is_cpu()) {
-    HEADKIT_CHECK(problem.gate.isfinite().all().item<bool>(), kOperator, "finite gates",
+    HEADKIT_CHECK(problem.gate.isfinite().all().item<bool>(), call.operation(), "finite gates",
                   "NaN or infinity");
   }
   problem.key_padding_mask = value(call.key_padding_mask);
@@ -233,6 +247,12 @@ AttentionProblem make_problem(const AttentionCall& call) {
     while (problem.attn_bias.dim() < 4) problem.attn_bias = problem.attn_bias.unsqueeze(0);
   }
   problem.dropped_output = value(call.dropped_output);
+  problem.q_transform = {value(call.q_norm_weight), call.norm_eps, value(call.rotary_cos),
+                         value(call.rotary_sin)};
+  problem.k_transform = {value(call.k_norm_weight), call.norm_eps, value(call.rotary_cos),
+                         value(call.rotary_sin)};
+  problem.query_offset = call.query_offset.guard_int(__FILE__, __LINE__);
+  problem.window = call.window;
   problem.dropout_p = call.dropout_p;
   problem.dropout_seed = call.dropout_seed;
   problem.skip = call.skip;

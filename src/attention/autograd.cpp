@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "attention/attention_call.h"
@@ -33,29 +34,45 @@ bool records_graph(at::TensorList tensors) {
 void save_call(AutogradContext* ctx, const AttentionCall& call) {
   const DifferentiableTensors tensors = differentiable_tensors(call);
   variable_list saved(tensors.begin(), tensors.end());
-  saved.push_back(call.key_padding_mask.value_or(at::Tensor()));
+  const FixedTensors fixed = fixed_tensors(call);
+  saved.insert(saved.end(), fixed.begin(), fixed.end());
   ctx->save_for_backward(std::move(saved));
-  ctx->saved_data["num_heads"] = call.num_heads;
-  ctx->saved_data["scale"] = call.scale;
-  ctx->saved_data["skip"] = call.skip;
-  ctx->saved_data["is_causal"] = call.is_causal;
-  ctx->saved_data["dropout_p"] = call.dropout_p;
-  ctx->saved_data["dropout_seed"] = call.dropout_seed;
+  auto& data = ctx->saved_data;
+  data["keys_given"] = call.keys_given;
+  data["num_heads"] = call.num_heads;
+  data["num_kv_heads"] = call.num_kv_heads;
+  data["kv_head"] = call.kv_head;
+  data["scale"] = call.scale;
+  data["skip"] = call.skip;
+  data["is_causal"] = call.is_causal;
+  data["query_offset"] = call.query_offset;
+  data["norm_eps"] = call.norm_eps;
+  data["window"] = call.window;
+  data["dropout_p"] = call.dropout_p;
+  data["dropout_seed"] = call.dropout_seed;
 }
 
 AttentionCall saved_call(AutogradContext* ctx) {
   const variable_list saved = ctx->get_saved_variables();
+  auto& data = ctx->saved_data;
   AttentionCall call;
-  call.num_heads = ctx->saved_data["num_heads"].toInt();
-  call.scale = ctx->saved_data["scale"].toOptional<double>();
-  call.skip = ctx->saved_data["skip"].toBool();
-  call.is_causal = ctx->saved_data["is_causal"].toBool();
-  call.dropout_p = ctx->saved_data["dropout_p"].toDouble();
-  call.dropout_seed = ctx->saved_data["dropout_seed"].toInt();
-  if (saved[kDifferentiable].defined()) call.key_padding_mask = saved[kDifferentiable];
+  call.keys_given = data["keys_given"].toBool();
+  call.num_heads = data["num_heads"].toInt();
+  call.num_kv_heads = data["num_kv_heads"].toOptional<int64_t>();
+  if (!data["kv_head"].isNone()) call.kv_head = data["kv_head"].toIntVector();
+  call.scale = data["scale"].toOptional<double>();
+  call.skip = data["skip"].toBool();
+  call.is_causal = data["is_causal"].toBool();
+  call.query_offset = data["query_offset"].toSymInt();
+  call.norm_eps = data["norm_eps"].toDouble();
+  call.window = data["window"].toOptional<int64_t>();
+  call.dropout_p = data["dropout_p"].toDouble();
+  call.dropout_seed = data["dropout_seed"].toInt();
   DifferentiableTensors tensors;
   std::copy_n(saved.begin(), kDifferentiable, tensors.begin());
-  return with_differentiable(std::move(call), tensors);
+  FixedTensors fixed;
+  std::copy_n(saved.begin() + kDifferentiable, kFixed, fixed.begin());
+  return with_fixed(with_differentiable(std::move(call), tensors), fixed);
 }
 
 class GatedAttention : public torch::autograd::Function<GatedAttention> {
@@ -97,14 +114,16 @@ class GatedAttention : public torch::autograd::Function<GatedAttention> {
 
 class GatedAttentionBackward : public torch::autograd::Function<GatedAttentionBackward> {
  public:
-  static variable_list forward(AutogradContext*, at::TensorList, const at::Tensor& grad,
+  static variable_list forward(AutogradContext* ctx, at::TensorList, const at::Tensor& grad,
                                const AttentionCall& call, const GradientMask& mask) {
+    ctx->saved_data["operation"] = std::string(call.operation());
     const at::AutoDispatchBelowADInplaceOrView below;
     return dispatch_attention_backward(grad, call, mask);
   }
 
-  static variable_list backward(AutogradContext*, variable_list) {
-    throw std::runtime_error(error_message("gated_attention", "to be differentiated once",
+  static variable_list backward(AutogradContext* ctx, variable_list) {
+    throw std::runtime_error(error_message(ctx->saved_data["operation"].toStringRef().c_str(),
+                                           "to be differentiated once",
                                            "a backward through its backward"));
   }
 };

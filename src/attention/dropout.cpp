@@ -21,11 +21,12 @@ at::Tensor scramble(at::Tensor bits) {
 }  // namespace
 
 at::Tensor dropout_factor(const AttentionProblem& problem, const at::Tensor& samples,
-                          const at::Tensor& heads, at::ScalarType dtype) {
+                          const at::Tensor& heads, const KeyRange& keys, at::ScalarType dtype) {
   const int64_t length = problem.x.size(1);
-  const at::Tensor position = at::arange(length, samples.options());
+  const at::Tensor query = at::arange(length, samples.options());
+  const at::Tensor key = at::arange(keys.first, keys.first + keys.count, samples.options());
   const at::Tensor pair = samples.view({-1, 1, 1, 1}) * problem.heads + heads.view({-1, 1, 1});
-  const at::Tensor place = (pair * length + position.view({-1, 1})) * length + position;
+  const at::Tensor place = (pair * length + query.view({-1, 1})) * problem.num_keys + key;
   // Two rounds: neighbouring seeds must not give shifted copies of one mask.
   const at::Tensor bits =
       scramble(scramble(at::full({}, problem.dropout_seed, samples.options())) + scramble(place));

@@ -2,10 +2,10 @@
 
 #include <ATen/ATen.h>
 
-#include <stdexcept>
 #include <utility>
 
 #include "attention/attention_call.h"
+#include "attention/operator_signature.h"
 
 namespace headkit {
 
@@ -50,13 +50,62 @@ AttentionInput& AttentionInput::dropout(double probability, int64_t seed) {
   return *this;
 }
 
+AttentionInput& AttentionInput::kv(at::Tensor value) {
+  kv_ = std::move(value);
+  return *this;
+}
+
+AttentionInput& AttentionInput::num_kv_heads(int64_t value) {
+  num_kv_heads_ = value;
+  return *this;
+}
+
+AttentionInput& AttentionInput::kv_head(std::vector<int64_t> value) {
+  kv_head_ = std::move(value);
+  return *this;
+}
+
+AttentionInput& AttentionInput::rotary(at::Tensor cosines, at::Tensor sines) {
+  rotary_cos_ = std::move(cosines);
+  rotary_sin_ = std::move(sines);
+  return *this;
+}
+
+AttentionInput& AttentionInput::q_norm(at::Tensor weight) {
+  q_norm_weight_ = std::move(weight);
+  return *this;
+}
+
+AttentionInput& AttentionInput::k_norm(at::Tensor weight) {
+  k_norm_weight_ = std::move(weight);
+  return *this;
+}
+
+AttentionInput& AttentionInput::norm_eps(double value) {
+  norm_eps_ = value;
+  return *this;
+}
+
+AttentionInput& AttentionInput::window(int64_t value) {
+  window_ = value;
+  return *this;
+}
+
+AttentionInput& AttentionInput::keys_values(at::Tensor k, at::Tensor v) {
+  keys_ = std::move(k);
+  values_ = std::move(v);
+  return *this;
+}
+
+AttentionInput& AttentionInput::query_offset(int64_t value) {
+  query_offset_ = value;
+  return *this;
+}
+
 at::Tensor gated_attention(const at::Tensor& x, const AttentionWeights& weights, int64_t num_heads,
                            const AttentionInput& input) {
-  try {
-    return dispatch_attention(make_call(x, weights, num_heads, input));
-  } catch (const c10::ValueError& error) {
-    throw std::invalid_argument(error.what_without_backtrace());
-  }
+  const AttentionCall call = make_call(x, weights, num_heads, input);
+  return translated_back([&] { return dispatch_attention(call); });
 }
 
 BackendChoice attention_backend(const at::Tensor& x, const AttentionWeights& weights,

@@ -358,6 +358,13 @@ std::string attention_cpu_refusal(const AttentionProblem& problem) {
   }
   if (problem.attn_bias.defined()) return "the CPU kernels take no attn_bias";
   if (problem.dropout_p > 0.0) return "the CPU kernels have no dropout";
+  if (problem.keys_given()) return "the CPU kernels take no given keys and values";
+  if (problem.kv.defined()) return "the CPU kernels have no cross attention";
+  if (!problem.own_kv_heads()) return "the CPU kernels have no grouped queries";
+  if (!problem.q_transform.empty() || !problem.k_transform.empty()) {
+    return "the CPU kernels have no rotary embedding and no norms of queries and keys";
+  }
+  if (problem.window) return "the CPU kernels have no window";
   return "";
 }
 

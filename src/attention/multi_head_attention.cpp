@@ -31,9 +31,11 @@ void MultiHeadAttentionImpl::reset() {
   const int64_t width = options.embed_dim(), heads = options.num_heads();
   HEADKIT_CHECK(width >= 0 && heads >= 0, kName, "embed_dim and num_heads of at least 0",
                 "embed_dim = ", width, ", num_heads = ", heads);
-  HEADKIT_CHECK(options.num_kv_heads().value_or(heads) == heads, kName,
-                "num_kv_heads equal to num_heads (grouped-query attention has no backend yet)",
-                *options.num_kv_heads(), " with num_heads = ", heads);
+  const int64_t kv_heads = options.num_kv_heads().value_or(heads);
+  HEADKIT_CHECK(kv_heads > 0 ? heads % kv_heads == 0 : kv_heads == heads, kName,
+                "num_heads divisible by num_kv_heads", "num_kv_heads = ", kv_heads,
+                ", num_heads = ", heads);
+  options.num_kv_heads(kv_heads);
   if (!options.head_dim()) {
     HEADKIT_CHECK(heads == 0 || width % heads == 0, kName,
                   "embed_dim divisible by num_heads, or head_dim", "embed_dim = ", width,
@@ -41,10 +43,10 @@ void MultiHeadAttentionImpl::reset() {
     options.head_dim(heads == 0 ? 0 : width / heads);
   }
   HEADKIT_CHECK(*options.head_dim() >= 0, kName, "head_dim of at least 0", *options.head_dim());
-  const int64_t inner = heads * *options.head_dim();
+  const int64_t inner = heads * *options.head_dim(), kv_inner = kv_heads * *options.head_dim();
   q_proj = register_module("q_proj", make_linear(width, inner, options.bias()));
-  k_proj = register_module("k_proj", make_linear(width, inner, options.bias()));
-  v_proj = register_module("v_proj", make_linear(width, inner, options.bias()));
+  k_proj = register_module("k_proj", make_linear(width, kv_inner, options.bias()));
+  v_proj = register_module("v_proj", make_linear(width, kv_inner, options.bias()));
   o_proj = register_module("o_proj", make_linear(inner, width, options.bias()));
   reset_parameters();
 }
@@ -58,12 +60,15 @@ void MultiHeadAttentionImpl::reset_parameters() {
 
 void MultiHeadAttentionImpl::pretty_print(std::ostream& stream) const {
   stream << "headkit::MultiHeadAttention(embed_dim=" << options.embed_dim()
-         << ", num_heads=" << options.num_heads() << ", head_dim=" << *options.head_dim()
-         << ", bias=" << (options.bias() ? "true" : "false") << ")";
+         << ", num_heads=" << options.num_heads() << ", num_kv_heads=" << *options.num_kv_heads()
+         << ", head_dim=" << *options.head_dim() << ", bias=" << (options.bias() ? "true" : "false")
+         << ")";
 }
 
 torch::Tensor MultiHeadAttentionImpl::forward(const torch::Tensor& x, const AttentionInput& input) {
-  return gated_attention(x, weights(), options.num_heads(), input);
+  AttentionInput full = input;
+  if (!full.num_kv_heads_) full.num_kv_heads_ = options.num_kv_heads();
+  return gated_attention(x, weights(), options.num_heads(), full);
 }
 
 AttentionWeights MultiHeadAttentionImpl::weights() const {

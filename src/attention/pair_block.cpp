@@ -5,33 +5,54 @@
 #include <algorithm>
 #include <limits>
 #include <map>
-#include <numeric>
 #include <utility>
-
-#include "headkit/plan/work_list.h"
 
 namespace headkit {
 namespace {
 
 constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 
-WorkList work_list(const AttentionProblem& problem) {
-  const int64_t batch = problem.x.size(0);
-  if (!problem.skip || !problem.gate.defined()) return make_dense_work_list(batch, problem.heads);
-  at::Tensor gate = problem.gate;
-  if (gate.dim() == 3) gate = gate.abs().amax(1);
-  return make_work_list(gate.expand({batch, problem.heads}).to(at::kCPU).contiguous());
-}
-
 std::vector<int64_t> slice(const std::vector<int64_t>& values, int64_t from, int64_t count) {
   const auto begin = values.begin() + from;
   return {begin, begin + std::min<int64_t>(count, values.end() - begin)};
 }
 
+// KV heads with `group` query heads each.
+struct KvGroups {
+  int64_t group = 0;
+  std::vector<int64_t> kv_heads;
+  std::vector<int64_t> heads;  // group entries for each KV head
+};
+
+std::vector<KvGroups> equal_kv_groups(const AttentionProblem& problem,
+                                      const std::vector<int64_t>& heads) {
+  std::map<int64_t, std::vector<int64_t>> heads_of;
+  for (const int64_t head : heads) heads_of[problem.kv_head[head]].push_back(head);
+  std::vector<KvGroups> result;
+  for (const auto& [kv_head, members] : heads_of) {
+    const auto group = static_cast<int64_t>(members.size());
+    const auto fits = [&, kv = kv_head](const KvGroups& other) {
+      return other.group == group && (!problem.keys_given() || other.kv_heads.back() + 1 == kv);
+    };
+    auto place = std::find_if(result.begin(), result.end(), fits);
+    if (place == result.end()) place = result.insert(place, KvGroups{group, {}, {}});
+    place->kv_heads.push_back(kv_head);
+    place->heads.insert(place->heads.end(), members.begin(), members.end());
+  }
+  return result;
+}
+
+bool is_run(const std::vector<int64_t>& rows) {
+  for (size_t i = 1; i < rows.size(); ++i) {
+    if (rows[i] != rows[i - 1] + 1) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 Rows::Rows(std::vector<int64_t> rows, int64_t total, at::Device device)
-    : rows_(std::move(rows)), total_(total), device_(device) {}
+    : rows_(std::move(rows)), total_(total), device_(device), is_run_(is_run(rows_)) {}
 
 const at::Tensor& Rows::index() const {
   if (!index_.defined()) index_ = at::tensor(at::ArrayRef<int64_t>(rows_), at::kLong).to(device_);
@@ -40,34 +61,58 @@ const at::Tensor& Rows::index() const {
 
 at::Tensor Rows::of(const at::Tensor& tensor, int64_t dim) const {
   if (stands_for_all(tensor, dim)) return tensor;
-  if (is_run()) return tensor.narrow(dim, rows_.empty() ? 0 : rows_.front(), count());
+  if (is_run_) return tensor.narrow(dim, rows_.empty() ? 0 : rows_.front(), count());
   return tensor.index_select(dim, index());
 }
 
-void Rows::add_to(at::Tensor& tensor, int64_t dim, const at::Tensor& part) const {
-  if (stands_for_all(tensor, dim)) {
-    tensor.add_(part);
-  } else if (is_run()) {
-    tensor.narrow(dim, rows_.empty() ? 0 : rows_.front(), count()).add_(part);
-  } else {
+void Rows::add_to(const at::Tensor& tensor, int64_t dim, const at::Tensor& part) const {
+  if (copies(tensor, dim)) {
     tensor.index_add_(dim, index(), part.to(tensor.scalar_type()));
+  } else {
+    of(tensor, dim).add_(part);
   }
 }
 
-void PairBlock::add_to(at::Tensor& tensor, int64_t sample_dim, int64_t head_dim,
-                       const at::Tensor& part) const {
-  at::Tensor of_samples = samples.of(tensor, sample_dim);
-  const bool is_copy = !of_samples.is_alias_of(tensor);
-  heads.add_to(of_samples, head_dim, part);
-  if (is_copy) tensor.index_copy_(sample_dim, samples.index(), of_samples);
+at::Tensor Pairs::of(const at::Tensor& tensor, int64_t sample_dim, int64_t head_dim) const {
+  // The views first, so that no copy is larger than needed.
+  if (heads.copies(tensor, head_dim)) return heads.of(samples.of(tensor, sample_dim), head_dim);
+  return samples.of(heads.of(tensor, head_dim), sample_dim);
 }
 
-at::Tensor open_pairs(const AttentionProblem& problem) { return work_list(problem).to_keep(); }
+void Pairs::add_to(const at::Tensor& tensor, int64_t sample_dim, int64_t head_dim,
+                   const at::Tensor& part) const {
+  if (!samples.copies(tensor, sample_dim)) {
+    heads.add_to(samples.of(tensor, sample_dim), head_dim, part);
+  } else if (!heads.copies(tensor, head_dim)) {
+    samples.add_to(heads.of(tensor, head_dim), sample_dim, part);
+  } else {
+    for (int64_t i = 0; i < heads.count(); ++i) {
+      samples.add_to(heads.one(i).of(tensor, head_dim), sample_dim, part.narrow(head_dim, i, 1));
+    }
+  }
+}
 
-std::vector<PairBlock> pair_blocks(const AttentionProblem& problem, int64_t max_scores) {
-  const WorkList list = work_list(problem);
+HeadTransform transform_of(HeadTransform transform, const Rows& samples) {
+  if (transform.rotary_cos.defined()) {
+    transform.rotary_cos = samples.of(transform.rotary_cos, 0);
+    transform.rotary_sin = samples.of(transform.rotary_sin, 0);
+  }
+  return transform;
+}
+
+WorkList open_pairs(const AttentionProblem& problem) {
+  const int64_t batch = problem.x.size(0);
+  if (!problem.skip || !problem.gate.defined()) return make_dense_work_list(batch, problem.heads);
+  at::Tensor gate = problem.gate;
+  if (gate.dim() == 3) {
+    gate = gate.size(1) == 0 ? at::zeros({batch, problem.heads}) : gate.abs().amax(1);
+  }
+  return make_work_list(gate.expand({batch, problem.heads}).to(at::kCPU).contiguous());
+}
+
+std::vector<HeadGroup> head_groups(const WorkList& list) {
   std::map<std::vector<int64_t>, size_t> group_of_samples;
-  std::vector<std::pair<std::vector<int64_t>, std::vector<int64_t>>> groups;  // samples, heads
+  std::vector<HeadGroup> groups;
   for (int64_t head = 0; head < list.heads; ++head) {
     std::vector<int64_t> samples(list.sample_index.begin() + list.col_offset[head],
                                  list.sample_index.begin() + list.col_offset[head + 1]);
@@ -76,25 +121,48 @@ std::vector<PairBlock> pair_blocks(const AttentionProblem& problem, int64_t max_
     if (is_new) groups.push_back({std::move(samples), {}});
     groups[place->second].second.push_back(head);
   }
+  return groups;
+}
 
-  const int64_t length = problem.x.size(1);
-  const int64_t scores = std::max<int64_t>(1, length * length);
+std::vector<PairBlock> pair_blocks(const AttentionProblem& problem, const WorkList& open,
+                                   int64_t max_scores) {
+  const int64_t scores = std::max<int64_t>(1, problem.x.size(1) * reachable_keys(problem).count);
+  const int64_t most_pairs = std::max<int64_t>(1, max_scores / scores);
   const at::Device device = problem.x.device();
   std::vector<PairBlock> blocks;
-  for (const auto& [samples, heads] : groups) {
-    const auto head_count = static_cast<int64_t>(heads.size());
+  for (const auto& [samples, heads] : head_groups(open)) {
     const auto sample_count = static_cast<int64_t>(samples.size());
-    const int64_t head_step = std::clamp<int64_t>(max_scores / scores, 1, head_count);
-    const int64_t sample_step =
-        std::clamp<int64_t>(max_scores / scores / head_step, 1, sample_count);
-    for (int64_t h = 0; h < head_count; h += head_step) {
-      for (int64_t b = 0; b < sample_count; b += sample_step) {
-        blocks.push_back({Rows(slice(samples, b, sample_step), problem.x.size(0), device),
-                          Rows(slice(heads, h, head_step), problem.heads, device)});
+    for (const KvGroups& equal : equal_kv_groups(problem, heads)) {
+      const auto kv_count = static_cast<int64_t>(equal.kv_heads.size());
+      const int64_t group_step = std::min(equal.group, most_pairs);
+      const int64_t kv_step = std::clamp<int64_t>(most_pairs / equal.group, 1, kv_count);
+      const int64_t sample_step =
+          std::clamp<int64_t>(most_pairs / (group_step * kv_step), 1, sample_count);
+      for (int64_t kv = 0; kv < kv_count; kv += kv_step) {
+        const Rows kv_heads(slice(equal.kv_heads, kv, kv_step), problem.kv_heads, device);
+        for (int64_t g = 0; g < equal.group; g += group_step) {
+          const int64_t group = std::min(group_step, equal.group - g);
+          const Rows of_heads(slice(equal.heads, kv * equal.group + g, kv_heads.count() * group),
+                              problem.heads, device);
+          for (int64_t b = 0; b < sample_count; b += sample_step) {
+            blocks.push_back({Rows(slice(samples, b, sample_step), problem.x.size(0), device),
+                              of_heads, kv_heads});
+          }
+        }
       }
     }
   }
   return blocks;
+}
+
+at::Tensor fold_groups(const at::Tensor& heads, int64_t kv_heads) {
+  if (heads.size(1) == kv_heads) return heads;
+  const int64_t rows = heads.size(1) / kv_heads * heads.size(2);
+  return heads.reshape({heads.size(0), kv_heads, rows, heads.size(3)});
+}
+
+at::Tensor group_matmul(const at::Tensor& a, const at::Tensor& b) {
+  return fold_groups(a, b.size(1)).matmul(b).view({a.size(0), a.size(1), a.size(2), b.size(3)});
 }
 
 at::Tensor merge_heads(const at::Tensor& context) {
@@ -106,55 +174,48 @@ at::Tensor split_heads(const at::Tensor& merged, int64_t samples, int64_t heads,
   return merged.view({samples, merged.size(0) / samples, heads, head_dim}).transpose(1, 2);
 }
 
-at::ScalarType sum_dtype(at::ScalarType dtype) {
-  return dtype == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-BlockOperands block_operands(const AttentionProblem& problem, const PairBlock& block) {
+BlockOperands block_operands(const AttentionProblem& problem, const PairBlock& block,
+                             const at::Tensor& k, const at::Tensor& v, const KeyRange& keys,
+                             const at::Tensor& position) {
   const int64_t length = problem.x.size(1), width = problem.x.size(2);
   const int64_t samples = block.samples.count(), heads = block.heads.count();
   const int64_t rows = heads * problem.head_dim;
   const AttentionWeights& w = problem.weights;
   BlockOperands operands;
   operands.x = block.samples.of(problem.x, 0).reshape({samples * length, width});
-
-  const auto weight = [&](const at::Tensor& all) {
-    return block.heads.of(all.reshape({problem.heads, problem.head_dim, width}), 0)
-        .reshape({rows, width});
-  };
-  const auto project = [&](const at::Tensor& weight, const at::Tensor& bias) {
-    const at::Tensor selected =
-        bias.defined()
-            ? block.heads.of(bias.reshape({problem.heads, problem.head_dim}), 0).reshape({rows})
-            : at::Tensor();
-    return split_heads(at::linear(operands.x, weight, selected), samples, heads, problem.head_dim);
-  };
-  operands.q_weight = weight(w.q);
-  operands.k_weight = weight(w.k);
-  operands.v_weight = weight(w.v);
+  operands.q_weight = block.heads.of(w.q.reshape({problem.heads, problem.head_dim, width}), 0)
+                          .reshape({rows, width});
   operands.o_weight = block.heads.of(w.o.reshape({width, problem.heads, problem.head_dim}), 1)
                           .reshape({width, rows});
-  operands.q = project(operands.q_weight, w.q_bias);
-  operands.k = project(operands.k_weight, w.k_bias);
-  operands.v = project(operands.v_weight, w.v_bias);
+  at::Tensor q_bias;
+  if (w.q_bias.defined()) {
+    q_bias = block.heads.of(w.q_bias.reshape({problem.heads, problem.head_dim}), 0).reshape({rows});
+  }
+  operands.projected_q = split_heads(at::linear(operands.x, operands.q_weight, q_bias), samples,
+                                     heads, problem.head_dim);
+  operands.q_transform = transform_of(problem.q_transform, block.samples);
+  operands.q = operands.q_transform.apply(operands.projected_q);
+  operands.k = keys.of(block.kv_pairs().of(k, 0, 1), 2, problem.num_keys);
+  operands.v = keys.of(block.kv_pairs().of(v, 0, 1), 2, problem.num_keys);
 
   if (problem.gate.defined()) {
     at::Tensor gate = problem.gate;
     if (gate.dim() == 1) gate = gate.unsqueeze(0);
     if (gate.dim() == 2) gate = gate.unsqueeze(1);
-    operands.gate = block.heads.of(block.samples.of(gate, 0), 2).transpose(1, 2).unsqueeze(-1);
+    operands.gate = block.pairs().of(gate, 0, 2).transpose(1, 2).unsqueeze(-1);
   }
   if (problem.attn_bias.defined()) {
-    operands.bias = block.heads.of(block.samples.of(problem.attn_bias, 0), 1);
+    operands.bias = keys.of(block.pairs().of(problem.attn_bias, 0, 1), 3, problem.num_keys);
   }
   if (problem.key_padding_mask.defined()) {
-    operands.admissible = block.samples.of(problem.key_padding_mask, 0).unsqueeze(1).unsqueeze(1);
+    operands.admissible =
+        keys.of(block.samples.of(problem.key_padding_mask, 0), 1, problem.num_keys)
+            .unsqueeze(1)
+            .unsqueeze(1);
   }
-  if (problem.is_causal) {
-    const at::Tensor causal =
-        at::ones({length, length}, problem.x.options().dtype(at::kBool)).tril();
-    operands.admissible = operands.admissible.defined() ? operands.admissible.logical_and(causal)
-                                                        : causal.view({1, 1, length, length});
+  if (position.defined()) {
+    operands.admissible = operands.admissible.defined() ? operands.admissible.logical_and(position)
+                                                        : position.unsqueeze(0).unsqueeze(0);
   }
   return operands;
 }
@@ -162,7 +223,7 @@ BlockOperands block_operands(const AttentionProblem& problem, const PairBlock& b
 at::Tensor block_probabilities(const AttentionProblem& problem, const BlockOperands& operands) {
   const auto wide = sum_dtype(operands.q.scalar_type());
   at::Tensor scores =
-      operands.q.to(wide).matmul(operands.k.to(wide).transpose(-2, -1)).mul_(problem.scale);
+      group_matmul(operands.q.to(wide), operands.k.to(wide).transpose(-2, -1)).mul_(problem.scale);
   if (operands.bias.defined()) scores.add_(operands.bias);
   if (operands.admissible.defined()) {
     scores.masked_fill_(operands.admissible.logical_not(), kMinusInfinity);

@@ -3,29 +3,24 @@
 #include <ATen/ATen.h>
 
 #include <limits>
+#include <utility>
 
 #include "attention/attention_call.h"
 #include "attention/dropout.h"
+#include "attention/key_positions.h"
+#include "attention/kv_projection.h"
 
 namespace headkit {
 namespace {
 
 constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 
-// [B, H, T, dh]
-at::Tensor project(const AttentionProblem& problem, const at::Tensor& weight,
-                   const at::Tensor& bias) {
-  at::Tensor y = problem.x.matmul(weight.t());
-  if (bias.defined()) y = y + bias;
-  return y.view({problem.x.size(0), problem.x.size(1), problem.heads, problem.head_dim})
-      .transpose(1, 2);
-}
-
-// Bool, broadcastable to [B, H, T, T].
+// Bool, broadcastable to [B, H, T, S].
 at::Tensor admissible(const AttentionProblem& problem) {
-  const int64_t length = problem.x.size(1);
-  at::Tensor allowed = at::ones({1, 1, length, length}, problem.x.options().dtype(at::kBool));
-  if (problem.is_causal) allowed = allowed.tril();
+  const at::Tensor position = position_mask(problem, {0, problem.num_keys});
+  at::Tensor allowed = position.defined() ? position.unsqueeze(0).unsqueeze(0)
+                                          : at::ones({1, 1, problem.x.size(1), problem.num_keys},
+                                                     problem.x.options().dtype(at::kBool));
   if (problem.key_padding_mask.defined()) {
     allowed = allowed & problem.key_padding_mask.unsqueeze(1).unsqueeze(1);
   }
@@ -33,11 +28,27 @@ at::Tensor admissible(const AttentionProblem& problem) {
   return allowed;
 }
 
+// [B, T, H, dh]
 at::Tensor contexts(const AttentionProblem& problem) {
+  const int64_t batch = problem.x.size(0), length = problem.x.size(1);
+  if (problem.heads == 0) {
+    return at::zeros({batch, length, 0, problem.head_dim}, problem.x.options());
+  }
   const AttentionWeights& w = problem.weights;
-  const at::Tensor q = project(problem, w.q, w.q_bias);
-  const at::Tensor k = project(problem, w.k, w.k_bias);
-  const at::Tensor v = project(problem, w.v, w.v_bias);
+  at::Tensor q = problem.x.matmul(w.q.t());
+  if (w.q_bias.defined()) q = q + w.q_bias;
+  q = problem.q_transform.apply(
+      q.view({batch, length, problem.heads, problem.head_dim}).transpose(1, 2));
+  auto [k, v] =
+      problem.keys_given()
+          ? std::pair(problem.k, problem.v)
+          : reference_keys_values(kv_problem(problem, make_dense_work_list(batch, problem.heads)));
+  const auto index = problem.x.options().dtype(at::kLong);
+  if (!problem.own_kv_heads()) {
+    const at::Tensor kv_head = at::tensor(at::ArrayRef<int64_t>(problem.kv_head), index);
+    k = k.index_select(1, kv_head);
+    v = v.index_select(1, kv_head);
+  }
   at::Tensor scores = q.matmul(k.transpose(-2, -1)) * problem.scale;
   if (problem.attn_bias.defined()) scores = scores + problem.attn_bias;
   const at::Tensor allowed = admissible(problem);
@@ -46,10 +57,10 @@ at::Tensor contexts(const AttentionProblem& problem) {
   scores = scores.masked_fill(allowed.logical_not(), kMinusInfinity).masked_fill(dead, 0.0);
   at::Tensor probabilities = scores.softmax(-1).masked_fill(dead, 0.0);
   if (problem.dropout_p > 0.0) {
-    const auto index = problem.x.options().dtype(at::kLong);
-    probabilities = probabilities * dropout_factor(problem, at::arange(problem.x.size(0), index),
-                                                   at::arange(problem.heads, index),
-                                                   probabilities.scalar_type());
+    probabilities =
+        probabilities * dropout_factor(problem, at::arange(batch, index),
+                                       at::arange(problem.heads, index), {0, problem.num_keys},
+                                       probabilities.scalar_type());
   }
   return probabilities.matmul(v).transpose(1, 2);
 }

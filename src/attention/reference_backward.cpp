@@ -42,7 +42,7 @@ DifferentiableTensors attention_reference_backward(const AttentionCall& call,
     ++next;
   }
   if (mask[kGate] && problem.skip) {
-    at::Tensor open = open_pairs(problem).to(grad.device());
+    at::Tensor open = open_pairs(problem).to_keep().to(grad.device());
     if (problem.gate.dim() == 1) open = open.any(0);
     if (problem.gate.dim() == 3) open = open.unsqueeze(1);
     gradients[kGate] = gradients[kGate] * open;

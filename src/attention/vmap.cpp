@@ -16,8 +16,8 @@ namespace {
 struct BatchedCall {
   AttentionCall call;
   std::array<bool, kDifferentiable> batched = {};  // by differentiable argument
-  bool mask_batched = false;
-  int64_t size = -1;  // of that dimension; -1 if no tensor carries it
+  std::array<bool, kFixed> fixed_batched = {};     // by other tensor
+  int64_t size = -1;                               // of that dimension; -1 if no tensor carries it
 };
 
 // Takes the dimension of `level` out of `tensor`, to the front.
@@ -38,10 +38,11 @@ BatchedCall unwrap_call(const AttentionCall& call) {
   for (size_t i = 0; i < kDifferentiable; ++i) {
     if (tensors[i].defined()) result.batched[i] = unwrap(tensors[i], level, result.size);
   }
-  result.call = with_differentiable(call, tensors);
-  if (call.key_padding_mask) {
-    result.mask_batched = unwrap(*result.call.key_padding_mask, level, result.size);
+  FixedTensors fixed = fixed_tensors(call);
+  for (size_t i = 0; i < kFixed; ++i) {
+    if (fixed[i].defined()) result.fixed_batched[i] = unwrap(fixed[i], level, result.size);
   }
+  result.call = with_fixed(with_differentiable(call, tensors), fixed);
   return result;
 }
 
@@ -50,16 +51,19 @@ AttentionCall element(const BatchedCall& batch, int64_t index) {
   for (size_t i = 0; i < kDifferentiable; ++i) {
     if (batch.batched[i]) tensors[i] = tensors[i].select(0, index);
   }
-  AttentionCall call = with_differentiable(batch.call, tensors);
-  if (batch.mask_batched) call.key_padding_mask = call.key_padding_mask->select(0, index);
-  return call;
+  FixedTensors fixed = fixed_tensors(batch.call);
+  for (size_t i = 0; i < kFixed; ++i) {
+    if (batch.fixed_batched[i]) fixed[i] = fixed[i].select(0, index);
+  }
+  return with_fixed(with_differentiable(batch.call, tensors), fixed);
 }
 
 // The mapped dimension can join B: no weight carries it, and no dropout, whose mask is a matter of
 // the place in the batch.
 bool folds(const BatchedCall& batch) {
   for (size_t i = 0; i < kDifferentiable; ++i) {
-    const bool by_sample = i == kX || i == kGate || i == kAttnBias;
+    const bool by_sample =
+        i == kX || i == kKv || i == kK || i == kV || i == kGate || i == kAttnBias;
     if (batch.batched[i] && !by_sample) return false;
   }
   return batch.call.dropout_p == 0.0;
@@ -77,6 +81,11 @@ AttentionCall fold(const BatchedCall& batch) {
     return tensor.expand_symint(shape).flatten(0, 1);
   };
   call.x = join(call.x, batch.batched[kX]);
+  if (call.kv) call.kv = join(*call.kv, batch.batched[kKv]);
+  if (call.keys_given) {
+    call.k = join(call.k, batch.batched[kK]);
+    call.v = join(call.v, batch.batched[kV]);
+  }
   if (call.gate) {
     const bool batched = batch.batched[kGate];
     const int64_t dim = call.gate->dim() - batched;
@@ -86,9 +95,11 @@ AttentionCall fold(const BatchedCall& batch) {
       call.gate = join(call.gate->unsqueeze(1), true);
     }
   }
-  if (call.key_padding_mask) {
-    call.key_padding_mask = join(*call.key_padding_mask, batch.mask_batched);
+  FixedTensors fixed = fixed_tensors(call);
+  for (size_t i = 0; i < kFixed; ++i) {
+    if (fixed[i].defined()) fixed[i] = join(fixed[i], batch.fixed_batched[i]);
   }
+  call = with_fixed(std::move(call), fixed);
   if (call.attn_bias) {
     const bool batched = batch.batched[kAttnBias];
     at::Tensor bias = *call.attn_bias;
@@ -142,8 +153,12 @@ std::vector<at::Tensor> backward_rule(const at::Tensor& grad, const AttentionCal
 }  // namespace
 
 TORCH_LIBRARY_IMPL(headkit, FuncTorchBatched, m) {
-  m.impl("gated_attention", &Operator::forward<forward_rule>);
-  m.impl("gated_attention_backward", &Operator::backward<backward_rule>);
+  using GatedAttention = Signature<gated_attention_call>;
+  using Attend = Signature<attend_call>;
+  m.impl("gated_attention", &GatedAttention::Of<forward_rule>::run);
+  m.impl("gated_attention_backward", &GatedAttention::Of<backward_rule>::run);
+  m.impl("attend", &Attend::Of<forward_rule>::run);
+  m.impl("attend_backward", &Attend::Of<backward_rule>::run);
 }
 
 }  // namespace headkit

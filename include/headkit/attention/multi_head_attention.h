@@ -22,7 +22,7 @@ struct MultiHeadAttentionOptions {
   TORCH_ARG(int64_t, embed_dim);
   /// H; may be 0, as pruning may leave it.
   TORCH_ARG(int64_t, num_heads);
-  /// Heads of K and V; default H. Another number is refused: no backend has it yet.
+  /// Hkv, heads of K and V; default H, of which it must be a divisor.
   TORCH_ARG(std::optional<int64_t>, num_kv_heads) = std::nullopt;
   /// dh; default D / H, which must then be whole.
   TORCH_ARG(std::optional<int64_t>, head_dim) = std::nullopt;
@@ -30,8 +30,9 @@ struct MultiHeadAttentionOptions {
   TORCH_ARG(bool, bias) = true;
 };
 
-/// Multi-head self-attention with head gates: a module around `gated_attention` with the parameters
-/// q_proj, k_proj, v_proj [H*dh, D] and o_proj [D, H*dh], each with `weight` and `bias`.
+/// Multi-head attention with head gates: a module around `gated_attention` with the parameters
+/// q_proj [H*dh, D], k_proj, v_proj [Hkv*dh, D] and o_proj [D, H*dh], each with `weight` and
+/// `bias`.
 class MultiHeadAttentionImpl : public torch::nn::Cloneable<MultiHeadAttentionImpl> {
  public:
   /// Throws std::invalid_argument if the sizes do not fit together.
@@ -44,7 +45,8 @@ class MultiHeadAttentionImpl : public torch::nn::Cloneable<MultiHeadAttentionImp
   void reset_parameters();
   void pretty_print(std::ostream& stream) const override;
 
-  /// x [B, T, D] -> [B, T, D]; see `gated_attention`.
+  /// x [B, T, D] -> [B, T, D]; see `gated_attention`. The module's num_kv_heads holds unless
+  /// `input` names another.
   torch::Tensor forward(const torch::Tensor& x, const AttentionInput& input = {});
 
   /// The parameters, not copies of them.

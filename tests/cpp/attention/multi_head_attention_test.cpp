@@ -32,6 +32,16 @@ TEST(MultiHeadAttention, ForwardIsGatedAttention) {
   EXPECT_TRUE(attention->forward(x).requires_grad());
 }
 
+TEST(MultiHeadAttention, GroupsQueriesAndAttendsToAnotherSource) {
+  MultiHeadAttention attention(MultiHeadAttentionOptions(12, 6).num_kv_heads(2));
+  EXPECT_EQ(attention->k_proj->weight.sizes(), at::IntArrayRef({4, 12}));
+  const at::Tensor x = at::randn({2, 5, 12}), source = at::randn({2, 7, 12});
+  const auto input = AttentionInput().kv(source);
+  const auto full = AttentionInput().kv(source).num_kv_heads(2);
+  EXPECT_TRUE(at::allclose(attention->forward(x, input),
+                           reference_attention(x, attention->weights(), 6, full), 1e-5, 1e-6));
+}
+
 TEST(MultiHeadAttention, IsClonedAndStored) {
   MultiHeadAttention attention(12, 3);
   const at::Tensor x = at::randn({2, 5, 12});
@@ -56,7 +66,7 @@ TEST(MultiHeadAttention, NoHeadsIsLegal) {
 TEST(MultiHeadAttention, RefusesSizesThatDoNotFit) {
   EXPECT_THROW(MultiHeadAttention(10, 3), std::invalid_argument);
   EXPECT_THROW(MultiHeadAttention(-1, 3), std::invalid_argument);
-  EXPECT_THROW(MultiHeadAttention(MultiHeadAttentionOptions(12, 4).num_kv_heads(2)),
+  EXPECT_THROW(MultiHeadAttention(MultiHeadAttentionOptions(12, 4).num_kv_heads(3)),
                std::invalid_argument);
 }
 
