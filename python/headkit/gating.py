@@ -156,11 +156,11 @@ class Attachment:
     Attributes:
         layers: attention blocks, L.
         heads: heads of one, H.
-        one_stack: whether it is an encoder or a decoder, not both.
+        notes_padding: whether a mask [B, T] that the model is given is the padding of its blocks.
     """
 
-    def __init__(self, layers: int, heads: int, one_stack: bool = True):
-        self.layers, self.heads, self.one_stack = layers, heads, one_stack
+    def __init__(self, layers: int, heads: int, notes_padding: bool = True):
+        self.layers, self.heads, self.notes_padding = layers, heads, notes_padding
 
 
 # (attachment, gating) of the contexts that are open in this thread or task, innermost last.

@@ -70,10 +70,14 @@ class Family:
         blocks_of: dict[str, list[int]] = {}
         for number, path in enumerate(self.outputs):
             blocks_of.setdefault(path, []).append(number)
-        handles = [
-            model.get_submodule(path).register_forward_pre_hook(_multiply(gates, blocks))
-            for path, blocks in blocks_of.items()
-        ]
+        handles = []
+        for path, blocks in blocks_of.items():
+            owner = model.get_submodule(path.rpartition(".")[0])
+            if isinstance(owner, nn.MultiheadAttention):
+                handles.append(GatedReference(owner, gates[..., blocks[0], :]))
+            else:
+                hook = _multiply(gates, blocks)
+                handles.append(model.get_submodule(path).register_forward_pre_hook(hook))
         try:
             yield
         finally:
@@ -91,6 +95,107 @@ def _multiply(gates: torch.Tensor, blocks: list[int]) -> Callable:
         return (args[0] * (wide if wide.dim() == 1 else wide[:, None]), *args[1:])
 
     return hook
+
+
+class GatedReference:
+    """A torch.nn.MultiheadAttention that computes by hand, with gates, until ``remove``.
+
+    It never calls its output projection, so that hooks on this see nothing.
+    """
+
+    def __init__(self, module: nn.MultiheadAttention, gates: torch.Tensor):
+        self.module, self.gates = module, gates
+        module.forward = self.forward
+        # A hook keeps TransformerEncoderLayer from its path around the block.
+        self.hook = module.register_forward_pre_hook(lambda module, args: None)
+
+    def remove(self) -> None:
+        del self.module.forward
+        self.hook.remove()
+
+    def forward(self, query, key, value, key_padding_mask=None, attn_mask=None, **_):
+        module = self.module
+        if not module.batch_first:
+            query, key, value = (part.transpose(0, 1) for part in (query, key, value))
+        heads = []
+        for part, weight, bias in zip(
+            (query, key, value),
+            module.in_proj_weight.chunk(3),
+            module.in_proj_bias.chunk(3),
+            strict=True,
+        ):
+            projected = part @ weight.t() + bias
+            heads.append(projected.unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2))
+        scores = heads[0] @ heads[1].transpose(2, 3) / HEAD_DIM**0.5
+        for mask in (
+            attn_mask,
+            None if key_padding_mask is None else key_padding_mask[:, None, None],
+        ):
+            if mask is not None:
+                closed = mask if mask.dtype == torch.bool else mask < -1e30
+                scores = scores.masked_fill(closed, -torch.inf)
+        context = scores.softmax(-1) @ heads[2]
+        gates = self.gates.to(context.dtype)
+        context = context * (gates[:, None, None] if gates.dim() == 1 else gates[:, :, None, None])
+        output = module.out_proj(context.transpose(1, 2).flatten(2))
+        return (output if module.batch_first else output.transpose(0, 1)), None
+
+
+class TorchClassifier(nn.Module):
+    """Words through a TransformerEncoder, with padding as torch wants it, to a class each."""
+
+    def __init__(self, *, causal: bool = False, **options: Any):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, NEURONS, 0.0, **options)
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        self.encoder = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=not causal)
+        self.head = nn.Linear(WIDTH, CLASSES)
+        self.causal = causal
+
+    def forward(self, input_ids, attention_mask=None):
+        hidden = self.embedding(input_ids)
+        tokens, batch_first = input_ids.shape[1], self.encoder.layers[0].self_attn.batch_first
+        mask = None
+        if self.causal:
+            mask = torch.ones(tokens, tokens, dtype=torch.bool, device=hidden.device).triu(1)
+        closed = None if attention_mask is None else attention_mask == 0
+        hidden = hidden if batch_first else hidden.transpose(0, 1)
+        hidden = self.encoder(hidden, mask=mask, src_key_padding_mask=closed)
+        return self.head(hidden if batch_first else hidden.transpose(0, 1))
+
+
+class EncoderBlock(nn.Module):
+    """A layer as torchvision's vision transformers have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(WIDTH)
+        self.self_attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+        self.ln_2 = nn.LayerNorm(WIDTH)
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, NEURONS), nn.GELU(), nn.Linear(NEURONS, WIDTH))
+
+    def forward(self, input):
+        x = self.ln_1(input)
+        x, _ = self.self_attention(x, x, x, need_weights=False)
+        x = x + input
+        return x + self.mlp(self.ln_2(x))
+
+
+class VisionTransformer(nn.Module):
+    """Patches through a Sequential of such layers, with names instead of numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv_proj = nn.Conv2d(3, WIDTH, 4, 4)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.Sequential()
+        for number in range(LAYERS):
+            self.encoder.layers.add_module(f"encoder_layer_{number}", EncoderBlock())
+        self.heads = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES))
+
+    def forward(self, pixel_values):
+        patches = self.conv_proj(pixel_values).flatten(2).transpose(1, 2)
+        return self.heads(self.encoder.layers(patches).mean(1))
 
 
 def randomise(model: nn.Module, seed: int = 0) -> None:
@@ -205,6 +310,14 @@ def layers(*paths: str, count: int = LAYERS) -> tuple[str, ...]:
     return tuple(path.format(layer) for layer in range(count) for path in paths)
 
 
+OF_TORCH = {
+    "attentions": ("sdpa",),
+    "square_masks": False,
+    "checkpointing": False,
+    "plain_refusal": "of 4 heads",
+    "transformers": False,
+}
+
 FAMILIES: dict[str, Family] = {
     "BERT": Family(
         build("BertForSequenceClassification", "Bert", **SIZES, **WORDS),
@@ -310,5 +423,23 @@ FAMILIES: dict[str, Family] = {
         layers("hubert.encoder.layers.{}.attention.out_proj"),
         paddings=("none", "right"),
         square_masks=False,
+    ),
+    "torch": Family(
+        lambda attention: TorchClassifier(batch_first=True),
+        text,
+        layers("encoder.layers.{}.self_attn.out_proj"),
+        **OF_TORCH,
+    ),
+    "torch, sequence first": Family(
+        lambda attention: TorchClassifier(causal=True, norm_first=True),
+        text,
+        layers("encoder.layers.{}.self_attn.out_proj"),
+        **{**OF_TORCH, "paddings": ("none", "right")},
+    ),
+    "torchvision": Family(
+        lambda attention: VisionTransformer(),
+        pixels,
+        layers("encoder.layers.encoder_layer_{}.self_attention.out_proj"),
+        **{**OF_TORCH, "paddings": ("none",)},
     ),
 }

@@ -22,7 +22,7 @@ from headkit.gating import (
     running_call,
 )
 from headkit.huggingface import sequence
-from headkit.huggingface.adapter import refuse_altered
+from headkit.huggingface.adapter import Adapter, refuse_altered
 from headkit.huggingface.attention_block import BLOCK, ORIGIN, Block, Origin
 from headkit.huggingface.families import ADAPTERS, supported
 from headkit.huggingface.masks import read_mask
@@ -32,6 +32,7 @@ from headkit.huggingface.structure import (
     Structure,
     find_structure,
     hands_down_keywords,
+    is_transformers_model,
 )
 from headkit.huggingface.swapping import original_class
 from headkit.huggingface.verification import verify
@@ -48,19 +49,33 @@ class Part:
         keywords: whether its forward takes keyword arguments that it does not know.
         places: of its positional arguments, by name.
         encoder: whether it is the encoder of an encoder-decoder, which may run apart.
+        adapter: of a layer, the family of its blocks.
+        batch_axis: of a layer, which axis of its hidden states counts the samples.
     """
 
     attachment: Attachment
     keywords: bool
     places: dict[str, int]
     encoder: bool
+    adapter: Adapter | None = None
+    batch_axis: int = 0
 
     @staticmethod
-    def of(module: nn.Module, attachment: Attachment, encoder: bool = False) -> "Part":
+    def of(
+        module: nn.Module,
+        attachment: Attachment,
+        *,
+        encoder: bool = False,
+        block: Site | None = None,
+    ) -> "Part":
         """Read the signature of a module."""
         names = list(inspect.signature(original_class(module).forward).parameters)[1:]
         places = {name: place for place, name in enumerate(names)}
-        return Part(attachment, hands_down_keywords(module), places, encoder)
+        part = Part(attachment, hands_down_keywords(module), places, encoder)
+        if block is not None:
+            part.adapter = block.adapter
+            part.batch_axis = block.adapter.batch_axis(block.module)
+        return part
 
     def argument(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
         """An argument of a call by its name; None if it was not given."""
@@ -68,6 +83,16 @@ class Part:
             return kwargs[name]
         place = self.places.get(name)
         return args[place] if place is not None and place < len(args) else None
+
+    def hidden(self, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+        """Hidden states [B, T, D] that a layer is called with: its first argument."""
+        hidden = args[0] if args else kwargs[next(iter(self.places))]
+        return hidden.transpose(0, self.batch_axis)
+
+    def mask(self, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """The mask that a layer is called with."""
+        named = {name: args[place] for name, place in self.places.items() if place < len(args)}
+        return self.adapter.layer_mask({**named, **kwargs})
 
 
 _attached: "weakref.WeakKeyDictionary[nn.Module, weakref.ref[StagedModel]]" = (
@@ -280,7 +305,12 @@ def _swap(structure: Structure) -> None:
             seen.add(kind)
 
     one_stack = len(structure.stacks) == 1
-    attachment = Attachment(len(structure.sites), origins[0].heads, one_stack)
+    notes_padding = (
+        one_stack
+        and is_transformers_model(structure.module(structure.base))
+        and structure.sites[0].adapter.NOTES_PADDING
+    )
+    attachment = Attachment(len(structure.sites), origins[0].heads, notes_padding)
     for number, (site, origin) in enumerate(zip(structure.sites, origins, strict=True)):
         width = site.adapter.head_dim(site.module)
         block = Block(number, site.adapter, attachment, origin, width, site.cross)
@@ -296,7 +326,7 @@ def _swap(structure: Structure) -> None:
         module = structure.module(path)
         _remove_hooks(module)
         encoder = not one_stack and path == structure.stacks[0].owner
-        setattr(module, PART, Part.of(module, attachment, encoder))
+        setattr(module, PART, Part.of(module, attachment, encoder=encoder))
         module.register_forward_pre_hook(_begin_call, with_kwargs=True)
         module.register_forward_hook(_end_call, always_call=True)
     for stack in structure.stacks:
@@ -304,7 +334,8 @@ def _swap(structure: Structure) -> None:
             layer = structure.module(path)
             _remove_hooks(layer)
             if number == 0 or _drops_layers(structure.model):
-                setattr(layer, PART, Part.of(layer, attachment))
+                block = structure.sites[structure.blocks_of(path)[0]]
+                setattr(layer, PART, Part.of(layer, attachment, block=block))
                 hook = _begin_later_layers if number else _begin_layers
                 layer.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -367,7 +398,7 @@ def _begin_call(module: nn.Module, args: tuple, kwargs: dict[str, Any]):
     if call is None and not torch.compiler.is_compiling():
         call = running_call(part.attachment)
     mask = part.argument("attention_mask", args, kwargs)
-    known = part.attachment.one_stack and isinstance(mask, torch.Tensor) and mask.dim() == 2
+    known = part.attachment.notes_padding and isinstance(mask, torch.Tensor) and mask.dim() == 2
     if call is None:
         call = Call(open_gating(part.attachment), mask.to(torch.bool) if known else None)
         call.attentions = kwargs.get("output_attentions")
@@ -398,7 +429,7 @@ def _begin_layers(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
         call = running_call(part.attachment)
     if call is None:
         return None
-    hidden = args[0] if args else kwargs["hidden_states"]
+    hidden = part.hidden(args, kwargs)
     cache = part.argument("past_key_values", args, kwargs)
     padding = None
     if call.gating is not None and call.gating.policy is not None:
@@ -422,7 +453,7 @@ def _tokens(
     """Bool [B, S], True = token, of all tokens so far; None = all are."""
     if call.padding is not None and call.padding.shape[1] >= hidden.shape[1]:
         return call.padding
-    mask = part.argument("attention_mask", args, kwargs)
+    mask = part.mask(args, kwargs)
     keys = None if mask is None else mask.shape[-1]
     return read_mask(mask, hidden, keys).padding
 

@@ -1,5 +1,6 @@
 """The contract of a family: how it keeps an attention block, and how the block is called."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -44,6 +45,10 @@ class Adapter:
     NAMES: ClassVar[tuple[str, ...]] = ()
     #: Paths below the base model of modules before layer 0 whose outputs are worth keeping.
     FRONT: ClassVar[tuple[str, ...]] = ()
+    #: Whether a mask [B, T] that a model of transformers is given is the padding of its blocks.
+    NOTES_PADDING: ClassVar[bool] = True
+    #: Keyword arguments of a layer that are the same for all samples, [T, S].
+    SQUARE: ClassVar[frozenset[str]] = frozenset()
 
     def matches(self, module: nn.Module) -> bool:
         """Whether a module is built as a block of this family; its class name says nothing."""
@@ -110,6 +115,14 @@ class Adapter:
             mask: added to the scores, [1, 1, T, T].
         """
         return {"hidden_states": hidden, "attention_mask": mask}
+
+    def batch_axis(self, module: nn.Module) -> int:
+        """Which axis of a layer's hidden states counts the samples: 0, or 1 as [T, B, D]."""
+        return 0
+
+    def layer_mask(self, arguments: Mapping[str, Any]) -> torch.Tensor | None:
+        """The mask among the arguments of a layer, as ``masks.read_mask`` takes it."""
+        return arguments.get("attention_mask")
 
     def layer_output(
         self, layer: nn.Module, hidden: torch.Tensor, args: tuple, kwargs: dict[str, Any]
@@ -229,9 +242,12 @@ _OURS = "headkit_"
 
 
 def unknown_parts(
-    module: nn.Module, attributes: frozenset[str], children: frozenset[str] | set[str]
+    module: nn.Module,
+    attributes: frozenset[str],
+    children: frozenset[str] | set[str],
+    parameters: frozenset[str] = frozenset(),
 ) -> str:
-    """Name what a module holds beyond the given attributes and children.
+    """Name what a module holds beyond the given attributes, children and parameters.
 
     Returns:
         For example ``"parameters sinks"``; empty if there is nothing.
@@ -244,10 +260,14 @@ def unknown_parts(
         and not name.startswith((_OURS, "_"))
     )
     parts = [("attributes", extra), ("modules", sorted(set(module._modules) - set(children)))]
-    parts.append(("parameters", sorted(module._parameters)))
+    parts.append(("parameters", sorted(set(module._parameters) - parameters)))
     parts.append(("buffers", sorted(module._buffers)))
     found = [f"{what} {', '.join(names)}" for what, names in parts if names]
     return f"{original_class(module).__name__} with {' and '.join(found)}" if found else ""
+
+
+# The second is what torch.nn.MultiheadAttention has as output projection.
+_LINEAR = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
 def refuse_altered(projections: tuple[nn.Module, ...], operation: str) -> None:
@@ -258,7 +278,7 @@ def refuse_altered(projections: tuple[nn.Module, ...], operation: str) -> None:
             has hooks.
     """
     for projection in projections:
-        if type(projection) is not nn.Linear and not _is_conv1d(projection):
+        if type(projection) not in _LINEAR and not _is_conv1d(projection):
             raise ValueError(
                 f"[{operation}] expected projections of type Linear; found "
                 f"{type(projection).__name__} (merge adapters first)"

@@ -87,6 +87,7 @@ class Inputs:
         causal: whether the block is causal where its mask does not say.
         dropout: of the probabilities.
         window: distances between query and key that the block sees are below this; None = any.
+        probabilities: whether the call itself asks for attention probabilities.
         keywords: the other keyword arguments of the call.
     """
 
@@ -101,6 +102,7 @@ class Inputs:
     causal: bool = False
     dropout: float = 0.0
     window: int | None = None
+    probabilities: bool = False
 
 
 def run_block(module: nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -133,7 +135,7 @@ def run_block(module: nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Te
         tap(call, arguments, mask)
     output = torch.ops.headkit.gated_attention(**arguments)
     probabilities = None
-    if wants_probabilities(adapter.config(module), inputs.keywords, call):
+    if inputs.probabilities or wants_probabilities(adapter.config(module), inputs.keywords, call):
         probabilities = attention_probabilities(block, inputs, weights, norms, mask)
     return output, probabilities
 

@@ -73,11 +73,11 @@ def read_mask(
 
 def _without_matrix(mask: torch.Tensor, batch: int, window: int | None) -> Mask | None:
     """The mask [B or 1, T, S] as padding, causality and window, if it is no more than that."""
-    last = _attends(mask[:, -1:])
+    last = where_open(mask[:, -1:])
     if last is None:
         return None
     padding = None if bool(last.all()) else last[:, 0].expand(batch, -1)
-    attends = _attends(mask)
+    attends = where_open(mask)
     if attends is None:
         return None
     if torch.equal(attends, last.expand_as(attends)):
@@ -103,8 +103,8 @@ def _near(
     return (place[:, None] - torch.arange(keys, device=device)).abs() < window
 
 
-def _attends(mask: torch.Tensor) -> torch.Tensor | None:
-    """Where a mask attends, bool; None if it does more than open and close."""
+def where_open(mask: torch.Tensor) -> torch.Tensor | None:
+    """Where a mask, bool or added to scores, is open; None if it does more than open and close."""
     if mask.dtype == torch.bool:
         return mask
     opened = mask == 0

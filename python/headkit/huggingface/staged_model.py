@@ -15,7 +15,11 @@ from headkit.huggingface.adapter import Weights
 from headkit.huggingface.attention_block import BLOCK, ORIGIN, Block, Origin
 from headkit.huggingface.masks import read_mask
 from headkit.huggingface.shallow import with_modules
-from headkit.huggingface.structure import Structure, hands_down_keywords
+from headkit.huggingface.structure import (
+    Structure,
+    hands_down_keywords,
+    is_transformers_model,
+)
 from headkit.huggingface.swapping import original_class
 
 # Attribute of a pruned model: the fingerprint it had with all its heads.
@@ -72,15 +76,15 @@ class _InPlaceOf(nn.Module):
 class _StandIn(_InPlaceOf):
     """Stands for a layer: notes its call, computes nothing."""
 
-    def __init__(self, layer: nn.Module, number: int, journal: _Journal, output):
+    def __init__(self, layer: nn.Module, number: int, journal: _Journal, name: str, output):
         super().__init__(layer)
-        self.number, self.journal, self.output = number, journal, output
+        self.number, self.journal, self.name, self.output = number, journal, name, output
 
     def forward(self, *args, **kwargs):
         self.journal.calls[self.number] = (args, kwargs)
         if self.number == self.journal.last:
             raise _Reached
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = args[0] if args else kwargs[self.name]
         hidden = self.journal.returned.get(self.number, hidden)
         return self.output(self.module, hidden, args, kwargs)
 
@@ -131,6 +135,9 @@ class StagedModel(_C.GatedModel):
         self.model, self.base = structure.model, structure.module(structure.base)
         self._layers = structure.layers()
         self._first_block = [structure.blocks_of(layer)[0] for layer in self._layers]
+        self._hidden_names = [self._parameters_of(place)[0] for place in range(len(self._layers))]
+        first = structure.sites[0]
+        self._batch_axis = first.adapter.batch_axis(first.module)
         accepted = inspect.signature(type(self.model).forward).parameters.values()
         self._inputs = [
             p.name
@@ -140,7 +147,7 @@ class StagedModel(_C.GatedModel):
         self._settings = {
             name: value
             for name, value in SETTINGS.items()
-            if name in self._inputs or hasattr(self.model, "config")
+            if name in self._inputs or is_transformers_model(self.model)
         }
 
     def is_current(self) -> bool:
@@ -253,26 +260,32 @@ class StagedModel(_C.GatedModel):
     def head(self, state: _C.ModelState) -> torch.Tensor:
         """Logits of a task model, last hidden state of a base model."""
         journal = _Journal(front=state.extra.journal.front)
-        journal.returned[len(self._layers) - 1] = state.hidden
+        journal.returned[len(self._layers) - 1] = state.hidden.transpose(0, self._batch_axis)
         return _tensor_of(self._run_model(self._read(state.batch), journal))
 
     def select(self, state: _C.ModelState, index: torch.Tensor) -> _C.ModelState:
         """The state of these samples."""
         batch = len(state.hidden)
 
-        def pick(value: Any) -> Any:
-            if isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == batch:
-                return value.index_select(0, index.to(value.device))
+        def pick(value: Any, of_hidden: int = 0) -> Any:
+            if isinstance(value, torch.Tensor) and value.dim() > 1:
+                axis = of_hidden if value.dim() == 3 else 0
+                chosen = value.shape[axis] == batch
+                return value.index_select(axis, index.to(value.device)) if chosen else value
             if isinstance(value, tuple | list):
-                return type(value)(pick(item) for item in value)
+                return type(value)(pick(item, of_hidden) for item in value)
             if isinstance(value, dict):
-                return {name: pick(item) for name, item in value.items()}
+                return {
+                    name: item if name in square else pick(item, of_hidden)
+                    for name, item in value.items()
+                }
             if isinstance(value, Call):
                 return Call(padding=pick(value.padding))
             return value
 
+        square = self.structure.sites[0].adapter.SQUARE
         extra: _Extra = state.extra
-        calls = {layer: pick(call) for layer, call in extra.journal.calls.items()}
+        calls = {layer: pick(call, self._batch_axis) for layer, call in extra.journal.calls.items()}
         journal = _Journal(calls, pick(extra.journal.front))
         pending = tuple(
             (block, Gating(pick(gating.heads), gating.dropped_output, gating.skip))
@@ -378,7 +391,7 @@ class StagedModel(_C.GatedModel):
         first = sum(counts[:stack])
         fresh = _Journal(front=journal.front, last=first + counts[stack] - 1)
         if hidden is not None:
-            fresh.returned[first - 1] = hidden
+            fresh.returned[first - 1] = hidden.transpose(0, self._batch_axis)
         try:
             self._run_model(inputs, fresh)
         except _Reached:
@@ -392,7 +405,8 @@ class StagedModel(_C.GatedModel):
         replaced: dict[str, nn.Module] = {}
         for number, layer in enumerate(self._layers):
             output = structure.sites[structure.blocks_of(layer)[0]].adapter.layer_output
-            replaced[layer] = _StandIn(structure.module(layer), number, journal, output)
+            name = self._hidden_names[number]
+            replaced[layer] = _StandIn(structure.module(layer), number, journal, name, output)
         for path in structure.sites[0].adapter.FRONT:
             full = f"{structure.base}.{path}" if structure.base else path
             module = _submodule(self.model, full)
@@ -407,16 +421,18 @@ class StagedModel(_C.GatedModel):
                 "dropout: put the model into evaluation mode)"
             )
         args, kwargs = journal.calls[layer]
-        return args[0] if args else kwargs["hidden_states"]
+        hidden = args[0] if args else kwargs[self._hidden_names[layer]]
+        return hidden.transpose(0, self._batch_axis)
 
     def _call_layer(
         self, journal: _Journal, layer: int, hidden: torch.Tensor, call: Call
     ) -> torch.Tensor:
         args, kwargs = journal.calls[layer]
+        hidden = hidden.transpose(0, self._batch_axis)
         if args:
             args = (hidden, *args[1:])
         else:
-            kwargs = {**kwargs, "hidden_states": hidden}
+            kwargs = {**kwargs, self._hidden_names[layer]: hidden}
         module = self.structure.module(self._layers[layer])
         if hands_down_keywords(module):
             kwargs = {**kwargs, CALL: call}
@@ -427,7 +443,8 @@ class StagedModel(_C.GatedModel):
             output = module(*args, **kwargs)
         finally:
             leave_call(attachment)
-        return output[0] if isinstance(output, tuple) else output
+        output = output[0] if isinstance(output, tuple) else output
+        return output.transpose(0, self._batch_axis)
 
     def _noted(self, journal: _Journal) -> torch.Tensor | None:
         for _, kwargs in journal.calls.values():
@@ -448,13 +465,14 @@ class StagedModel(_C.GatedModel):
         mask = self._noted(journal)
         if mask is None or tuple(mask.shape) != tuple(hidden.shape[:2]):
             layer, (args, kwargs) = next(iter(journal.calls.items()))
-            names = list(inspect.signature(self._layer_class(layer).forward).parameters)[1:]
-            named = {**dict(zip(names, args, strict=False)), **kwargs}
-            mask = read_mask(named.get("attention_mask"), hidden).padding
+            named = {**dict(zip(self._parameters_of(layer), args, strict=False)), **kwargs}
+            adapter = self.structure.sites[self._first_block[layer]].adapter
+            mask = read_mask(adapter.layer_mask(named), hidden).padding
         return None if mask is None or bool(mask.all()) else mask
 
-    def _layer_class(self, layer: int) -> type[nn.Module]:
-        return original_class(self.structure.module(self._layers[layer]))
+    def _parameters_of(self, layer: int) -> list[str]:
+        forward = original_class(self.structure.module(self._layers[layer])).forward
+        return list(inspect.signature(forward).parameters)[1:]
 
     def _read(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
         inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}

@@ -83,19 +83,14 @@ def find_structure(model: nn.Module, adapters: Iterable[Adapter], names: str) ->
         ValueError: if there are none, or they do not form one encoder, decoder or
             encoder-decoder of equal blocks, or one of them does more than its family knows.
     """
-    adapters = tuple(adapters)
+    blocks = _find_blocks(model, tuple(adapters))
     sites: list[Site] = []
-    for path, module in model.named_modules():
-        if any(path.startswith(f"{site.path}.") or not site.path for site in sites):
-            continue
-        adapter = next((one for one in adapters if one.matches(module)), None)
-        if adapter is None:
-            continue
-        layer = _layer_path(model, path)
-        if layer is None:
+    for path, (module, adapter) in blocks.items():
+        layer = _layer_path(model, path, blocks)
+        if layer in (None, path) or isinstance(model.get_submodule(layer), nn.ModuleList):
             raise ValueError(
-                f"[attach] expected attention blocks in a list of layers; found one at "
-                f"{path or 'the top'}"
+                "[attach] expected attention blocks in a list of layers, each of which is called; "
+                f"found one at {path or 'the top'}"
             )
         sites.append(Site(path, module, adapter, layer, adapter.is_cross(module)))
     if not sites:
@@ -115,14 +110,32 @@ def find_structure(model: nn.Module, adapters: Iterable[Adapter], names: str) ->
     return Structure(model, _base(model, sites), stacks, tuple(sites))
 
 
-def _layer_path(model: nn.Module, path: str) -> str | None:
-    names = path.split(".")
-    module = model
+def _find_blocks(
+    model: nn.Module, adapters: tuple[Adapter, ...]
+) -> dict[str, tuple[nn.Module, Adapter]]:
+    blocks: dict[str, tuple[nn.Module, Adapter]] = {}
+    for path, module in model.named_modules():
+        if any(path.startswith(f"{known}.") or not known for known in blocks):
+            continue
+        adapter = next((one for one in adapters if one.matches(module)), None)
+        if adapter is not None:
+            blocks[path] = (module, adapter)
+    return blocks
+
+
+def _layer_path(model: nn.Module, path: str, blocks: Iterable[str]) -> str | None:
+    """The outermost list around a block in which every entry has a block says what a layer is."""
+    names = path.split(".") if path else []
+    module, layers = model, []
     for depth, name in enumerate(names):
-        if isinstance(module, nn.ModuleList | nn.Sequential) and name.isdigit():
-            return ".".join(names[: depth + 1])
+        if isinstance(module, nn.ModuleList | nn.Sequential):
+            layer = ".".join(names[: depth + 1])
+            entries = [".".join((*names[:depth], entry)) for entry in module._modules]
+            if all(any(f"{b}.".startswith(f"{entry}.") for b in blocks) for entry in entries):
+                return layer
+            layers.append(layer)
         module = module._modules[name]
-    return None
+    return layers[0] if layers else None
 
 
 def _stacks(model: nn.Module, sites: list[Site]) -> tuple[Stack, ...]:
