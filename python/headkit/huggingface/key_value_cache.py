@@ -100,7 +100,7 @@ def run_cached_block(
         inputs.hidden, keys, values, weights.q, weights.o, len(block.origin.kept), **arguments
     )
     probabilities = None
-    if wants_probabilities(block.adapter.config(module), inputs.keywords):
+    if wants_probabilities(block.adapter.config(module), inputs.keywords, call):
         query = project_heads(inputs.hidden, weights.q, weights.q_bias, block.head_dim)
         query = normed_and_turned(query, None if norms is None else norms.q, norms, inputs.rotary)
         probabilities = probabilities_of(block, inputs, query, keys, mask, written.kv_head)
