@@ -49,6 +49,7 @@ class Part:
         keywords: whether its forward takes keyword arguments that it does not know.
         places: of its positional arguments, by name.
         encoder: whether it is the encoder of an encoder-decoder, which may run apart.
+        base: whether it is the innermost model that holds all blocks: its calls are new ones.
         adapter: of a layer, the family of its blocks.
         batch_axis: of a layer, which axis of its hidden states counts the samples.
     """
@@ -57,6 +58,7 @@ class Part:
     keywords: bool
     places: dict[str, int]
     encoder: bool
+    base: bool = False
     adapter: Adapter | None = None
     batch_axis: int = 0
 
@@ -66,12 +68,13 @@ class Part:
         attachment: Attachment,
         *,
         encoder: bool = False,
+        base: bool = False,
         block: Site | None = None,
     ) -> "Part":
         """Read the signature of a module."""
         names = list(inspect.signature(original_class(module).forward).parameters)[1:]
         places = {name: place for place, name in enumerate(names)}
-        part = Part(attachment, hands_down_keywords(module), places, encoder)
+        part = Part(attachment, hands_down_keywords(module), places, encoder, base)
         if block is not None:
             part.adapter = block.adapter
             part.batch_axis = block.adapter.batch_axis(block.module)
@@ -326,7 +329,8 @@ def _swap(structure: Structure) -> None:
         module = structure.module(path)
         _remove_hooks(module)
         encoder = not one_stack and path == structure.stacks[0].owner
-        setattr(module, PART, Part.of(module, attachment, encoder=encoder))
+        part = Part.of(module, attachment, encoder=encoder, base=path == structure.base)
+        setattr(module, PART, part)
         module.register_forward_pre_hook(_begin_call, with_kwargs=True)
         module.register_forward_hook(_end_call, always_call=True)
     for stack in structure.stacks:
@@ -395,7 +399,7 @@ def _begin_call(module: nn.Module, args: tuple, kwargs: dict[str, Any]):
         )
     part: Part = getattr(module, PART)
     call = kwargs.get(CALL)
-    if call is None and not torch.compiler.is_compiling():
+    if call is None and not part.base and not torch.compiler.is_compiling():
         call = running_call(part.attachment)
     mask = part.argument("attention_mask", args, kwargs)
     known = part.attachment.notes_padding and isinstance(mask, torch.Tensor) and mask.dim() == 2

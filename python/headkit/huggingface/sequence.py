@@ -45,7 +45,8 @@ def begin(call: Call, hidden: torch.Tensor, padding: torch.Tensor | None, cache:
     Args:
         call: the call.
         hidden: [B, T, D], the input of the stack's first layer.
-        padding: bool [B, S], True = token, of all S tokens so far; None = no padding.
+        padding: bool [B, S], True = token, of the tokens so far; what a cache has room for beyond
+            them does not count. None = no padding.
         cache: the cache of the call, or None.
 
     Raises:
@@ -57,6 +58,7 @@ def begin(call: Call, hidden: torch.Tensor, padding: torch.Tensor | None, cache:
         return
     given = call.given if call.begun else call.gating
     length = int(cache.get_seq_length())
+    padding = None if padding is None else padding[:, : length + hidden.shape[1]]
     memory: Memory | None = getattr(cache, MEMORY, None) if length else None
     if memory is None:
         memory = _first(call, given, hidden, padding, length)

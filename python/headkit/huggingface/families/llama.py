@@ -1,11 +1,12 @@
 """Llama, Mistral, Qwen2, Qwen3, SmolLM2: causal, grouped queries, rotary positions."""
 
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import nn
 
-from headkit.huggingface.adapter import LinearAdapter, Norms
+from headkit.huggingface.adapter import LinearAdapter, Norms, Weights
 from headkit.huggingface.attention_block import Inputs, run_block
 from headkit.huggingface.swapping import Swapped
 
@@ -59,9 +60,22 @@ class Llama(LinearAdapter):
         """Four projections and ``num_key_value_groups``."""
         return super().matches(module) and hasattr(module, "num_key_value_groups")
 
-    def assign(self, module: nn.Module, weights, heads: int) -> None:
-        """Replace the parameters; queries share keys evenly, or each has its own."""
+    def assign(self, module: nn.Module, weights: Weights, heads: int) -> None:
+        """Replace the parameters, and say how many queries share a key."""
         super().assign(module, weights, heads)
+        kv_heads = weights.k.shape[0] // module.head_dim
+        if kv_heads and heads % kv_heads == 0:
+            module.num_key_value_groups = heads // kv_heads
+
+    def plain_refusal(self, module: nn.Module, heads: int, kept: list[int]) -> str:
+        """Its own code shares keys evenly, and counts cached tokens in layer 0."""
+        if not kept:
+            return "no head left in layer 0" if module.layer_idx == 0 else ""
+        group = heads // module.config.num_key_value_heads
+        shares = Counter(head // group for head in kept)
+        if len(set(shares.values())) > 1:
+            return f"keys that {', '.join(map(str, shares.values()))} queries share"
+        return ""
 
     def norms(self, module: nn.Module) -> Norms | None:
         """Qwen3 norms each head of queries and keys."""
