@@ -71,6 +71,9 @@ class Family:
         for number, path in enumerate(self.outputs):
             blocks_of.setdefault(path, []).append(number)
         handles = []
+        # Torch's layers must not take their fused path around the blocks.
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
         for path, blocks in blocks_of.items():
             owner = model.get_submodule(path.rpartition(".")[0])
             if isinstance(owner, nn.MultiheadAttention):
@@ -81,6 +84,7 @@ class Family:
         try:
             yield
         finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
             for handle in handles:
                 handle.remove()
 
@@ -106,12 +110,9 @@ class GatedReference:
     def __init__(self, module: nn.MultiheadAttention, gates: torch.Tensor):
         self.module, self.gates = module, gates
         module.forward = self.forward
-        # A hook keeps TransformerEncoderLayer from its path around the block.
-        self.hook = module.register_forward_pre_hook(lambda module, args: None)
 
     def remove(self) -> None:
         del self.module.forward
-        self.hook.remove()
 
     def forward(self, query, key, value, key_padding_mask=None, attn_mask=None, **_):
         module = self.module
@@ -162,6 +163,28 @@ class TorchClassifier(nn.Module):
         hidden = hidden if batch_first else hidden.transpose(0, 1)
         hidden = self.encoder(hidden, mask=mask, src_key_padding_mask=closed)
         return self.head(hidden if batch_first else hidden.transpose(0, 1))
+
+
+class TorchTranslator(nn.Module):
+    """Words of two sequences through an nn.Transformer, to a class for each of the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        self.transformer = nn.Transformer(WIDTH, HEADS, 2, 2, NEURONS, 0.0, batch_first=True)
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, input_ids, decoder_input_ids, attention_mask=None):
+        tokens = decoder_input_ids.shape[1]
+        closed = None if attention_mask is None else attention_mask == 0
+        hidden = self.transformer(
+            self.embedding(input_ids),
+            self.embedding(decoder_input_ids),
+            tgt_mask=torch.ones(tokens, tokens, dtype=torch.bool).triu(1),
+            src_key_padding_mask=closed,
+            memory_key_padding_mask=closed,
+        )
+        return self.head(hidden)
 
 
 class EncoderBlock(nn.Module):
@@ -241,6 +264,13 @@ def text(batch: int, padding: str) -> dict[str, torch.Tensor]:
         cut = row + 1
         mask[row, slice(-cut, None) if padding == "right" else slice(cut)] = 0
     return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def two_texts(batch: int, padding: str) -> dict[str, torch.Tensor]:
+    """The same with ``decoder_input_ids`` of another length, without padding."""
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(3, VOCABULARY, (batch, TOKENS - 2), generator=generator)
+    return {**text(batch, padding), "decoder_input_ids": ids}
 
 
 def pixels(batch: int, padding: str) -> dict[str, torch.Tensor]:
@@ -361,6 +391,25 @@ FAMILIES: dict[str, Family] = {
         ),
         checkpointing=False,
     ),
+    "ModernBERT": Family(
+        build(
+            "ModernBertForTokenClassification",
+            "ModernBert",
+            local_attention=4,
+            attention_bias=True,
+            norm_bias=True,
+            mlp_bias=True,
+            cls_token_id=1,
+            sep_token_id=2,
+            bos_token_id=1,
+            eos_token_id=2,
+            **SIZES,
+            **WORDS,
+        ),
+        text,
+        layers("model.layers.{}.attn.Wo"),
+        gradient_tolerance=1e-6,
+    ),
     "ViT": Family(
         build("ViTForImageClassification", "ViT", **SIZES, **PATCHES),
         pixels,
@@ -434,6 +483,19 @@ FAMILIES: dict[str, Family] = {
         lambda attention: TorchClassifier(causal=True, norm_first=True),
         text,
         layers("encoder.layers.{}.self_attn.out_proj"),
+        **{**OF_TORCH, "paddings": ("none", "right")},
+    ),
+    "torch, encoder and decoder": Family(
+        lambda attention: TorchTranslator(),
+        two_texts,
+        (
+            *layers("transformer.encoder.layers.{}.self_attn.out_proj", count=2),
+            *layers(
+                "transformer.decoder.layers.{}.self_attn.out_proj",
+                "transformer.decoder.layers.{}.multihead_attn.out_proj",
+                count=2,
+            ),
+        ),
         **{**OF_TORCH, "paddings": ("none", "right")},
     ),
     "torchvision": Family(

@@ -6,6 +6,7 @@ from headkit.huggingface.families.bert import Bert
 from headkit.huggingface.families.distilbert import DistilBert
 from headkit.huggingface.families.gpt2 import Gpt2
 from headkit.huggingface.families.llama import Llama
+from headkit.huggingface.families.modernbert import ModernBert
 from headkit.huggingface.families.torch_attention import TorchAttention
 from headkit.huggingface.families.vit import Vit
 from headkit.huggingface.families.wav2vec2 import Wav2Vec2
@@ -17,6 +18,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     DistilBert(),
     Gpt2(),
     Llama(),
+    ModernBert(),
     TorchAttention(),
     Vit(),
     Wav2Vec2(),
