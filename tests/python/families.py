@@ -221,6 +221,60 @@ class VisionTransformer(nn.Module):
         return self.heads(self.encoder.layers(patches).mean(1))
 
 
+class TimmAttention(nn.Module):
+    """Attention as timm's vision transformers have it; RMS norms of queries and keys if asked."""
+
+    def __init__(self, norms: bool):
+        super().__init__()
+        self.num_heads, self.head_dim, self.attn_dim = HEADS, HEAD_DIM, WIDTH
+        self.scale, self.fused_attn, self.gate = HEAD_DIM**-0.5, True, None
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.q_norm = nn.RMSNorm(HEAD_DIM, eps=1e-6) if norms else nn.Identity()
+        self.k_norm = nn.RMSNorm(HEAD_DIM, eps=1e-6) if norms else nn.Identity()
+        self.attn_drop, self.norm = nn.Dropout(0.0), nn.Identity()
+        self.proj, self.proj_drop = nn.Linear(WIDTH, WIDTH), nn.Dropout(0.0)
+
+    def forward(self, x, attn_mask=None, is_causal=False):
+        batch, tokens, _ = x.shape
+        shape = (batch, tokens, 3, self.num_heads, self.head_dim)
+        q, k, v = self.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
+        x = nn.functional.scaled_dot_product_attention(
+            self.q_norm(q), self.k_norm(k), v, attn_mask=attn_mask, is_causal=is_causal
+        )
+        x = self.norm(x.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
+        return self.proj_drop(self.proj(x))
+
+
+class TimmBlock(nn.Module):
+    """A layer as timm's vision transformers have it."""
+
+    def __init__(self, norms: bool):
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(WIDTH), TimmAttention(norms)
+        self.norm2, self.mlp = nn.LayerNorm(WIDTH), nn.Module()
+        self.mlp.fc1, self.mlp.fc2 = nn.Linear(WIDTH, NEURONS), nn.Linear(NEURONS, WIDTH)
+
+    def forward(self, x, attn_mask=None):
+        x = x + self.attn(self.norm1(x), attn_mask=attn_mask)
+        return x + self.mlp.fc2(self.mlp.fc1(self.norm2(x)).relu())
+
+
+class TimmVisionTransformer(nn.Module):
+    """Patches through a Sequential of such layers; a mask goes past the Sequential."""
+
+    def __init__(self, norms: bool = False):
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, WIDTH, 4, 4)
+        self.blocks = nn.Sequential(*(TimmBlock(norms) for _ in range(LAYERS)))
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, pixel_values, attn_mask=None):
+        x = self.patch_embed(pixel_values).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x, attn_mask=attn_mask)
+        return self.head(x.mean(1))
+
+
 def randomise(model: nn.Module, seed: int = 0) -> None:
     """Give every parameter random values; those of norms lie about 1."""
     generator = torch.Generator().manual_seed(seed)
@@ -472,6 +526,18 @@ FAMILIES: dict[str, Family] = {
         layers("hubert.encoder.layers.{}.attention.out_proj"),
         paddings=("none", "right"),
         square_masks=False,
+    ),
+    "timm": Family(
+        lambda attention: TimmVisionTransformer(),
+        pixels,
+        layers("blocks.{}.attn.proj"),
+        **{**OF_TORCH, "paddings": ("none",), "plain_refusal": ""},
+    ),
+    "timm with norms": Family(
+        lambda attention: TimmVisionTransformer(norms=True),
+        pixels,
+        layers("blocks.{}.attn.proj"),
+        **{**OF_TORCH, "paddings": ("none",), "plain_refusal": ""},
     ),
     "torch": Family(
         lambda attention: TorchClassifier(batch_first=True),

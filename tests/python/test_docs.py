@@ -56,6 +56,12 @@ def test_the_readme_shows_the_python_example():
     assert example.endswith(f'"""\n\n{blocks(ROOT / "README.md", "python")[0]}')
 
 
+def test_the_guide_shows_the_whole_file_of_a_family():
+    source = (ROOT / "python/headkit/huggingface/families/vit.py").read_text()
+    shown = blocks(ROOT / "docs/guides/add_a_model.md", "python")[:2]
+    assert source.endswith("\n\n\n".join(part.strip() for part in shown) + "\n")
+
+
 @pytest.mark.parametrize("name", modules())
 def test_docstring_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

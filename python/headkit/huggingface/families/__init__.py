@@ -7,6 +7,7 @@ from headkit.huggingface.families.distilbert import DistilBert
 from headkit.huggingface.families.gpt2 import Gpt2
 from headkit.huggingface.families.llama import Llama
 from headkit.huggingface.families.modernbert import ModernBert
+from headkit.huggingface.families.timm_vit import TimmVit
 from headkit.huggingface.families.torch_attention import TorchAttention
 from headkit.huggingface.families.vit import Vit
 from headkit.huggingface.families.wav2vec2 import Wav2Vec2
@@ -19,6 +20,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     Gpt2(),
     Llama(),
     ModernBert(),
+    TimmVit(),
     TorchAttention(),
     Vit(),
     Wav2Vec2(),
