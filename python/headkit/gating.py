@@ -157,10 +157,26 @@ class Attachment:
         layers: attention blocks, L.
         heads: heads of one, H.
         notes_padding: whether a mask [B, T] that the model is given is the padding of its blocks.
+        one_stack: whether it is an encoder or a decoder, not both.
     """
 
-    def __init__(self, layers: int, heads: int, notes_padding: bool = True):
-        self.layers, self.heads, self.notes_padding = layers, heads, notes_padding
+    def __init__(
+        self, layers: int, heads: int, notes_padding: bool = True, *, one_stack: bool = True
+    ):
+        self.layers, self.heads = layers, heads
+        self.notes_padding, self.one_stack = notes_padding, one_stack
+
+    def check_tokens(self, gating: Gating) -> None:
+        """Refuse gates by token where not all blocks run on the same tokens.
+
+        Raises:
+            ValueError: if the gates are [B, L, T, H] and the model has an encoder and a decoder.
+        """
+        if not self.one_stack and gating.heads is not None and gating.heads.dim() == 4:
+            raise ValueError(
+                "[gates] expected gates [L, H] or [B, L, H] for an encoder-decoder; found shape "
+                f"{list(gating.heads.shape)}"
+            )
 
 
 # (attachment, gating) of the contexts that are open in this thread or task, innermost last.
@@ -212,3 +228,24 @@ def running_call(attachment: Attachment) -> Call | None:
         if owner is attachment:
             return call
     return None
+
+
+# (attachment, number of the backward pass, call) of the block that was recomputed last.
+_recomputed: contextvars.ContextVar[tuple[Attachment, int, Call] | None] = contextvars.ContextVar(
+    "headkit_recomputed", default=None
+)
+
+
+def note_recomputed(attachment: Attachment, backward: int, call: Call) -> None:
+    """Note the forward pass that a block belongs to while it is recomputed in a backward pass.
+
+    A layer may hand keyword arguments to its first block only: what it hands to the others is
+    computed right after it.
+    """
+    _recomputed.set((attachment, backward, call))
+
+
+def recomputed_call(attachment: Attachment, backward: int) -> Call | None:
+    """The forward pass of the block of a model that was recomputed last in a backward pass."""
+    known = _recomputed.get()
+    return known[2] if known is not None and known[:2] == (attachment, backward) else None

@@ -32,6 +32,7 @@ class Family:
         plain_refusal: what ``detach`` says of a pruned model; "" = it detaches.
         transformers: whether it is a model of transformers, with its outputs and folders.
         gradient_tolerance: of gradients in float64; larger for models that compute in float32.
+        spread: standard deviation of its weights.
     """
 
     build: Callable[[str], nn.Module]
@@ -44,6 +45,7 @@ class Family:
     plain_refusal: str = ""
     transformers: bool = True
     gradient_tolerance: float = 1e-10
+    spread: float = 0.3
 
     @property
     def blocks(self) -> int:
@@ -53,7 +55,7 @@ class Family:
     def make(self, attention: str | None = None, seed: int = 0) -> nn.Module:
         """A model in evaluation mode, every parameter random."""
         model = self.build(attention or self.attentions[0]).eval()
-        randomise(model, seed)
+        randomise(model, seed, self.spread)
         return model
 
     def gates(self, batch: int | None = None, *, soft: bool = False, seed: int = 0) -> torch.Tensor:
@@ -275,14 +277,16 @@ class TimmVisionTransformer(nn.Module):
         return self.head(x.mean(1))
 
 
-def randomise(model: nn.Module, seed: int = 0) -> None:
-    """Give every parameter random values; those of norms lie about 1."""
+def randomise(model: nn.Module, seed: int = 0, spread: float = 0.3) -> None:
+    """Give every parameter random values; those of norms lie about 1, constants stay."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             values = torch.randn(parameter.shape, generator=generator)
             scale = parameter.dim() == 1 and name.endswith("weight")
-            parameter.copy_(1 + 0.2 * values if scale else 0.3 * values)
+            parameter.copy_(1 + 0.2 * values if scale else spread * values)
 
 
 def result(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
@@ -325,6 +329,31 @@ def two_texts(batch: int, padding: str) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(3, VOCABULARY, (batch, TOKENS - 2), generator=generator)
     return {**text(batch, padding), "decoder_input_ids": ids}
+
+
+def text_to_text(batch: int, padding: str) -> dict[str, torch.Tensor]:
+    """``text`` for an encoder, shorter ``text`` for its decoder."""
+    source, target = text(batch, padding), text(batch, padding)
+    return source | {f"decoder_{name}": value[:, 1:6].flip(0) for name, value in target.items()}
+
+
+def text_and_source(batch: int, padding: str) -> dict[str, torch.Tensor]:
+    """``text`` for a decoder, and what an encoder gave for four tokens."""
+    generator = torch.Generator().manual_seed(2)
+    inputs = text(batch, padding)
+    inputs["encoder_hidden_states"] = torch.randn(batch, 4, WIDTH, generator=generator)
+    if padding != "none":
+        mask = torch.ones(batch, 4, dtype=torch.long)
+        mask[0, 3:] = 0
+        inputs["encoder_attention_mask"] = mask
+    return inputs
+
+
+def speech_to_text(batch: int, padding: str) -> dict[str, torch.Tensor]:
+    """``input_features`` of twelve frames, ``text`` for the decoder."""
+    generator = torch.Generator().manual_seed(1)
+    target = {f"decoder_{name}": value for name, value in text(batch, padding).items()}
+    return {"input_features": torch.randn(batch, 8, 12, generator=generator), **target}
 
 
 def pixels(batch: int, padding: str) -> dict[str, torch.Tensor]:
@@ -377,6 +406,34 @@ GPT2 = {
 }
 
 
+DECODER_WORDS = {"bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+BART = {
+    "d_model": WIDTH,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": HEADS,
+    "decoder_attention_heads": HEADS,
+    "encoder_ffn_dim": NEURONS,
+    "decoder_ffn_dim": NEURONS,
+    "use_cache": False,
+    **DECODER_WORDS,
+}
+T5 = {
+    "d_model": WIDTH,
+    "d_kv": HEAD_DIM,
+    "d_ff": NEURONS,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": HEADS,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 6,
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
+    "use_cache": False,
+    **DECODER_WORDS,
+}
+
+
 def build(name: str, config: str, **options: Any) -> Callable[[str], nn.Module]:
     """A builder of a model of transformers, by the names of its class and configuration."""
 
@@ -392,6 +449,28 @@ def build(name: str, config: str, **options: Any) -> Callable[[str], nn.Module]:
 def layers(*paths: str, count: int = LAYERS) -> tuple[str, ...]:
     """The paths with ``{}`` replaced by each layer's number in turn."""
     return tuple(path.format(layer) for layer in range(count) for path in paths)
+
+
+def bert_to_bert(attention: str) -> nn.Module:
+    """Two BERT models, the second of which attends to the first."""
+    sizes = {**SIZES, **WORDS, "num_hidden_layers": 2, "attn_implementation": attention}
+    decoder = {"is_decoder": True, "add_cross_attention": True, "use_cache": False}
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(
+        transformers.BertConfig(**sizes),
+        transformers.BertConfig(**sizes, **decoder),
+        decoder_start_token_id=2,
+        pad_token_id=0,
+    )
+    return transformers.EncoderDecoderModel(config)
+
+
+def encoder_decoder(base: str, layer: str, own: str, cross: str) -> tuple[str, ...]:
+    """Paths of two encoder layers and two decoder layers, each of these with cross-attention."""
+    prefix = f"{base}." if base else ""
+    return (
+        *layers(f"{prefix}encoder.{layer}{own}", count=2),
+        *layers(f"{prefix}decoder.{layer}{own}", f"{prefix}decoder.{layer}{cross}", count=2),
+    )
 
 
 OF_TORCH = {
@@ -505,6 +584,107 @@ FAMILIES: dict[str, Family] = {
         text,
         layers("transformer.h.{}.attn.c_proj"),
         plain_refusal="a block without heads",
+    ),
+    "BART": Family(
+        build("BartForConditionalGeneration", "Bart", **BART, **WORDS),
+        text_to_text,
+        encoder_decoder("model", "layers.{}.", "self_attn.out_proj", "encoder_attn.out_proj"),
+        square_masks=False,
+    ),
+    "mBART": Family(
+        build("MBartForConditionalGeneration", "MBart", **BART, **WORDS),
+        text_to_text,
+        encoder_decoder("model", "layers.{}.", "self_attn.out_proj", "encoder_attn.out_proj"),
+        square_masks=False,
+    ),
+    "Marian": Family(
+        build("MarianMTModel", "Marian", **BART, **WORDS),
+        text_to_text,
+        encoder_decoder("model", "layers.{}.", "self_attn.out_proj", "encoder_attn.out_proj"),
+        square_masks=False,
+    ),
+    "Whisper": Family(
+        build(
+            "WhisperForConditionalGeneration",
+            "Whisper",
+            vocab_size=VOCABULARY,
+            pad_token_id=0,
+            num_mel_bins=8,
+            max_source_positions=6,
+            max_target_positions=20,
+            **BART,
+        ),
+        speech_to_text,
+        encoder_decoder("model", "layers.{}.", "self_attn.out_proj", "encoder_attn.out_proj"),
+        paddings=("none", "right"),
+        square_masks=False,
+        plain_refusal="a block without heads",
+    ),
+    "T5": Family(
+        build("T5ForConditionalGeneration", "T5", **T5),
+        text_to_text,
+        encoder_decoder("", "block.{}.layer.", "0.SelfAttention.o", "1.EncDecAttention.o"),
+        square_masks=False,
+        spread=0.15,
+        plain_refusal="position biases for all heads",
+    ),
+    "mT5": Family(
+        build("MT5ForConditionalGeneration", "MT5", **T5),
+        text_to_text,
+        encoder_decoder("", "block.{}.layer.", "0.SelfAttention.o", "1.EncDecAttention.o"),
+        square_masks=False,
+        spread=0.15,
+        plain_refusal="position biases for all heads",
+    ),
+    "UMT5": Family(
+        build("UMT5ForConditionalGeneration", "UMT5", **T5),
+        text_to_text,
+        encoder_decoder("", "block.{}.layer.", "0.SelfAttention.o", "1.EncDecAttention.o"),
+        square_masks=False,
+        spread=0.15,
+        plain_refusal="position biases for all heads",
+    ),
+    "BERT decoder": Family(
+        build("BertLMHeadModel", "Bert", is_decoder=True, use_cache=False, **SIZES, **WORDS),
+        text,
+        layers("bert.encoder.layer.{}.attention.output.dense"),
+    ),
+    "BERT decoder with cross-attention": Family(
+        build(
+            "BertLMHeadModel",
+            "Bert",
+            is_decoder=True,
+            add_cross_attention=True,
+            use_cache=False,
+            **SIZES,
+            **WORDS,
+        ),
+        text_and_source,
+        layers(
+            "bert.encoder.layer.{}.attention.output.dense",
+            "bert.encoder.layer.{}.crossattention.output.dense",
+        ),
+        square_masks=False,
+    ),
+    "GPT-2 with cross-attention": Family(
+        build("GPT2LMHeadModel", "GPT2", add_cross_attention=True, **GPT2),
+        text_and_source,
+        layers("transformer.h.{}.attn.c_proj", "transformer.h.{}.crossattention.c_proj"),
+        square_masks=False,
+        plain_refusal="a block without heads",
+    ),
+    "BERT to BERT": Family(
+        bert_to_bert,
+        text_to_text,
+        (
+            *layers("encoder.encoder.layer.{}.attention.output.dense", count=2),
+            *layers(
+                "decoder.bert.encoder.layer.{}.attention.output.dense",
+                "decoder.bert.encoder.layer.{}.crossattention.output.dense",
+                count=2,
+            ),
+        ),
+        square_masks=False,
     ),
     "Wav2Vec2": Family(
         build("Wav2Vec2ForSequenceClassification", "Wav2Vec2", **SIZES, **CONVOLUTIONS),

@@ -237,7 +237,9 @@ def gates(
     """
     model = model.model if isinstance(model, StagedModel) else _plain(model)
     attachment = _check_attached(model, "gates")
-    return bind(attachment, Gating.of(gates, attachment.layers, attachment.heads, state, every))
+    gating = Gating.of(gates, attachment.layers, attachment.heads, state, every)
+    attachment.check_tokens(gating)
+    return bind(attachment, gating)
 
 
 def attached(model: nn.Module, operation: str) -> StagedModel:
@@ -313,7 +315,8 @@ def _swap(structure: Structure) -> None:
         and is_transformers_model(structure.module(structure.base))
         and structure.sites[0].adapter.NOTES_PADDING
     )
-    attachment = Attachment(len(structure.sites), origins[0].heads, notes_padding)
+    count, heads = len(structure.sites), origins[0].heads
+    attachment = Attachment(count, heads, notes_padding, one_stack=one_stack)
     for number, (site, origin) in enumerate(zip(structure.sites, origins, strict=True)):
         width = site.adapter.head_dim(site.module)
         block = Block(number, site.adapter, attachment, origin, width, site.cross)

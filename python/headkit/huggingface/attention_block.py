@@ -6,7 +6,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from headkit.gating import CALL, Attachment, Call, open_gating, running_call
+from headkit.gating import (
+    CALL,
+    Attachment,
+    Call,
+    note_recomputed,
+    open_gating,
+    recomputed_call,
+    running_call,
+)
 from headkit.huggingface.adapter import Adapter, Norms, Weights, refuse_altered
 from headkit.huggingface.masks import Mask, read_mask
 from headkit.huggingface.probabilities import attention_probabilities
@@ -229,14 +237,20 @@ def call_of_block(block: Block, keywords: dict[str, Any]) -> Call:
         ValueError: if it is recomputed in a backward pass, where its gates are no longer known.
     """
     call = keywords.get(CALL)
-    if call is not None:
-        return call
     if torch.compiler.is_compiling():
-        return Call(open_gating(block.attachment))
+        return Call(open_gating(block.attachment)) if call is None else call
+    backward = torch._C._current_graph_task_id()
+    if call is not None:
+        if backward != -1:
+            note_recomputed(block.attachment, backward, call)
+        return call
     call = running_call(block.attachment)
     if call is not None:
         return call
-    if torch._C._current_graph_task_id() != -1:
+    if backward != -1:
+        call = recomputed_call(block.attachment, backward)
+        if call is not None:
+            return call
         raise ValueError(
             "[attention] expected a block that is recomputed in backward to be given the gates of "
             "its forward pass; found none: this model does not hand them down, so checkpoint "

@@ -34,8 +34,8 @@ def read_mask(
     """Read an attention mask as key padding, causality, window and, only where it must be, a bias.
 
     Args:
-        mask: None; bool or 0/1 integers [B, S]; bool [B or 1, 1 or H, T, S], True = attend; or
-            floating point of that shape, added to the scores.
+        mask: None; bool or 0/1 integers [B, S]; bool [B or 1, 1 or H, T or 1, S], True = attend;
+            or floating point of that shape, added to the scores.
         hidden: [B, T, D], the queries' hidden states.
         keys: number of keys, S; None = T.
         causal: whether the block is causal where its mask is None or two-dimensional. A
@@ -56,6 +56,8 @@ def read_mask(
         return Mask(causal=implied, window=window)
     if mask.dim() == 2 and tuple(mask.shape) == (batch, keys):
         return Mask(padding=mask.to(torch.bool), causal=implied, window=window)
+    if mask.dim() == 4 and mask.shape[2] == 1:
+        mask = mask.expand(-1, -1, tokens, -1)
     if mask.dim() != 4 or mask.shape[0] not in (1, batch) or mask.shape[2:] != (tokens, keys):
         raise ValueError(
             f"[attention] expected a mask of shape [{batch}, {keys}] or "

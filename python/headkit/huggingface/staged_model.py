@@ -25,7 +25,8 @@ from headkit.huggingface.swapping import original_class
 # Attribute of a pruned model: the fingerprint it had with all its heads.
 BASE = "headkit_base"
 
-# In a batch for the loss or the record, never for the model: labels would change its output.
+# In a batch for the loss or the record, not for the model: labels would change its output. (Only an
+# encoder-decoder that is given no inputs for its decoder makes them from labels.)
 NOT_INPUTS = (
     "labels",
     "next_sentence_label",
@@ -224,6 +225,7 @@ class StagedModel(_C.GatedModel):
             _C.GateSet() if gates is None else gates, blocks, self.blocks()[0].origin.heads
         )
         gating.check_batch(*state.hidden.shape[:2])
+        self.blocks()[0].attachment.check_tokens(gating)
         extra: _Extra = state.extra
         pending = (*extra.pending, *((block, gating) for block in range(first, last)))
         layers = self._whole_layers(pending[0][0] if pending else first, last)
@@ -482,22 +484,13 @@ class StagedModel(_C.GatedModel):
                 f"[embed] expected tensors named {', '.join((*self._inputs, *NOT_INPUTS))}; found "
                 f"{', '.join(unknown) or 'none'}"
             )
-        names = ("decoder_input_ids", "decoder_inputs_embeds")
-        if names[0] in self._inputs and not any(name in inputs for name in names):
-            labels = batch.get("labels")
-            if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
-                inputs["decoder_input_ids"] = self._shifted(labels)
+        # An encoder-decoder makes the inputs of its decoder from labels [B, T], each in its way.
+        given = {"decoder_input_ids", "decoder_inputs_embeds"}
+        labels = batch.get("labels")
+        shifts = bool(given & set(self._inputs)) and not given & set(inputs)
+        if shifts and labels is not None and labels.dim() == 2:
+            inputs["labels"] = labels
         return {**inputs, **self._settings}
-
-    def _shifted(self, labels: torch.Tensor) -> torch.Tensor:
-        """What the model gives its decoder when it is told the labels [B, T]."""
-        own = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
-        if own is not None:
-            return own(labels)
-        config = self.model.config
-        start = labels.new_full((len(labels), 1), config.decoder_start_token_id)
-        shifted = torch.cat((start, labels[:, :-1]), 1)
-        return shifted.masked_fill(shifted == -100, config.pad_token_id)
 
 
 def _joined(pending: tuple[tuple[int, Gating], ...], gating: Gating, blocks: int) -> Gating:
