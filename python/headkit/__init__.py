@@ -51,7 +51,6 @@ from headkit._C import (
     conformal_samples_needed,
     encoder_flops,
     feed_forward_flops,
-    fit_linear_gate,
     gated_attention,
     head_contexts,
     make_objective,
@@ -76,6 +75,7 @@ from headkit._C import (
     with_sentence_probe,
     write_safetensors,
 )
+from headkit.fitting import fit_linear_gate
 from headkit.huggingface import attach, detach, gates, refresh
 from headkit.pruning import apply, mean_head_outputs, prune
 from headkit.running import run

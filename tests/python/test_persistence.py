@@ -12,6 +12,7 @@ import torch
 import transformers
 
 import headkit as hk
+from headkit.huggingface import is_attached
 
 FAMILIES = ("Bert", "Roberta", "Electra", "DistilBert")
 MASK = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]])
@@ -62,6 +63,33 @@ def test_into_the_original_model(tiny, tmp_path):
         assert hk.load(tmp_path / "m", original) is original
         assert same(state(original), state(model))
         assert torch.equal(logits(original, tiny.inputs()), logits(model, tiny.inputs()))
+
+
+def test_output_biases_that_compensation_made_come_back(tmp_path):
+    config = transformers.LlamaConfig(
+        vocab_size=50,
+        hidden_size=24,
+        intermediate_size=28,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+    )
+    torch.manual_seed(0)
+    original, other = (transformers.LlamaForCausalLM(config).eval() for _ in range(2))
+    model = copy.deepcopy(original)
+    hk.attach(model)
+    hk.apply(model, torch.tensor([[1, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]))
+    hk.apply(model, MASK.clamp(min=torch.tensor([[0], [1], [0]])), torch.randn(3, 4, 24))
+    hk.save(model, tmp_path / "m")
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+    expected, names = logits(model, inputs), set(model.state_dict())
+    assert names - set(original.state_dict()) == {"model.layers.2.self_attn.o_proj.bias"}
+    for again in (hk.load(tmp_path / "m"), hk.load(tmp_path / "m", original)):
+        assert torch.equal(logits(again, inputs), expected) and set(again.state_dict()) == names
+    before = state(other)
+    with pytest.raises(ValueError, match="fingerprint"):
+        hk.load(tmp_path / "m", other)
+    assert same(state(other), before) and not is_attached(other)
 
 
 def test_foreign_and_changed_models_are_refused_and_untouched(tiny, tmp_path):

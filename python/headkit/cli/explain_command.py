@@ -1,0 +1,116 @@
+"""``headkit explain``."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from headkit.cli.options import Audio, Image, Json, ModelName, TaskName, Text
+from headkit.cli.terminal import exit_codes, print_json, shown_progress
+
+SIGNS = {"on": "+", "off": "-", "always_on": "A", "pruned": "x", "collapsed": "c"}
+SHOWN_PARTS = 3
+
+
+def explain(
+    model: ModelName,
+    text: Text = None,
+    image: Image = None,
+    audio: Audio = None,
+    task: TaskName = None,
+    closest: Annotated[
+        int, typer.Option("--closest", min=0, help="Heads shown in detail: closest decisions.")
+    ] = 10,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the decision record to this JSON file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show which heads one input runs, and why: the decision record of the saved policy."""
+    with exit_codes():
+        from headkit.cli.inputs import prepare
+        from headkit.cli.records import record_input
+        from headkit.files import write_json
+
+        given = {"text": text, "image": image, "audio": audio}
+        with shown_progress() as show:
+            prepared = prepare("explain", model, task, given, None, False, show)
+            record, units = record_input(prepared)
+            show("deciding", 1, 1)
+        content = {**json.loads(record.to_json()), "units": units}
+        if out is not None:
+            write_json(out, content)
+        if as_json:
+            print_json(content)
+            return
+        console = Console(highlight=False)
+        console.print(_grid(record))
+        console.print("+ on   - off: for this input   A always on   x pruned: for every input\n")
+        for line in _words(record, prepared.saved_policy):
+            console.print(line, markup=False)
+        scored = sorted(
+            (
+                head
+                for head in record.heads
+                if head.state in ("on", "off") and head.margin is not None
+            ),
+            key=lambda head: abs(head.margin),
+        )
+        if scored and closest:
+            console.print(_details(scored[:closest], units))
+        if out is not None:
+            console.print(str(out))
+
+
+def _grid(record: Any) -> Table:
+    """A sign for each head, layer 0 at the bottom."""
+    table = Table(title=f"{record.policy}, {record.tokens} tokens", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    heads = record.layout.heads
+    for head in range(heads):
+        table.add_column(f"H{head}", justify="right")
+    for layer in reversed(range(record.layout.layers)):
+        row = record.heads[layer * heads : (layer + 1) * heads]
+        table.add_row(f"L{layer}", *(SIGNS[head.state] for head in row))
+    return table
+
+
+def _words(record: Any, saved_policy: bool) -> list[str]:
+    counts: dict[tuple[str, str], int] = {}
+    for head in record.heads:
+        key = (head.state.replace("_", " "), head.reason)
+        counts[key] = counts.get(key, 0) + 1
+    lines = [f"{record.heads_run} of {len(record.heads)} heads run"]
+    lines += [f"  {count} {state} by {reason}" for (state, reason), count in counts.items()]
+    if not saved_policy:
+        lines.append("no policy is saved with the model: every head that is there runs")
+    if record.calibration:
+        lines.append(f"threshold: {record.calibration}")
+    if record.confidence is not None:
+        lines.append(f"confidence of the first run {record.confidence:.3f}")
+    return lines
+
+
+def _details(heads: list[Any], units: list[str]) -> Table:
+    table = Table(title="closest decisions", box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("head")
+    table.add_column("state")
+    table.add_column("reason")
+    for name in ("logit", "threshold", "margin", "base"):
+        table.add_column(name, justify="right")
+    table.add_column("largest parts")
+    for head in heads:
+        parts = ", ".join(
+            f"{units[part.token] if part.token < len(units) else part.token} {part.value:+.3f}"
+            for part in head.parts[:SHOWN_PARTS]
+        )
+        numbers = (head.logit, head.threshold, head.margin, head.base)
+        cells = ["" if number is None else f"{number:.3f}" for number in numbers]
+        name = f"L{head.layer} H{head.head}"
+        table.add_row(name, head.state, head.reason, *cells, escape(parts))
+    return table
