@@ -71,6 +71,7 @@ def fit(
             cut = len(order) // CALIBRATION
             train = kind.batches(job.opened, order[cut:])
             calibration = kind.batches(job.opened, order[:cut])
+            headed, head = kind.headed(job.opened, train)
             tensors = [batch.tensors for batch in train]
             dropped = None
             if compensate:
@@ -78,7 +79,7 @@ def fit(
                     gated, tensors, progress=lambda n, of: show("mean outputs", n, of)
                 )
             gate, report = headkit.fit_linear_gate(
-                job.headed,
+                headed,
                 tensors,
                 [batch.tensors for batch in calibration],
                 mean_heads=wanted,
@@ -95,11 +96,11 @@ def fit(
                 )
                 gate = gate.with_dropped_output(dropped)
             before = measure(
-                kind, job.headed, calibration, lambda n, of: show("measuring: all heads", n, of)
+                kind, headed, calibration, lambda n, of: show("measuring: all heads", n, of)
             )
             after = measure(
                 kind,
-                job.headed,
+                headed,
                 calibration,
                 lambda n, of: show("measuring: the gate", n, of),
                 policy=gate,
@@ -130,5 +131,5 @@ def fit(
         )
         console.print(
             f"{kind.QUALITY} on {report.calibration_examples} examples kept from fitting, "
-            f"{job.head}: {before.quality:.4g} with all heads, {after.quality:.4g} with the gate"
+            f"{head}: {before.quality:.4g} with all heads, {after.quality:.4g} with the gate"
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,21 @@ class Job:
         task: what the model does.
         opened: the model.
         examples: all of them.
-        batches: all examples.
-        headed: the model whose output the loss reads.
-        head: where that output comes from, in words.
     """
 
     task: Task
     opened: Opened
     examples: list[Example]
-    batches: list[Batch]
-    headed: _C.GatedModel
-    head: str
+
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """All examples."""
+        return self.task.batches(self.opened, self.examples)
+
+    @cached_property
+    def headed(self) -> tuple[_C.GatedModel, str]:
+        """The model whose output the loss reads, and where that comes from, in words."""
+        return self.task.headed(self.opened, self.batches)
 
     @property
     def tensors(self) -> list[dict[str, torch.Tensor]]:
@@ -43,7 +48,7 @@ class Job:
 
 
 def start_job(model: str, task_name: str | None, data: Path, limit: int | None, show: Show) -> Job:
-    """Read the data, load the model, put a loss on it.
+    """Read the data, load the model.
 
     Raises:
         ValueError: if model, task and data do not fit.
@@ -54,9 +59,7 @@ def start_job(model: str, task_name: str | None, data: Path, limit: int | None, 
     task.check(source)
     found = task.read(data, limit)
     opened = open_model(source, task, show)
-    examples = task.prepare(opened, found, limit)
-    batches = task.batches(opened, examples)
-    return Job(task, opened, examples, batches, *task.headed(opened, batches))
+    return Job(task, opened, task.prepare(opened, found, limit))
 
 
 def open_model(source: ModelSource, task: Task, show: Show) -> Opened:

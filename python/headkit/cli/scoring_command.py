@@ -57,7 +57,8 @@ def score(
         _check_metric("score", metric)
         with shown_progress() as show:
             job = start_job(model, task, data, limit, show)
-            scores = _score(job, metric, seed, show)
+            headed, head = job.headed
+            scores = _score(job, headed, metric, seed, show)
         if out is not None:
             write_text(out, scores.to_json() + "\n")
         if as_json:
@@ -65,7 +66,7 @@ def score(
             return
         console = Console()
         console.print(_scores_table(scores))
-        console.print(f"percent of the largest score; output: {job.head}", highlight=False)
+        console.print(f"percent of the largest score; output: {head}", highlight=False)
         if out is not None:
             console.print(str(out), highlight=False)
 
@@ -96,11 +97,12 @@ def prune(
         check_new_folder("prune", out)
         with shown_progress() as show:
             job = start_job(model, task, data, limit, show)
-            scores = _score(job, method, seed, show)
+            headed, head = job.headed
+            scores = _score(job, headed, method, seed, show)
             gated = job.opened.gated
             mask = headkit.prune(gated, keep, scores=scores).intersect(gated.heads())
             before = measure(
-                job.task, job.headed, job.batches, lambda n, of: show("measuring: before", n, of)
+                job.task, headed, job.batches, lambda n, of: show("measuring: before", n, of)
             )
             dropped = None
             if compensate:
@@ -113,7 +115,7 @@ def prune(
             headkit.apply(gated, mask, dropped)
             after = measure(
                 job.task,
-                job.headed,
+                headed,
                 job.batches,
                 lambda n, of: show("measuring: after", n, of),
                 dense=before.outputs,
@@ -137,7 +139,7 @@ def prune(
         console = Console(highlight=False)
         console.print(f"{mask.count} of {mask.layers * mask.heads} heads stay: {out}")
         console.print(
-            f"{job.task.QUALITY} on these data, {job.head}: {before.quality:.4g} before, "
+            f"{job.task.QUALITY} on these data, {head}: {before.quality:.4g} before, "
             f"{after.quality:.4g} after"
         )
 
@@ -150,11 +152,11 @@ def _check_metric(operation: str, metric: str | None) -> None:
         raise ValueError(f"[{operation}] expected a metric of {known}; found {metric!r}")
 
 
-def _score(job: Any, metric: str | None, seed: int, show: Any) -> Any:
+def _score(job: Any, headed: Any, metric: str | None, seed: int, show: Any) -> Any:
     import headkit
 
     return headkit.score(
-        job.headed,
+        headed,
         job.tensors,
         metric or job.task.METRIC,
         job.task.OBJECTIVE,
