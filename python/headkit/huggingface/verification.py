@@ -29,7 +29,7 @@ def verify(site: Site, origin: Origin, cross: bool) -> None:
         cross: whether keys and values come from another sequence.
 
     Raises:
-        ValueError: if the outputs differ.
+        ValueError: if the outputs differ, or one of the two cannot run.
     """
     adapter: Adapter = site.adapter
     if adapter.weights(site.module).q.is_meta:
@@ -43,13 +43,19 @@ def verify(site: Site, origin: Origin, cross: bool) -> None:
     noise = torch.randn(1, TOKENS, weights.q.shape[1], generator=generator).to(weights.q.device)
     least = torch.finfo(noise.dtype).min
     mask = torch.full((1, 1, TOKENS, TOKENS), least, device=noise.device).triu(1)
-    with torch.no_grad(), torch.autocast(noise.device.type, enabled=False):
-        calls = [adapter.example(plain, noise * scale, mask) for scale in SCALES]
-        expected = [_output(plain(**call)) for call in calls]
-        head_dim = adapter.head_dim(plain)
-        setattr(plain, BLOCK, Block(0, adapter, Attachment(1, 1), origin, head_dim, cross))
-        adapter.attach(plain)
-        found = [_output(plain(**call)) for call in calls]
+    head_dim = adapter.head_dim(plain)
+    try:
+        with torch.no_grad(), torch.autocast(noise.device.type, enabled=False):
+            calls = [adapter.example(plain, noise * scale, mask) for scale in SCALES]
+            expected = [_output(plain(**call)) for call in calls]
+            setattr(plain, BLOCK, Block(0, adapter, Attachment(1, 1), origin, head_dim, cross))
+            adapter.attach(plain)
+            found = [_output(plain(**call)) for call in calls]
+    except (AttributeError, TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"[attach] expected {original_class(site.module).__name__} to run as "
+            f"{' or '.join(adapter.NAMES)} do; found {type(error).__name__} at {site.path}: {error}"
+        ) from error
     for ours, theirs in zip(found, expected, strict=True):
         error = (ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30)
         if not error <= TOLERANCE:

@@ -91,7 +91,7 @@ class Bert(LinearAdapter):
 
     def is_cross(self, module: nn.Module) -> bool:
         """Decoders have a second block with ``is_cross_attention`` set."""
-        return module.is_cross_attention
+        return getattr(module, "is_cross_attention", False)
 
     def head_dim(self, module: nn.Module) -> int:
         """``attention_head_size`` of the core."""
@@ -127,7 +127,7 @@ class Bert(LinearAdapter):
         self, module: nn.Module, hidden: torch.Tensor, mask: torch.Tensor
     ) -> dict[str, Any]:
         """A cross-attention block also gets the other sequence, with its own mask."""
-        if module.is_cross_attention:
+        if self.is_cross(module):
             return {
                 "hidden_states": hidden,
                 "encoder_hidden_states": hidden.flip(1),
