@@ -543,6 +543,11 @@ FAMILIES: dict[str, Family] = {
         layers("model.layers.{}.attn.Wo"),
         gradient_tolerance=1e-6,
     ),
+    "NomicBERT": Family(
+        build("NomicBertForTokenClassification", "NomicBert", **SIZES, **WORDS),
+        text,
+        layers("nomic_bert.layers.{}.self_attn.o_proj"),
+    ),
     "ViT": Family(
         build("ViTForImageClassification", "ViT", **SIZES, **PATCHES),
         pixels,

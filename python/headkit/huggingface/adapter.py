@@ -190,6 +190,19 @@ class LinearAdapter(Adapter):
         return module.head_dim
 
 
+def example_rotation(hidden: torch.Tensor, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [1, T, dh] for one call: angles that grow with the position.
+
+    Args:
+        hidden: [B, T, D].
+        head_dim: dh.
+    """
+    place = torch.arange(hidden.shape[1], device=hidden.device)[:, None]
+    angle = place / (1 + torch.arange(head_dim // 2, device=hidden.device))
+    angle = torch.cat((angle, angle), -1)[None].to(hidden.dtype)
+    return angle.cos(), angle.sin()
+
+
 class FusedAdapter(Adapter):
     """A family with one ``nn.Linear`` for Q, K and V, three blocks of rows, and one for the output.
 

@@ -8,6 +8,7 @@ from headkit.huggingface.families.distilbert import DistilBert
 from headkit.huggingface.families.gpt2 import Gpt2
 from headkit.huggingface.families.llama import Llama
 from headkit.huggingface.families.modernbert import ModernBert
+from headkit.huggingface.families.rotary_encoder import RotaryEncoder
 from headkit.huggingface.families.t5 import T5
 from headkit.huggingface.families.timm_vit import TimmVit
 from headkit.huggingface.families.torch_attention import TorchAttention
@@ -23,6 +24,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     Gpt2(),
     Llama(),
     ModernBert(),
+    RotaryEncoder(),
     T5(),
     TimmVit(),
     TorchAttention(),

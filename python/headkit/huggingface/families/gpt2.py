@@ -76,7 +76,7 @@ class Gpt2(Adapter):
 
     def is_cross(self, module: nn.Module) -> bool:
         """Has a module of its own for queries."""
-        return module.is_cross_attention
+        return getattr(module, "is_cross_attention", False)
 
     def head_dim(self, module: nn.Module) -> int:
         """The attribute ``head_dim``."""

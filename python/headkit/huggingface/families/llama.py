@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from headkit.huggingface.adapter import LinearAdapter, Norms, Weights
+from headkit.huggingface.adapter import LinearAdapter, Norms, Weights, example_rotation
 from headkit.huggingface.attention_block import Inputs, run_block
 from headkit.huggingface.swapping import Swapped
 
@@ -95,13 +95,8 @@ class Llama(LinearAdapter):
     def example(
         self, module: nn.Module, hidden: torch.Tensor, mask: torch.Tensor
     ) -> dict[str, Any]:
-        """Rotations by angles that grow with the position."""
-        tokens = hidden.shape[1]
-        angle = torch.arange(tokens, device=hidden.device)[:, None] / (
-            1 + torch.arange(module.head_dim // 2, device=hidden.device)
-        )
-        angle = torch.cat((angle, angle), -1)[None].to(hidden.dtype)
+        """With rotations."""
         return {
             **super().example(module, hidden, mask),
-            "position_embeddings": (angle.cos(), angle.sin()),
+            "position_embeddings": example_rotation(hidden, module.head_dim),
         }

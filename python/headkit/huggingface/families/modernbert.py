@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from headkit.huggingface.adapter import FusedAdapter
+from headkit.huggingface.adapter import FusedAdapter, example_rotation
 from headkit.huggingface.attention_block import Inputs, run_block
 from headkit.huggingface.swapping import Swapped
 
@@ -62,12 +62,8 @@ class ModernBert(FusedAdapter):
     def example(
         self, module: nn.Module, hidden: torch.Tensor, mask: torch.Tensor
     ) -> dict[str, Any]:
-        """Rotations by angles that grow with the position."""
-        angle = torch.arange(hidden.shape[1], device=hidden.device)[:, None] / (
-            1 + torch.arange(module.head_dim // 2, device=hidden.device)
-        )
-        angle = torch.cat((angle, angle), -1)[None].to(hidden.dtype)
+        """With rotations."""
         return {
             **super().example(module, hidden, mask),
-            "position_embeddings": (angle.cos(), angle.sin()),
+            "position_embeddings": example_rotation(hidden, module.head_dim),
         }
