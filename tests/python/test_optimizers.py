@@ -7,7 +7,7 @@ import torch
 
 import headkit as hk
 
-from .families import FAMILIES, HEADS, tensor
+from .families import FAMILIES, HEADS, result
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05),
@@ -27,7 +27,7 @@ MASK = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]])
 
 
 def loss(model, inputs):
-    return tensor(model(**inputs)).pow(2).mean()
+    return result(model, inputs).pow(2).mean()
 
 
 def step(model, optimizer, inputs):
