@@ -1,3 +1,4 @@
+#include <headkit/core/error.h>
 #include <headkit/core/flops.h>
 #include <headkit/core/gate_set.h>
 #include <headkit/core/head_layout.h>
@@ -37,24 +38,33 @@ Args:
     head_dim: width of one head.
     model_dim: width of the residual stream.
     feed_forward: neurons of a layer's feed-forward block; 0 = none.
+    kv_heads: heads of K and V per layer, a divisor of ``heads``; default ``heads``.
 Example:
     >>> headkit.HeadLayout(6, 12, 32, 384, 1536).total_heads
     72
 )pbdoc")
       .def(py::init([](int64_t layers, int64_t heads, int64_t head_dim, int64_t model_dim,
-                       int64_t feed_forward) {
-             HeadLayout layout{layers, heads, head_dim, model_dim, feed_forward};
+                       int64_t feed_forward, std::optional<int64_t> kv_heads) {
+             HEADKIT_CHECK(kv_heads.value_or(1) > 0, "head_layout", "kv_heads of at least 1",
+                           *kv_heads);
+             HeadLayout layout{layers,    heads,        head_dim,
+                               model_dim, feed_forward, kv_heads.value_or(0)};
              layout.check("head_layout");
              return layout;
            }),
            py::arg("layers"), py::arg("heads"), py::arg("head_dim"), py::arg("model_dim"),
-           py::arg("feed_forward") = 0)
+           py::arg("feed_forward") = 0, py::arg("kv_heads") = py::none())
       .def_readonly("layers", &HeadLayout::layers)
       .def_readonly("heads", &HeadLayout::heads)
       .def_readonly("head_dim", &HeadLayout::head_dim)
       .def_readonly("model_dim", &HeadLayout::model_dim)
       .def_readonly("feed_forward", &HeadLayout::feed_forward)
+      .def_property_readonly("kv_heads", &HeadLayout::key_value_heads)
       .def_property_readonly("total_heads", &HeadLayout::total_heads)
+      .def("kv_heads_of", &HeadLayout::kv_heads_of, py::arg("kept"),
+           "The KV heads that some heads read, ascending: those that stay when these heads stay.")
+      .def("kv_places_of", &HeadLayout::kv_places_of, py::arg("kept"),
+           "For each of some heads the place of its KV head in ``kv_heads_of(kept)``.")
       .def("to_json", &HeadLayout::to_json)
       .def_static("from_json", &HeadLayout::from_json, py::arg("text"))
       .def("__eq__", [](const HeadLayout& a, const HeadLayout& b) { return a == b; })
@@ -234,11 +244,16 @@ void register_core(py::module_& m) {
   register_gate_set(m);
   register_work_list(m);
   m.def("attention_flops", &attention_flops, py::arg("layout"), py::arg("active_heads"),
-        py::arg("tokens"), "FLOPs of ``active_heads`` heads of one sample: 4*T*dh*(2*D+T) a head.");
+        py::arg("tokens"), py::arg("active_kv_heads") = py::none(), R"pbdoc(
+FLOPs of ``active_heads`` heads of one sample.
+
+4*T*dh*(D+T) a head and 4*T*dh*D a KV head that runs: 4*T*dh*(2*D+T) a head where each has its own.
+Without ``active_kv_heads`` the most that there can be.
+)pbdoc");
   m.def("feed_forward_flops", &feed_forward_flops, py::arg("layout"), py::arg("tokens"),
         "FLOPs of one feed-forward block for one sample: 4*T*D*F.");
   m.def("encoder_flops", &encoder_flops, py::arg("layout"), py::arg("active_heads"),
-        py::arg("tokens"), R"pbdoc(
+        py::arg("tokens"), py::arg("active_kv_heads") = py::none(), R"pbdoc(
 FLOPs of a whole encoder for one sample: its open heads and every feed-forward block.
 
 Example:

@@ -429,12 +429,14 @@ Attributes:
     output: as the model's head gives it, in batch order.
     gates: GateSet; ``heads`` [batch, layers, heads] are the gates behind each output.
     heads_run: int64 [batch], heads computed, re-runs included.
+    kv_heads_run: int64 [batch], KV heads computed, re-runs included.
     layers_run: int64 [batch], layers and so feed-forward blocks computed, re-runs included.
     records: JSON lines, one an example, where asked for (``read_decision_records``).
 )pbdoc")
       .def_readonly("output", &PolicyRun::output)
       .def_readonly("gates", &PolicyRun::gates)
       .def_readonly("heads_run", &PolicyRun::heads_run)
+      .def_readonly("kv_heads_run", &PolicyRun::kv_heads_run)
       .def_readonly("layers_run", &PolicyRun::layers_run)
       .def_readonly("records", &PolicyRun::records)
       .def(

@@ -151,13 +151,36 @@ Args:
 What a caller wants to see of a run.
 
 Attributes:
-    attention_inputs: ask for the input of each attention layer.
-    attention_input: by layer run, shape [batch, tokens, model_dim] each; filled by the run.
+    attention_inputs: ask for the input of each attention block.
+    head_contexts: ask for what the heads of each block make of it.
+    attention_input: by block run, shape [batch, tokens, model_dim] each; filled by the run.
+    head_context: by block run, shape [batch, tokens, heads present, head_dim] each: output of each
+        head before gate and output projection. Tokens may differ between blocks.
+    valid: by block run, with ``head_context``: bool, shape [batch, tokens], true = token; None = all
+        are tokens.
 )pbdoc")
-      .def(py::init([](bool attention_inputs) { return Taps{attention_inputs, {}}; }),
-           py::kw_only(), py::arg("attention_inputs") = false)
+      .def(py::init([](bool attention_inputs, bool head_contexts) {
+             Taps taps;
+             taps.attention_inputs = attention_inputs;
+             taps.head_contexts = head_contexts;
+             return taps;
+           }),
+           py::kw_only(), py::arg("attention_inputs") = false, py::arg("head_contexts") = false)
       .def_readonly("attention_inputs", &Taps::attention_inputs)
-      .def_readwrite("attention_input", &Taps::attention_input);
+      .def_readonly("head_contexts", &Taps::head_contexts)
+      .def_readwrite("attention_input", &Taps::attention_input)
+      .def_readwrite("head_context", &Taps::head_context)
+      .def_property(
+          "valid",
+          [](const Taps& taps) {
+            std::vector<std::optional<at::Tensor>> valid;
+            for (const at::Tensor& each : taps.valid) valid.push_back(or_none(each));
+            return valid;
+          },
+          [](Taps& taps, const std::vector<std::optional<at::Tensor>>& valid) {
+            taps.valid.clear();
+            for (const auto& each : valid) taps.valid.push_back(or_undefined(each));
+          });
 }
 
 void register_gated_model(py::module_& m) {

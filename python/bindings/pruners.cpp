@@ -94,18 +94,21 @@ Example:
   m.def(
       "slice_heads",
       [](const AttentionWeights& weights, int64_t num_heads, const std::vector<int64_t>& kept,
-         const std::optional<at::Tensor>& added_output) {
-        return slice_heads(weights, num_heads, kept, or_undefined(added_output));
+         const std::optional<at::Tensor>& added_output,
+         const std::optional<std::vector<int64_t>>& kv_head) {
+        return slice_heads(weights, num_heads, kept, or_undefined(added_output), kv_head);
       },
       py::arg("weights"), py::arg("num_heads"), py::arg("kept"),
-      py::arg("added_output") = py::none(), Unlocked(), R"pbdoc(
-The weights of some heads: their rows of q, k, v and columns of o, copied.
+      py::arg("added_output") = py::none(), py::arg("kv_head") = py::none(), Unlocked(), R"pbdoc(
+The weights of some heads, copied: their rows of q and columns of o, and the rows of k and v of
+exactly the KV heads that they read.
 
 Args:
     weights: AttentionWeights of ``num_heads`` heads.
     num_heads: heads in ``weights``.
     kept: places of the heads that stay, ascending.
     added_output: shape [model_dim], folded into the output bias.
+    kv_head: the KV head of each head, places within k and v; default evenly shared.
 Returns:
     AttentionWeights
 )pbdoc");

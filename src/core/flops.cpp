@@ -1,11 +1,35 @@
 #include "headkit/core/flops.h"
 
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <string>
+
+#include "headkit/core/error.h"
+
 namespace headkit {
 
-double attention_flops(const HeadLayout& layout, double active_heads, int64_t tokens) {
+at::Tensor active_kv_heads(const HeadLayout& layout, const at::Tensor& active) {
+  HEADKIT_CHECK(active.dim() >= 2 && active.size(-1) == layout.heads, "active_kv_heads",
+                "active heads of shape [..., layers, " + std::to_string(layout.heads) + "]",
+                "shape ", active.sizes());
+  const int64_t kv_heads = layout.key_value_heads();
+  return active.to(at::kCPU, at::kBool)
+      .unflatten(-1, {kv_heads, layout.heads / kv_heads})
+      .any(-1)
+      .sum({-2, -1}, false, at::kLong);
+}
+
+double attention_flops(const HeadLayout& layout, double active_heads, int64_t tokens,
+                       std::optional<double> active_kv_heads) {
   const double length = static_cast<double>(tokens);
-  return active_heads * 4.0 * length * static_cast<double>(layout.head_dim) *
-         (2.0 * static_cast<double>(layout.model_dim) + length);
+  const double width = static_cast<double>(layout.model_dim);
+  double kv_heads = active_kv_heads.value_or(active_heads);
+  if (!active_kv_heads && layout.key_value_heads() != layout.heads) {
+    kv_heads = std::min(kv_heads, static_cast<double>(layout.layers * layout.key_value_heads()));
+  }
+  return 4.0 * length * static_cast<double>(layout.head_dim) *
+         (active_heads * (width + length) + kv_heads * width);
 }
 
 double feed_forward_flops(const HeadLayout& layout, int64_t tokens) {
@@ -13,8 +37,9 @@ double feed_forward_flops(const HeadLayout& layout, int64_t tokens) {
          static_cast<double>(layout.feed_forward);
 }
 
-double encoder_flops(const HeadLayout& layout, double active_heads, int64_t tokens) {
-  return attention_flops(layout, active_heads, tokens) +
+double encoder_flops(const HeadLayout& layout, double active_heads, int64_t tokens,
+                     std::optional<double> active_kv_heads) {
+  return attention_flops(layout, active_heads, tokens, active_kv_heads) +
          static_cast<double>(layout.layers) * feed_forward_flops(layout, tokens);
 }
 

@@ -2,6 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <set>
+#include <utility>
+
 #include "headkit/core/flops.h"
 #include "headkit/core/version.h"
 
@@ -37,8 +40,13 @@ DecisionRecord start_record(const GatePolicy& policy, const GatePolicy::State& s
 void finish_record(DecisionRecord& record, GatePolicy::State& state) {
   record.heads_run = record.active();
   if (record.layout.model_dim > 0) {
-    record.flops_run =
-        encoder_flops(record.layout, static_cast<double>(record.heads_run), record.tokens);
+    std::set<std::pair<int64_t, int64_t>> kv_heads;
+    for (const HeadDecision& decision : record.heads) {
+      if (decision.gate == 0) continue;
+      kv_heads.insert({decision.layer, record.layout.kv_head(decision.head)});
+    }
+    record.flops_run = encoder_flops(record.layout, static_cast<double>(record.heads_run),
+                                     record.tokens, static_cast<double>(kv_heads.size()));
     record.flops_dense = encoder_flops(
         record.layout, static_cast<double>(record.layout.total_heads()), record.tokens);
   }

@@ -112,6 +112,7 @@ PolicyRun Escalation::run(GatedModel& model, const Batch& batch, const RunOption
   run.gates = low_gates;
   run.gates.heads = low_gates.heads.unsqueeze(0).repeat({samples, 1, 1});
   run.heads_run = at::full({samples}, low.count(), at::kLong);
+  run.kv_heads_run = active_kv_heads(layout, low.keep()).expand({samples}).clone();
   run.layers_run = at::full({samples}, layers, at::kLong);
   if (again.size(0) > 0) {
     const ModelState rest = model.select(prefix, again);
@@ -120,8 +121,9 @@ PolicyRun Escalation::run(GatedModel& model, const Batch& batch, const RunOption
     run.output = run.output.index_copy(0, index, second);
     run.gates.heads.index_copy_(0, index,
                                 high_gates.heads.unsqueeze(0).repeat({again.size(0), 1, 1}));
-    const int64_t extra = high.keep().slice(0, shared).sum().item<int64_t>();
-    run.heads_run.index_fill_(0, again, low.count() + extra);
+    const at::Tensor extra = high.keep().slice(0, shared);
+    run.heads_run.index_fill_(0, again, low.count() + extra.sum().item<int64_t>());
+    run.kv_heads_run.index_add_(0, again, active_kv_heads(layout, extra).expand({again.size(0)}));
     run.layers_run.index_fill_(0, again, 2 * layers - shared);
   }
   if (!options.record) return run;
@@ -141,7 +143,8 @@ PolicyRun Escalation::run(GatedModel& model, const Batch& batch, const RunOption
     record.threshold = settings_.threshold;
     record.risk_bound = settings_.risk;
     record.heads_run = run.heads_run[b].item<int64_t>();
-    record.flops_run = attention_flops(layout, static_cast<double>(record.heads_run), tokens[b]) +
+    record.flops_run = attention_flops(layout, static_cast<double>(record.heads_run), tokens[b],
+                                       run.kv_heads_run[b].item<double>()) +
                        run.layers_run[b].item<double>() * feed_forward_flops(layout, tokens[b]);
     record.flops_dense =
         encoder_flops(layout, static_cast<double>(layout.total_heads()), tokens[b]);

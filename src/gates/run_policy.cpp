@@ -31,8 +31,9 @@ PolicyRun run_policy(GatedModel& model, const Batch& batch, const GatePolicy& po
                 "a policy that gives gates of shape [batch, layers, heads]", policy.name());
   run.gates.check("run_policy", samples, layout.layers, layout.heads);
   run.output = model.head(model.run(embedded, 0, layout.layers, run.gates));
-  const at::Tensor open = run.gates.heads.cpu() != 0;
-  run.heads_run = open.logical_and(present.keep()).sum({1, 2}, false, at::kLong);
+  const at::Tensor active = (run.gates.heads.cpu() != 0).logical_and(present.keep());
+  run.heads_run = active.sum({1, 2}, false, at::kLong);
+  run.kv_heads_run = active_kv_heads(layout, active);
   run.layers_run = at::full({samples}, layout.layers, at::kLong);
   run.records = std::move(state->records);
   return run;
@@ -48,7 +49,7 @@ at::Tensor run_flops(const HeadLayout& layout, const PolicyRun& run, const at::T
     const int64_t count = length.const_data_ptr<int64_t>()[b];
     flops.mutable_data_ptr<double>()[b] =
         attention_flops(layout, static_cast<double>(run.heads_run.const_data_ptr<int64_t>()[b]),
-                        count) +
+                        count, static_cast<double>(run.kv_heads_run.const_data_ptr<int64_t>()[b])) +
         static_cast<double>(run.layers_run.const_data_ptr<int64_t>()[b]) *
             feed_forward_flops(layout, count);
   }

@@ -53,25 +53,38 @@ at::Tensor mean_head_outputs(GatedModel& model, const DataSource& data,
     const int64_t examples = state.hidden.size(0);
     const at::Tensor is_closed = closed_samples(gates, examples, layout);
     Taps taps;
-    taps.attention_inputs = true;
+    taps.attention_inputs = taps.head_contexts = true;
     model.run(state, 0, layout.layers, gates, &taps);
-    HEADKIT_CHECK(static_cast<int64_t>(taps.attention_input.size()) == layout.layers, kName,
-                  "the input of every attention layer", taps.attention_input.size(), " of ",
-                  layout.layers);
+    const bool has_contexts = static_cast<int64_t>(taps.head_context.size()) == layout.layers &&
+                              taps.valid.size() == taps.head_context.size();
+    HEADKIT_CHECK(
+        has_contexts || static_cast<int64_t>(taps.attention_input.size()) == layout.layers, kName,
+        "the head contexts of every attention block", taps.head_context.size(), " of ",
+        layout.layers);
     if (state.hidden.scalar_type() == at::kDouble) dtype = at::kDouble;
-    AttentionInput input;
-    at::Tensor valid = at::ones({examples, state.hidden.size(1)}, at::kDouble);
-    if (state.attention_mask.defined()) {
-      input.key_padding_mask(state.attention_mask);
-      valid = state.attention_mask.to(at::kCPU, at::kDouble);
-    }
-    const at::Tensor tokens = valid.sum(1);  // [B]
     for (int64_t layer = 0; layer < layout.layers; ++layer) {
       const std::vector<int64_t> heads = present.layer_heads(layer);
       if (heads.empty()) continue;
-      const at::Tensor context = head_contexts(taps.attention_input[layer], model.attention(layer),
-                                               static_cast<int64_t>(heads.size()), input)
-                                     .to(at::kCPU, at::kDouble);
+      at::Tensor context, valid;  // [B, T, h, dh], bool [B, T]
+      if (has_contexts) {
+        context = taps.head_context[layer];
+        valid = taps.valid[layer];
+      } else {
+        AttentionInput input;
+        valid = state.attention_mask;
+        if (valid.defined()) input.key_padding_mask(valid);
+        context = head_contexts(taps.attention_input[layer], model.attention(layer),
+                                static_cast<int64_t>(heads.size()), input);
+      }
+      context = context.to(at::kCPU, at::kDouble);
+      valid = valid.defined() ? valid.to(at::kCPU, at::kDouble)
+                              : at::ones({examples, context.size(1)}, at::kDouble);
+      const std::vector<int64_t> shape{examples, valid.size(1), static_cast<int64_t>(heads.size()),
+                                       layout.head_dim};
+      HEADKIT_CHECK(context.sizes() == at::IntArrayRef(shape), kName,
+                    c10::str("a head context of shape ", at::IntArrayRef(shape)), "shape ",
+                    context.sizes(), " in layer ", layer);
+      const at::Tensor tokens = valid.sum(1);  // [B]
       const at::Tensor sum = at::einsum("bt,bthd->bhd", {valid, context});
       const at::Tensor index = at::tensor(heads, at::kLong);
       const at::Tensor share = is_closed.select(1, layer).index_select(1, index);  // [B, h]

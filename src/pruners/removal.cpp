@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <exception>
+#include <set>
+#include <string>
 
 #include "headkit/core/error.h"
 
@@ -20,6 +22,31 @@ at::Tensor rows_of(const std::vector<int64_t>& kept, int64_t head_dim, const at:
   return at::tensor(rows, at::kLong).to(device);
 }
 
+// The KV heads that `kept` read, ascending.
+std::vector<int64_t> kv_heads_read(const AttentionWeights& weights, int64_t num_heads,
+                                   int64_t head_dim, const std::vector<int64_t>& kept,
+                                   const std::optional<std::vector<int64_t>>& kv_head) {
+  if (kept.empty() || head_dim == 0) return {};
+  const int64_t rows = weights.k.size(0), kv_heads = rows / head_dim;
+  HEADKIT_CHECK(rows % head_dim == 0 && weights.v.size(0) == rows, "slice_heads",
+                "key and value rows of whole heads", rows, " and ", weights.v.size(0),
+                " with dh = ", head_dim);
+  HEADKIT_CHECK(kv_head ? static_cast<int64_t>(kv_head->size()) == num_heads
+                        : kv_heads > 0 && num_heads % kv_heads == 0,
+                "slice_heads",
+                kv_head ? "a kv_head for each of " + std::to_string(num_heads) + " heads"
+                        : "heads divisible by their KV heads, or kv_head",
+                kv_head ? kv_head->size() : kv_heads);
+  std::set<int64_t> read;
+  for (const int64_t head : kept) {
+    const int64_t place = kv_head ? (*kv_head)[head] : head / (num_heads / kv_heads);
+    HEADKIT_CHECK_INDEX(place >= 0 && place < kv_heads, "slice_heads",
+                        "KV heads below " + std::to_string(kv_heads), place);
+    read.insert(place);
+  }
+  return {read.begin(), read.end()};
+}
+
 struct LayerChange {
   int64_t layer = 0;
   AttentionWeights before, after;
@@ -29,7 +56,8 @@ struct LayerChange {
 }  // namespace
 
 AttentionWeights slice_heads(const AttentionWeights& weights, int64_t num_heads,
-                             const std::vector<int64_t>& kept, const at::Tensor& added_output) {
+                             const std::vector<int64_t>& kept, const at::Tensor& added_output,
+                             const std::optional<std::vector<int64_t>>& kv_head) {
   HEADKIT_CHECK(
       weights.q.defined() && weights.k.defined() && weights.v.defined() && weights.o.defined(),
       "slice_heads", "weights q, k, v and o", "some undefined");
@@ -43,18 +71,22 @@ AttentionWeights slice_heads(const AttentionWeights& weights, int64_t num_heads,
     previous = head;
   }
   const c10::NoGradGuard no_grad;
-  const at::Tensor rows = rows_of(kept, num_heads > 0 ? width / num_heads : 0, weights.q.device());
-  const auto cut = [&](const at::Tensor& tensor, int64_t axis) {
-    return tensor.defined() ? tensor.detach().index_select(axis, rows).contiguous() : at::Tensor();
+  const int64_t head_dim = num_heads > 0 ? width / num_heads : 0;
+  const at::Tensor rows = rows_of(kept, head_dim, weights.q.device());
+  const at::Tensor kv_rows = rows_of(kv_heads_read(weights, num_heads, head_dim, kept, kv_head),
+                                     head_dim, weights.q.device());
+  const auto cut = [](const at::Tensor& tensor, int64_t axis, const at::Tensor& chosen) {
+    return tensor.defined() ? tensor.detach().index_select(axis, chosen).contiguous()
+                            : at::Tensor();
   };
   AttentionWeights sliced;
-  sliced.q = cut(weights.q, 0);
-  sliced.k = cut(weights.k, 0);
-  sliced.v = cut(weights.v, 0);
-  sliced.o = cut(weights.o, 1);
-  sliced.q_bias = cut(weights.q_bias, 0);
-  sliced.k_bias = cut(weights.k_bias, 0);
-  sliced.v_bias = cut(weights.v_bias, 0);
+  sliced.q = cut(weights.q, 0, rows);
+  sliced.k = cut(weights.k, 0, kv_rows);
+  sliced.v = cut(weights.v, 0, kv_rows);
+  sliced.o = cut(weights.o, 1, rows);
+  sliced.q_bias = cut(weights.q_bias, 0, rows);
+  sliced.k_bias = cut(weights.k_bias, 0, kv_rows);
+  sliced.v_bias = cut(weights.v_bias, 0, kv_rows);
   if (weights.o_bias.defined()) sliced.o_bias = weights.o_bias.detach().clone();
   if (added_output.defined()) {
     HEADKIT_CHECK(added_output.dim() == 1 && added_output.size(0) == weights.o.size(0),
@@ -109,8 +141,13 @@ void remove_heads(GatedModel& model, const HeadMask& mask, const at::Tensor& dro
                   .sum(0);
     }
     change.before = model.attention(layer);
-    change.after =
-        slice_heads(change.before, static_cast<int64_t>(change.heads_before.size()), places, added);
+    // Some models hold keys and values for each head though they share them.
+    std::optional<std::vector<int64_t>> kv_head;
+    if (change.before.k.size(0) != change.before.q.size(0)) {
+      kv_head = layout.kv_places_of(change.heads_before);
+    }
+    change.after = slice_heads(change.before, static_cast<int64_t>(change.heads_before.size()),
+                               places, added, kv_head);
     changes.push_back(std::move(change));
   }
 

@@ -79,6 +79,28 @@ def test_a_python_model_is_a_gated_model():
         model(batch, hk.GateSet(torch.ones(3, 3)))
 
 
+def test_taps_carry_head_contexts_across_the_border():
+    taps = hk.Taps(head_contexts=True)
+    assert taps.head_contexts and not taps.attention_inputs
+    assert taps.head_context == [] and taps.valid == []
+    context = torch.rand(2, 4, 3, 2)
+    taps.head_context = [*taps.head_context, context]
+    taps.valid = [*taps.valid, None, torch.ones(2, 4, dtype=torch.bool)]
+    assert taps.head_context[0] is context
+    assert taps.valid[0] is None and taps.valid[1].all()
+
+
+def test_a_layout_knows_shared_kv_heads():
+    own, shared = hk.HeadLayout(2, 6, 4, 24), hk.HeadLayout(2, 6, 4, 24, kv_heads=3)
+    assert own.kv_heads == 6 and shared.kv_heads == 3
+    assert own == hk.HeadLayout(2, 6, 4, 24, kv_heads=6) and own != shared
+    assert hk.HeadLayout.from_json(shared.to_json()) == shared
+    assert shared.kv_heads_of([1, 4, 5]) == [0, 2] and shared.kv_places_of([1, 4, 5]) == [0, 1, 1]
+    for wrong in (4, 0, -1):
+        with pytest.raises(ValueError, match=r"\[head_layout\] expected kv_heads"):
+            hk.HeadLayout(2, 6, 4, 24, kv_heads=wrong)
+
+
 def test_errors_of_a_python_model_keep_their_type():
     with pytest.raises(IndexError, match="found 5"):
         Scaled().attention(5)

@@ -5,6 +5,7 @@
 
 #include <numeric>
 
+#include "headkit/attention/reference.h"
 #include "headkit/core/error.h"
 #include "support/golden.h"
 
@@ -46,6 +47,15 @@ ModelState ToyModel::run(const ModelState& state, int64_t first, int64_t last, c
     if (taps != nullptr && taps->attention_inputs) taps->attention_input.push_back(next.hidden);
     AttentionInput input;
     if (next.attention_mask.defined()) input.key_padding_mask(next.attention_mask);
+    if (layout_.key_value_heads() != layout_.heads) {
+      input.num_kv_heads(static_cast<int64_t>(layout_.kv_heads_of(kept_[l]).size()))
+          .kv_head(layout_.kv_places_of(kept_[l]));
+    }
+    if (taps != nullptr && taps->head_contexts) {
+      taps->head_context.push_back(
+          head_contexts(next.hidden, layers_[l], static_cast<int64_t>(kept_[l].size()), input));
+      taps->valid.push_back(next.attention_mask);
+    }
     const at::Tensor kept = at::tensor(kept_[l], at::kLong);
     if (const at::Tensor gate = gates.layer_gate(l); gate.defined()) {
       input.gate(gate.index_select(-1, kept)).skip(gates.skip);
@@ -74,6 +84,10 @@ void ToyModel::replace_attention(int64_t layer, const AttentionWeights& weights,
                                  const std::vector<int64_t>& kept) {
   HEADKIT_CHECK(weights.q.size(0) == static_cast<int64_t>(kept.size()) * layout_.head_dim,
                 "replace_attention", "weights of the kept heads", weights.q.size(0), " rows");
+  const auto kv_heads = static_cast<int64_t>(layout_.kv_heads_of(kept).size());
+  HEADKIT_CHECK(
+      weights.k.size(0) == kv_heads * layout_.head_dim && weights.v.sizes() == weights.k.sizes(),
+      "replace_attention", "keys and values that the kept heads read", weights.k.size(0), " rows");
   layers_.at(layer) = weights;
   kept_.at(layer) = kept;
 }
@@ -132,17 +146,18 @@ std::shared_ptr<ToyModel> random_toy_model(HeadLayout layout, int64_t classes, u
     return at::randn(shape, generator, at::kDouble) * scale;
   };
   const int64_t width = layout.heads * layout.head_dim;
+  const int64_t kv_width = layout.key_value_heads() * layout.head_dim;
   const double in = 1.0 / std::sqrt(static_cast<double>(layout.model_dim));
   std::vector<AttentionWeights> layers;
   for (int64_t l = 0; l < layout.layers; ++l) {
     AttentionWeights w;
     w.q = normal({width, layout.model_dim}, in);
-    w.k = normal({width, layout.model_dim}, in);
-    w.v = normal({width, layout.model_dim}, in);
+    w.k = normal({kv_width, layout.model_dim}, in);
+    w.v = normal({kv_width, layout.model_dim}, in);
     w.o = normal({layout.model_dim, width}, in);
     w.q_bias = normal({width}, 0.1);
-    w.k_bias = normal({width}, 0.1);
-    w.v_bias = normal({width}, 0.1);
+    w.k_bias = normal({kv_width}, 0.1);
+    w.v_bias = normal({kv_width}, 0.1);
     w.o_bias = normal({layout.model_dim}, 0.1);
     layers.push_back(w);
   }

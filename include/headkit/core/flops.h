@@ -1,20 +1,32 @@
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
+#include <optional>
 
 #include "headkit/core/head_layout.h"
 
 namespace headkit {
 
+/// KV heads that run where these heads are active, summed over layers: `active` bool [..., L', H]
+/// of some layers; int64 [...], CPU. A KV head runs for a sample when any of its query heads does.
+at::Tensor active_kv_heads(const HeadLayout& layout, const at::Tensor& active);
+
 /// FLOPs (multiply-add = 2) that an ideal skipper spends on `active_heads` heads of one sample with
-/// `tokens` tokens: 4 * T * dh * (2 * D + T) a head (projections 8*T*D*dh, core 4*T^2*dh).
-double attention_flops(const HeadLayout& layout, double active_heads, int64_t tokens);
+/// `tokens` tokens, whose keys and values come from `active_kv_heads` KV heads: 4 * T * dh * (D +
+/// T) a head (projections of Q and O 4*T*D*dh, core 4*T^2*dh) and 4 * T * dh * D a KV head. Without
+/// `active_kv_heads` each head has its own; in a layout of shared KV heads the most that one run
+/// can need.
+double attention_flops(const HeadLayout& layout, double active_heads, int64_t tokens,
+                       std::optional<double> active_kv_heads = std::nullopt);
 
 /// FLOPs of one feed-forward block (two linear maps) for one sample: 4 * T * D * F.
 double feed_forward_flops(const HeadLayout& layout, int64_t tokens);
 
 /// FLOPs of a whole encoder for one sample: `active_heads` heads over all layers and every
 /// feed-forward block. Embeddings, norms, softmax and the task head are not counted.
-double encoder_flops(const HeadLayout& layout, double active_heads, int64_t tokens);
+double encoder_flops(const HeadLayout& layout, double active_heads, int64_t tokens,
+                     std::optional<double> active_kv_heads = std::nullopt);
 
 }  // namespace headkit

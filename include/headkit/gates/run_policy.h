@@ -15,11 +15,12 @@ struct RunOptions {
 
 /// What came out and what it cost.
 struct PolicyRun {
-  at::Tensor output;      ///< as `head` of the model gives it, in batch order
-  GateSet gates;          ///< heads [B, L, H]: the gates behind each output
-  at::Tensor heads_run;   ///< int64 [B]: heads computed, re-runs included
-  at::Tensor layers_run;  ///< int64 [B]: layers, hence feed-forward blocks, re-runs included
-  std::string records;    ///< JSON lines, one an example, where asked for
+  at::Tensor output;        ///< as `head` of the model gives it, in batch order
+  GateSet gates;            ///< heads [B, L, H]: the gates behind each output
+  at::Tensor heads_run;     ///< int64 [B]: heads computed, re-runs included
+  at::Tensor kv_heads_run;  ///< int64 [B]: KV heads computed, re-runs included
+  at::Tensor layers_run;    ///< int64 [B]: layers, hence feed-forward blocks, re-runs included
+  std::string records;      ///< JSON lines, one an example, where asked for
 };
 
 /// Runs a batch under any policy: an early gate decides after `embed`; escalation runs the model

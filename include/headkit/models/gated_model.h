@@ -34,8 +34,15 @@ struct ModelState {
 
 /// What a caller wants to see of a run. Ask by setting a flag; read the vectors afterwards.
 struct Taps {
-  bool attention_inputs = false;            ///< ask for the input of each attention layer
-  std::vector<at::Tensor> attention_input;  ///< by layer run, [B, T, D]
+  bool attention_inputs = false;  ///< ask for the input of each attention block
+  bool head_contexts = false;     ///< ask for what the heads of each block make of it
+
+  std::vector<at::Tensor> attention_input = {};  ///< by block run, [B, T, D]
+  /// By block run, [B, T, heads present, dh]: output of each head before gate and output
+  /// projection. T may differ between blocks.
+  std::vector<at::Tensor> head_context = {};
+  /// By block run, with `head_context`: bool [B, T], true = token; undefined = all are tokens.
+  std::vector<at::Tensor> valid = {};
 };
 
 /// A transformer whose heads have gates: the one interface that scorers, pruners, policies and
@@ -63,7 +70,8 @@ class GatedModel {
   /// The state of these samples, in this order; `index`: int64 [n].
   virtual ModelState select(const ModelState& state, const at::Tensor& index);
 
-  /// Weights of a layer's attention, of the heads that are physically there (original order).
+  /// Weights of a layer's attention, of the heads that are physically there (original order). K and
+  /// V hold exactly the KV heads that these read, ascending (HeadLayout::kv_heads_of).
   virtual AttentionWeights attention(int64_t layer) = 0;
   /// Puts new attention weights in place; `kept` are the original indices of their heads. Must not
   /// fail half-way.

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "headkit/attention/gated_attention.h"
@@ -11,18 +12,21 @@
 
 namespace headkit {
 
-/// The weights of the heads `kept` (places within `weights`, ascending): their rows of q, k, v and
-/// columns of o, copied. `added_output` [D], where defined, is folded into the output bias, which
-/// is made where there was none. Source: Michel, Levy, Neubig 2019.
+/// The weights of the heads `kept` (places within `weights`, ascending): their rows of q and
+/// columns of o, and the rows of k and v of exactly the KV heads that they read, ascending; copied.
+/// `kv_head`: the KV head of each head, places within k and v; default h / (H / Hkv).
+/// `added_output` [D], where defined, is folded into the output bias, which is made where there was
+/// none. Source: Michel, Levy, Neubig 2019.
 AttentionWeights slice_heads(const AttentionWeights& weights, int64_t num_heads,
-                             const std::vector<int64_t>& kept, const at::Tensor& added_output = {});
+                             const std::vector<int64_t>& kept, const at::Tensor& added_output = {},
+                             const std::optional<std::vector<int64_t>>& kv_head = std::nullopt);
 
 /// Removes heads physically: what is outside `mask` (original indices) is cut from the weights of
-/// `model`. Heads that are gone already stay gone; remove(A) then remove(B) equals both at once.
-/// `dropped_output` [L, H, D], where defined, is folded into the output bias for every head that
-/// goes (mean compensation); otherwise removal equals a gate of 0. Everything is built before
-/// anything is replaced; it happens whole or not at all. Throws std::invalid_argument if the mask
-/// or `dropped_output` does not fit the model.
+/// `model`; a KV head goes with the last head that reads it. Heads that are gone already stay gone;
+/// remove(A) then remove(B) equals both at once. `dropped_output` [L, H, D], where defined, is
+/// folded into the output bias for every head that goes (mean compensation); otherwise removal
+/// equals a gate of 0. Everything is built before anything is replaced; it happens whole or not at
+/// all. Throws std::invalid_argument if the mask or `dropped_output` does not fit the model.
 void remove_heads(GatedModel& model, const HeadMask& mask, const at::Tensor& dropped_output = {});
 
 }  // namespace headkit

@@ -39,6 +39,47 @@ TEST(HeadLayoutTest, RoundTripsAndRefusesBadText) {
   EXPECT_THROW(HeadLayout::from_json(deep), std::invalid_argument);
 }
 
+TEST(HeadLayoutTest, KnowsSharedKvHeads) {
+  const HeadLayout own{6, 12, 32, 384, 1536}, shared{6, 12, 32, 384, 1536, 4};
+  EXPECT_EQ(own, (HeadLayout{6, 12, 32, 384, 1536, 12}));
+  EXPECT_FALSE(own == shared);
+  EXPECT_EQ(own.to_json().find("kv_heads"), std::string::npos);
+  EXPECT_EQ((HeadLayout{6, 12, 32, 384, 1536, 12}).to_json(), own.to_json());
+  EXPECT_EQ(HeadLayout::from_json(shared.to_json()), shared);
+  EXPECT_EQ(HeadLayout::from_json(shared.to_json()).key_value_heads(), 4);
+
+  const std::vector<int64_t> kept{0, 2, 7, 8, 9}, read{0, 2, 3}, places{0, 0, 1, 1, 2};
+  EXPECT_EQ(shared.kv_heads_of(kept), read);
+  EXPECT_EQ(shared.kv_places_of(kept), places);
+  EXPECT_EQ(own.kv_heads_of(kept), kept);
+  EXPECT_TRUE(shared.kv_heads_of({}).empty());
+
+  EXPECT_THROW((HeadLayout{6, 12, 32, 384, 1536, 5}).check("test"), std::invalid_argument);
+  EXPECT_THROW((HeadLayout{6, 12, 32, 384, 1536, -4}).check("test"), std::invalid_argument);
+  EXPECT_THROW(
+      HeadLayout::from_json(
+          R"({"layers":1,"heads":2,"head_dim":1,"model_dim":1,"feed_forward":0,"kv_heads":0})"),
+      std::invalid_argument);
+}
+
+// Multiply-adds of one layer of 4 heads and 2 KV heads, dh 3, D 5, T 7, counted matrix by matrix.
+TEST(FlopsTest, CountAKvHeadOnce) {
+  const HeadLayout layout{1, 4, 3, 5, 0, 2};
+  const double projection = 2.0 * 7 * 5 * 3, core = 2.0 * 2 * 7 * 7 * 3;
+  EXPECT_DOUBLE_EQ(attention_flops(layout, 3, 7, 1), 3 * (2 * projection + core) + 2 * projection);
+  EXPECT_DOUBLE_EQ(attention_flops(layout, 3, 7, 2), 3 * (2 * projection + core) + 4 * projection);
+  EXPECT_DOUBLE_EQ(attention_flops(layout, 4, 7), attention_flops(layout, 4, 7, 2));
+  EXPECT_DOUBLE_EQ(attention_flops(layout, 1, 7), attention_flops(layout, 1, 7, 1));
+  const HeadLayout own{1, 4, 3, 5, 0};
+  EXPECT_DOUBLE_EQ(attention_flops(own, 3, 7), attention_flops(own, 3, 7, 3));
+
+  const at::Tensor active =
+      at::tensor({1, 1, 0, 0, /**/ 0, 1, 1, 0, /**/ 0, 0, 0, 0}).view({3, 1, 4});
+  EXPECT_TRUE(at::equal(active_kv_heads(layout, active), at::tensor({1, 2, 0}, at::kLong)));
+  EXPECT_TRUE(at::equal(active_kv_heads(own, active), at::tensor({2, 2, 0}, at::kLong)));
+  EXPECT_THROW(active_kv_heads(layout, at::ones({3})), std::invalid_argument);
+}
+
 // Published totals: BERT-base at T = 128 costs 11,173,625,856 multiply-adds, GPT-2's shape at 1,024
 // tokens 106,300,440,576 (both models have 12 layers of 12 heads, D 768, F 3072).
 TEST(FlopsTest, MatchesPublishedTotals) {

@@ -3,7 +3,9 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "headkit/core/flops.h"
 #include "headkit/explain/decision_record.h"
+#include "headkit/gates/run_policy.h"
 #include "support/toy_model.h"
 
 namespace headkit {
@@ -113,6 +115,31 @@ TEST_F(EscalationTest, RefusesSetsThatAreNotNestedAndUseAsAGate) {
     FAIL();
   } catch (const std::invalid_argument& error) {
     EXPECT_NE(std::string(error.what()).find("hk.run"), std::string::npos) << error.what();
+  }
+}
+
+TEST(RunFlopsTest, CountSharedKvHeadsOnceForEachRun) {
+  const HeadLayout layout{2, 4, 2, 5, 6, 2};
+  const auto model = testing::random_toy_model(layout, 3, 1);
+  const Batch batch = testing::random_toy_batch(layout, 5, 4, 3, 2);
+  const HeadMask low(at::tensor({1, 0, 0, 0, 1, 1, 0, 0}).view({2, 4}));
+  const HeadMask high(at::tensor({1, 0, 0, 0, 1, 1, 1, 0}).view({2, 4}));
+  const at::Tensor tokens = batch.at("attention_mask").sum(1);
+  for (const double threshold : {0.0, 1.0}) {  // nobody and everybody escalates
+    const Escalation escalation({low, high, threshold, {}, std::nullopt, ""});
+    const PolicyRun run = run_policy(*model, batch, escalation, {.record = true});
+    const int64_t kv_heads = threshold == 0.0 ? 2 : 4;  // the last layer runs again with 2
+    EXPECT_TRUE(at::equal(run.kv_heads_run, at::full({5}, kv_heads, at::kLong)));
+    const auto records = read_decision_records(run.records);
+    for (int64_t b = 0; b < 5; ++b) {
+      const int64_t length = tokens[b].item<int64_t>();
+      const double heads = run.heads_run[b].item<double>();
+      const double expected =
+          4.0 * length * 2 * (heads * (5 + length) + static_cast<double>(kv_heads) * 5) +
+          run.layers_run[b].item<double>() * feed_forward_flops(layout, length);
+      EXPECT_DOUBLE_EQ(run_flops(layout, run, tokens)[b].item<double>(), expected);
+      EXPECT_DOUBLE_EQ(*records[b].flops_run, expected);
+    }
   }
 }
 

@@ -54,6 +54,26 @@ TEST(GatedModelTest, StagesComposeToTheWhole) {
   EXPECT_TRUE(at::allclose(finished, whole.index_select(0, index), 1e-12, 1e-12));
 }
 
+TEST(GatedModelTest, TapsShowWhatHeadsMakeOfTheirInput) {
+  const HeadLayout layout{2, 6, 4, 14, 0, 3};
+  const auto model = random_toy_model(layout, 3, 1);
+  const Batch batch = random_toy_batch(layout, 4, 6, 3, 2);
+  const GateSet gates{.heads = at::rand({4, 2, 6}, at::kDouble)};
+  Taps taps{.attention_inputs = true, .head_contexts = true};
+  const ModelState last = model->run(model->embed(batch), 0, 2, gates, &taps);
+  ASSERT_EQ(taps.head_context.size(), 2u);
+  ASSERT_EQ(taps.valid.size(), 2u);
+  EXPECT_TRUE(taps.valid[1].equal(batch.at("attention_mask")));
+  const AttentionWeights w = model->attention(1);
+  const at::Tensor gated =
+      taps.head_context[1] * gates.heads.select(1, 1).unsqueeze(1).unsqueeze(3);
+  EXPECT_TRUE(at::allclose(taps.attention_input[1] + at::linear(gated.flatten(2), w.o, w.o_bias),
+                           last.hidden));
+  Taps none;
+  model->run(model->embed(batch), 0, 2, gates, &none);
+  EXPECT_TRUE(none.head_context.empty() && none.valid.empty());
+}
+
 TEST(GatedModelTest, RefusesGatesThatDoNotFit) {
   const auto model = golden_toy_model();
   const Batch batch = golden_toy_batch();

@@ -4,6 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "headkit/attention/reference.h"
 #include "headkit/pruners/removal.h"
@@ -98,6 +102,67 @@ TEST(MeanOutputTest, WithGatesIsConditionalOnBeingClosed) {
   EXPECT_TRUE(at::allclose(
       mean_head_outputs(*model, BatchList({batch}), fixed),
       by_definition(*model, batch, fixed.gates, at::ones({8, 3, 4}, at::kDouble)), 1e-10, 1e-12));
+}
+
+// A causal block over x [B, T, D], then a block in which y [B, U, D] attends to its result; the
+// heads of both share KV heads.
+class CausalThenCross final : public GatedModel {
+ public:
+  CausalThenCross() : toy_(testing::random_toy_model(layout(), 3, 1)) {}
+  HeadLayout layout() const override { return {2, 4, 2, 5, 0, 2}; }
+  HeadMask heads() const override { return HeadMask::all(2, 4); }
+  ModelState embed(const Batch& batch) override { return toy_->embed(batch); }
+  at::Tensor head(const ModelState& state) override { return state.hidden; }
+  AttentionWeights attention(int64_t layer) override { return toy_->attention(layer); }
+  void replace_attention(int64_t, const AttentionWeights&, const std::vector<int64_t>&) override {}
+  std::vector<std::pair<std::string, at::Tensor>> parameters() override { return {}; }
+
+  /// Query tokens and what else block `layer` is given.
+  std::pair<at::Tensor, AttentionInput> call(int64_t layer, const ModelState& state) const {
+    AttentionInput input;
+    input.num_kv_heads(2).key_padding_mask(state.attention_mask);
+    if (layer == 0) return {state.hidden, input.is_causal(true)};
+    return {state.batch.at("y"), input.kv(state.hidden)};
+  }
+
+  ModelState run(const ModelState& state, int64_t first, int64_t last, const GateSet&,
+                 Taps* taps) override {
+    ModelState next = state;
+    for (int64_t layer = first; layer < last; ++layer) {
+      const auto [x, input] = call(layer, next);
+      if (taps != nullptr && taps->head_contexts) {
+        taps->head_context.push_back(head_contexts(x, attention(layer), 4, input));
+        taps->valid.push_back(layer == 0 ? next.attention_mask : at::Tensor());
+      }
+      next.hidden = x + gated_attention(x, attention(layer), 4, input);
+    }
+    next.layer = last;
+    return next;
+  }
+
+ private:
+  std::shared_ptr<testing::ToyModel> toy_;
+};
+
+TEST(MeanOutputTest, IsRightForCausalAndCrossAttentionOfOtherLengths) {
+  CausalThenCross model;
+  Batch batch = testing::random_toy_batch(model.layout(), 4, 6, 3, 2);
+  batch["y"] = at::randn({4, 3, 5}, at::kDouble);
+  at::Tensor expected = at::zeros({2, 4, 5}, at::kDouble);
+  ModelState state = model.embed(batch);
+  for (int64_t layer = 0; layer < 2; ++layer) {
+    const auto [x, input] = model.call(layer, state);
+    for (int64_t h = 0; h < 4; ++h) {
+      AttentionWeights alone = slice_heads(model.attention(layer), 4, {h});
+      alone.o_bias = at::Tensor();
+      const at::Tensor output =
+          reference_attention(x, alone, 1, AttentionInput(input).num_kv_heads(1));
+      expected[layer][h] =
+          layer == 0 ? output.index({state.attention_mask}).mean(0) : output.mean({0, 1});
+    }
+    state = model.run(state, layer, layer + 1, {}, nullptr);
+  }
+  EXPECT_TRUE(at::allclose(mean_head_outputs(model, BatchList({batch})), expected, 1e-10, 1e-12));
 }
 
 TEST(MeanOutputTest, RemovedHeadsHaveNone) {

@@ -115,6 +115,55 @@ TEST(RemovalTest, CompensationEqualsDroppedOutputGates) {
   EXPECT_EQ(model->fingerprint(), before);
 }
 
+// Heads 0-2 read KV head 0, heads 3-5 KV head 1.
+const HeadLayout kShared{.layers = 2, .heads = 6, .head_dim = 2, .model_dim = 5, .kv_heads = 2};
+
+TEST(RemovalTest, AKvHeadGoesWithTheLastHeadThatReadsIt) {
+  const auto model = testing::random_toy_model(kShared, 3, 1);
+  const AttentionWeights dense = model->attention(0);
+  remove_heads(*model, without(kShared, {{0, 0}, {0, 3}, {0, 4}, {1, 0}, {1, 1}, {1, 2}}));
+  EXPECT_TRUE(at::equal(model->attention(0).k, dense.k));
+  EXPECT_EQ(model->attention(0).q.size(0), 6);
+  EXPECT_EQ(model->attention(1).v.size(0), 2);
+  remove_heads(*model, without(kShared, {{0, 5}}));
+  EXPECT_TRUE(at::equal(model->attention(0).k, dense.k.slice(0, 0, 2)));
+  EXPECT_TRUE(at::equal(model->attention(0).v_bias, dense.v_bias.slice(0, 0, 2)));
+  EXPECT_TRUE(at::equal(model->attention(0).q, dense.q.slice(0, 2, 6)));
+  remove_heads(*model, without(kShared, {{0, 1}, {0, 2}}));
+  EXPECT_EQ(model->attention(0).k.size(0), 0);
+}
+
+TEST(RemovalTest, EqualsClosedGatesForAnyMaskOfSharedKvHeads) {
+  const Batch batch = testing::random_toy_batch(kShared, 6, 7, 3, 4);
+  for (int64_t bits = 0; bits < 4096; bits += 61) {
+    at::Tensor keep = at::zeros({12}, at::kBool);
+    for (int64_t i = 0; i < 12; ++i) keep[i] = ((bits >> i) & 1) != 0;
+    const HeadMask mask(keep.reshape({2, 6}));
+    const auto model = testing::random_toy_model(kShared, 3, 1);
+    const at::Tensor masked = (*model)(batch, gates_of(mask));
+    const HeadMask first = HeadMask(mask.keep().logical_or(at::rand({2, 6}).gt(0.5)));
+    const auto in_steps = testing::random_toy_model(kShared, 3, 1);
+    remove_heads(*in_steps, first);
+    remove_heads(*in_steps, mask);
+    remove_heads(*model, mask);
+    EXPECT_EQ(model->heads(), mask);
+    EXPECT_LE(max_difference((*model)(batch), masked), 1e-12) << mask.to_json();
+    EXPECT_EQ(in_steps->fingerprint(), model->fingerprint()) << mask.to_json();
+  }
+}
+
+TEST(RemovalTest, SlicesOfSharedKvHeads) {
+  const AttentionWeights weights = testing::random_toy_model(kShared, 3, 1)->attention(0);
+  const AttentionWeights half = slice_heads(weights, 6, {3, 5});
+  EXPECT_TRUE(at::equal(half.k, weights.k.slice(0, 2, 4)));
+  EXPECT_TRUE(at::equal(half.v, weights.v.slice(0, 2, 4)));
+  const std::vector<int64_t> kv_head{1, 1, 1, 1, 0, 1};
+  EXPECT_TRUE(at::equal(slice_heads(weights, 6, {4}, {}, kv_head).k, weights.k.slice(0, 0, 2)));
+  EXPECT_EQ(slice_heads(weights, 6, {}).k.size(0), 0);
+  EXPECT_THROW(slice_heads(weights, 6, {4}, {}, std::vector<int64_t>{0, 1}), std::invalid_argument);
+  EXPECT_THROW(slice_heads(weights, 6, {4}, {}, std::vector<int64_t>(6, 2)), std::out_of_range);
+}
+
 TEST(RemovalTest, WhatDoesNotFitLeavesTheModel) {
   const auto model = testing::random_toy_model(kLayout, 3, 1);
   const std::string before = model->fingerprint();
