@@ -18,8 +18,8 @@ struct KeyValues {
 /// Optional inputs of `project_kv`; unset members mean a plain projection.
 struct ProjectKvOptions {
   std::optional<at::Tensor> gate = {};  ///< [Hkv] or [B, Hkv], floating: 0 = closed, else open
-  std::optional<at::Tensor> rotary_cos = {},
-                            rotary_sin = {};     ///< [B or 1, S, dr]; see AttentionInput
+  std::optional<at::Tensor> rotary_cos = {};     ///< [B or 1, S, dr]; see AttentionInput
+  std::optional<at::Tensor> rotary_sin = {};     ///< as rotary_cos
   std::optional<at::Tensor> k_norm_weight = {};  ///< [dh]; see AttentionInput
   double norm_eps = 1e-6;
 };
