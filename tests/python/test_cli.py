@@ -218,8 +218,26 @@ def test_a_gate_is_fitted_saved_run_and_explained(folders, data, tmp_path):
     words = said(call("explain", "--model", out, "--text", texts[0]))
     assert f"{record.heads_run} of 12 heads run" in words and "linear_gate" in words
 
+    refused("*.json", "explain", "--model", out, "--text", "w1", "--out", tmp_path / "r.html")
     refused("new or empty", "fit", *arguments)
     refused("at most 12", "fit", *arguments[:4], "--out", tmp_path / "x", "--mean-heads", 13)
+
+
+def test_escalation_runs_and_is_explained(folders, data, tmp_path):
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folders["classifier"])
+    hk.attach(model.eval())
+    low = hk.HeadMask(torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]]))
+    hk.save(model, tmp_path / "m", policy=hk.Escalation(low, threshold=1))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders["classifier"])
+    tokenizer.save_pretrained(tmp_path / "m")
+    result = call("run", "--model", tmp_path / "m", "--text", "w1 w2", "--json")
+    assert result.exit_code == 0, said(result)
+    row = json.loads(result.stdout)["inputs"][0]
+    assert row["heads_run"] > 12, "the second run is counted too"
+    expected = dense_logits(folders["classifier"], ["w1 w2"])[0].softmax(-1)
+    assert row["output"]["classes"][0]["probability"] == pytest.approx(float(expected.max()))
+    told = said(call("explain", "--model", tmp_path / "m", "--text", "w1 w2"))
+    assert "escalation" in told and "confidence of the first run" in told
 
 
 def test_explain_says_that_there_is_no_policy(folders):

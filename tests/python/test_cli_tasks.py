@@ -92,6 +92,14 @@ def test_a_gated_language_model_writes_under_its_gate(lm, novel, tmp_path):
     assert record["units"] == ["w1", "w2", "w3"] and len(record["heads"]) == LAYERS * 4
 
 
+def test_a_policy_that_looks_at_the_output_cannot_write(lm, tmp_path):
+    model = hk.attach(transformers.AutoModelForCausalLM.from_pretrained(lm)).model
+    low = hk.HeadMask(torch.ones(LAYERS, 4))
+    hk.save(model, tmp_path / "m", policy=hk.Escalation(low, threshold=1))
+    transformers.AutoTokenizer.from_pretrained(lm).save_pretrained(tmp_path / "m")
+    refused("escalation", "run", "--model", tmp_path / "m", "--text", "w1")
+
+
 def test_texts_that_are_none(lm, tmp_path):
     empty = tmp_path / "empty.txt"
     empty.write_text(" \n")

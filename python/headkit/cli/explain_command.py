@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from headkit.cli.options import Audio, Image, Json, ModelName, TaskName, Text
-from headkit.cli.terminal import exit_codes, print_json, shown_progress
+from headkit.cli.terminal import exit_codes, print_json, quiet_transformers, shown_progress
 
 SIGNS = {"on": "+", "off": "-", "always_on": "A", "pruned": "x", "collapsed": "c"}
 SHOWN_PARTS = 3
@@ -37,8 +37,10 @@ def explain(
         from headkit.cli.records import record_input
         from headkit.files import write_json
 
+        if out is not None and out.suffix != ".json":
+            raise ValueError(f"[explain] expected a file named *.json as --out; found {out.name}")
         given = {"text": text, "image": image, "audio": audio}
-        with shown_progress() as show:
+        with quiet_transformers(), shown_progress() as show:
             prepared = prepare("explain", model, task, given, None, False, show)
             record, units = record_input(prepared)
             show("deciding", 1, 1)

@@ -15,7 +15,7 @@ from headkit.cli.options import (
     Seed,
     TaskName,
 )
-from headkit.cli.terminal import exit_codes, print_json, shown_progress
+from headkit.cli.terminal import exit_codes, print_json, quiet_transformers, shown_progress
 
 CALIBRATION = 4
 
@@ -47,7 +47,7 @@ def fit(
         from headkit.cli.job import check_new_folder, measure, rounded, save_model, start_job
 
         check_new_folder("fit", out)
-        with shown_progress() as show:
+        with quiet_transformers(), shown_progress() as show:
             job = start_job(model, task, data, limit, show)
             kind, gated = job.task, job.opened.gated
             if _C.make_objective(kind.OBJECTIVE).stationary_at_dense:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from headkit.cli.options import Audio, Image, Json, Limit, ModelName, TaskName, Text
-from headkit.cli.terminal import exit_codes, print_json, shown_progress
+from headkit.cli.terminal import exit_codes, print_json, quiet_transformers, shown_progress
 
 WIDTH = 40
 
@@ -50,7 +50,7 @@ def run(
         from headkit.cli.outputs import run_inputs
 
         given = {"text": text, "image": image, "audio": audio}
-        with shown_progress() as show:
+        with quiet_transformers(), shown_progress() as show:
             prepared = prepare("run", model, task, given, data, keep_all, show, limit)
             if every is not None and not prepared.task.GENERATES:
                 raise ValueError(

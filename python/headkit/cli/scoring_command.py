@@ -18,7 +18,7 @@ from headkit.cli.options import (
     Seed,
     TaskName,
 )
-from headkit.cli.terminal import exit_codes, print_json, shown_progress
+from headkit.cli.terminal import exit_codes, print_json, quiet_transformers, shown_progress
 
 Metric = Annotated[
     str | None,
@@ -55,7 +55,7 @@ def score(
         from headkit.files import write_text
 
         _check_metric("score", metric)
-        with shown_progress() as show:
+        with quiet_transformers(), shown_progress() as show:
             job = start_job(model, task, data, limit, show)
             headed, head = job.headed
             scores = _score(job, headed, metric, seed, show)
@@ -95,7 +95,7 @@ def prune(
         if not 0 <= keep <= 1:
             raise ValueError(f"[prune] expected --keep from 0 to 1; found {keep}")
         check_new_folder("prune", out)
-        with shown_progress() as show:
+        with quiet_transformers(), shown_progress() as show:
             job = start_job(model, task, data, limit, show)
             headed, head = job.headed
             scores = _score(job, headed, method, seed, show)

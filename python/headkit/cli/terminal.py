@@ -60,6 +60,31 @@ def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
         yield bar
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep bars and warnings of transformers out of what a command shows.
+
+    Raises:
+        RuntimeError: if it is not installed.
+    """
+    try:
+        from transformers.utils import logging
+    except ImportError as error:
+        raise RuntimeError(
+            f"[model] expected transformers; found: {error} (pip install 'headkit[hf]')"
+        ) from error
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def print_json(value: Any) -> None:
     """Write a value to standard output."""
     print(json.dumps(value, indent=1, allow_nan=False))
