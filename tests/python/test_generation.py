@@ -340,3 +340,68 @@ def test_eager_attentions_are_recorded_with_a_cache():
         found = model(ids, output_attentions=True).attentions
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    gates = torch.ones(LAYERS, HEADS)
+    gates[2, :2] = 0
+    with hk.gates(model, gates), oracle(plain, gates[None]), torch.no_grad():
+        expected = plain(ids, output_attentions=True).attentions
+        found = model(ids, output_attentions=True).attentions
+    torch.testing.assert_close(found[2][:, 2:], expected[2][:, 2:], atol=1e-5, rtol=0)
+    assert not found[2][:, :2].any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_removed_heads_generate_as_masked_ones(family):
+    plain, model = make(family), make(family)
+    gated = hk.attach(model)
+    inputs = prompts()
+    keep = torch.tensor([[0, 0, 0, 0], [1, 0, 1, 1], [0, 1, 0, 0]]).bool()
+    with oracle(plain, keep[None].float()):
+        expected = {way: generate(plain, inputs, **WAYS[way]) for way in WAYS}
+    hk.apply(gated, keep)
+    attention = [layer.self_attn for layer in model.model.layers]
+    width = attention[0].head_dim
+    assert [a.k_proj.out_features // width for a in attention] == [0, 2, 1]
+    for way, tokens in expected.items():
+        assert torch.equal(generate(model, inputs, **WAYS[way]), tokens), way
+    extra = torch.ones(3, LAYERS, HEADS)
+    extra[0, 1, 2:] = 0
+    with oracle(plain, extra * keep):
+        masked = generate(plain, inputs)
+    with hk.gates(model, extra):
+        assert torch.equal(generate(model, inputs), masked)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_groups_leave_a_plain_model(family):
+    plain, model = make(family), make(family)
+    gated = hk.attach(model)
+    inputs = prompts()
+    for keep in ([[1, 1, 0, 0]] * LAYERS, [[1, 0, 0, 1], [1, 1, 1, 1], [0, 1, 1, 0]]):
+        keep = torch.tensor(keep).bool()
+        model = make(family)
+        gated = hk.attach(model)
+        with oracle(plain, keep[None].float()):
+            expected = generate(plain, inputs)
+        hk.apply(gated, keep)
+        hk.detach(model)
+        assert torch.equal(generate(model, inputs), expected)
+        assert hk.attach(model).heads() == hk.HeadMask(keep)
+        assert torch.equal(generate(model, inputs), expected)
+
+
+@pytest.mark.parametrize(
+    ("keep", "reason"),
+    [
+        ([[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]], "keys that 2, 1 queries share"),
+        ([[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]], "no head left in layer 0"),
+    ],
+)
+def test_what_cannot_run_plainly_stays_attached(keep, reason):
+    model = make("Llama")
+    gated = hk.attach(model)
+    hk.apply(gated, torch.tensor(keep).bool())
+    inputs = prompts()
+    expected = generate(model, inputs)
+    with pytest.raises(ValueError, match=reason):
+        hk.detach(model)
+    assert torch.equal(generate(model, inputs), expected)

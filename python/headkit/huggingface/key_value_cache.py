@@ -67,27 +67,24 @@ def run_cached_block(
     holds = call.gating is not None and call.gating.every is None and gates["skip"]
     written = _written(block, weights, gates["gate"] if holds else None)
     cache, layer = _own_cache(block, inputs), block.adapter.cache_layer(module)
-    outputs = {
-        "q_bias": weights.q_bias,
-        "o_bias": weights.o_bias,
-        "scale": inputs.scaling,
-        **gates,
-    }
     if written.is_empty:
         _write_nothing(cache, layer, inputs)
-        output = _closed_output(inputs.hidden, weights, gates)
-        return output, None
+        return _closed_output(inputs.hidden, weights, gates), None
 
     keys, values = _keys_and_values(
         block, cache, layer, inputs, weights, norms, written, gates["gate"] if holds else None
     )
     mask = mask_of_call(call, inputs, keys.shape[2])
     arguments: dict[str, Any] = {
-        **outputs,
+        "q_bias": weights.q_bias,
+        "o_bias": weights.o_bias,
+        "scale": inputs.scaling,
         "key_padding_mask": mask.padding,
         "is_causal": mask.causal,
         "query_offset": mask.offset,
+        "window": mask.window,
         "attn_bias": attention_bias(block.origin, inputs, mask),
+        **gates,
         **dropout_arguments(inputs),
     }
     if written.kv_head is not None:
@@ -104,6 +101,10 @@ def run_cached_block(
         query = project_heads(inputs.hidden, weights.q, weights.q_bias, block.head_dim)
         query = normed_and_turned(query, None if norms is None else norms.q, norms, inputs.rotary)
         probabilities = probabilities_of(block, inputs, query, keys, mask, written.kv_head)
+        if holds and gates["gate"] is not None:
+            # Of a head that was closed there are no keys.
+            is_open = (gates["gate"] != 0).to(probabilities.dtype)
+            probabilities = probabilities * is_open[..., None, None]
     return output, probabilities
 
 
@@ -117,6 +118,8 @@ def _own_cache(block: Block, inputs: Inputs) -> Any:
 
 def _written(block: Block, weights: Weights, gate: torch.Tensor | None) -> Written:
     present = weights.k.shape[0] // block.head_dim
+    if not present:
+        return Written([], [])
     kv_head = block.kv_head(present)
     if gate is None:
         return Written(None, kv_head)
