@@ -584,6 +584,26 @@ FAMILIES: dict[str, Family] = {
         paddings=("none",),
         square_masks=False,
     ),
+    "CLIP, images": Family(
+        build("CLIPForImageClassification", "CLIP", vision_config=SIZES | PATCHES),
+        pixels,
+        layers("vision_model.encoder.layers.{}.self_attn.out_proj"),
+        paddings=("none",),
+        square_masks=False,
+    ),
+    "CLIP, text": Family(
+        build("CLIPTextModel", "CLIPText", bos_token_id=1, eos_token_id=2, **SIZES, **WORDS),
+        text,
+        layers("encoder.layers.{}.self_attn.out_proj"),
+        paddings=("none", "right"),
+    ),
+    "SigLIP, images": Family(
+        build("SiglipVisionModel", "SiglipVision", **SIZES, **PATCHES),
+        pixels,
+        layers("encoder.layers.{}.self_attn.out_proj"),
+        paddings=("none",),
+        square_masks=False,
+    ),
     "GPT-2": Family(
         build("GPT2LMHeadModel", "GPT2", **GPT2),
         text,

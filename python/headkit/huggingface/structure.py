@@ -84,9 +84,12 @@ def find_structure(model: nn.Module, adapters: Iterable[Adapter], names: str) ->
             encoder-decoder of equal blocks, or one of them does more than its family knows.
     """
     blocks = _find_blocks(model, tuple(adapters))
+    layers = {path: _layer_path(model, path, blocks) for path in blocks}
     sites: list[Site] = []
     for path, (module, adapter) in blocks.items():
-        layer = _layer_path(model, path, blocks)
+        layer = layers[path]
+        if layer is None and any(layers.values()):
+            continue  # a pooling head, for example: it stays as it is
         if layer in (None, path) or isinstance(model.get_submodule(layer), nn.ModuleList):
             raise ValueError(
                 "[attach] expected attention blocks in a list of layers, each of which is called; "

@@ -4,6 +4,7 @@ from headkit.huggingface.adapter import Adapter
 from headkit.huggingface.families.albert import Albert
 from headkit.huggingface.families.bart import Bart
 from headkit.huggingface.families.bert import Bert
+from headkit.huggingface.families.clip import Clip
 from headkit.huggingface.families.distilbert import DistilBert
 from headkit.huggingface.families.gpt2 import Gpt2
 from headkit.huggingface.families.llama import Llama
@@ -20,6 +21,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     Albert(),
     Bart(),
     Bert(),
+    Clip(),
     DistilBert(),
     Gpt2(),
     Llama(),
