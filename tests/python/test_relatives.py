@@ -60,3 +60,24 @@ def test_models_that_only_resemble_a_family_are_refused(name):
     with pytest.raises(ValueError, match=r"\[attach\] expected .*; found"):
         hk.attach(model)
     assert [type(module) for module in model.modules()] == before
+
+
+def test_a_block_that_takes_more_arguments_is_refused():
+    config = transformers.ViTConfig(**SIZES, **PATCHES)
+    model = transformers.ViTModel(config)
+
+    class WithPositions(type(model.layers[0].attention)):
+        def forward(self, hidden_states, attention_mask=None, positions=None, **kwargs):
+            hidden_states = hidden_states if positions is None else hidden_states + positions
+            return super().forward(hidden_states, attention_mask, **kwargs)
+
+    class Reordered(type(model.layers[0].attention)):
+        def forward(self, attention_mask=None, hidden_states=None, **kwargs):
+            return super().forward(hidden_states, attention_mask, **kwargs)
+
+    for cls, found in ((WithPositions, "positions"), (Reordered, "attention_mask, hidden_states")):
+        for layer in model.layers:
+            layer.attention.__class__ = cls
+        with pytest.raises(ValueError, match=f"to be called as ViT .*; found {found} at"):
+            hk.attach(model)
+        assert type(model.layers[0].attention) is cls

@@ -1,6 +1,7 @@
 """A check, made when attaching, that a block computes here what it computes in its own code."""
 
 import copy
+from inspect import Parameter, signature
 
 import torch
 
@@ -15,6 +16,9 @@ TOKENS = 5
 # The larger inputs make scores so large that a cap on them, or a temperature, would show.
 SCALES = (1.0, 16.0)
 TOLERANCE = 1e-3
+# Of a block's forward: read from the call itself.
+KNOWN_ARGUMENTS = {"output_attentions"}
+OPEN = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
 def verify(site: Site, origin: Origin, cross: bool) -> None:
@@ -29,9 +33,11 @@ def verify(site: Site, origin: Origin, cross: bool) -> None:
         cross: whether keys and values come from another sequence.
 
     Raises:
-        ValueError: if the outputs differ, or one of the two cannot run.
+        ValueError: if the outputs differ, one of the two cannot run, or the block's own code takes
+            an argument that headkit's does not.
     """
     adapter: Adapter = site.adapter
+    _refuse_other_arguments(site)
     if adapter.weights(site.module).q.is_meta:
         return
     plain = copy.deepcopy(without_hooks(site.module)).float()
@@ -64,6 +70,24 @@ def verify(site: Site, origin: Origin, cross: bool) -> None:
                 f"{' or '.join(adapter.NAMES)} compute; found a relative difference of "
                 f"{float(error):.1e} at {site.path}"
             )
+
+
+def _refuse_other_arguments(site: Site) -> None:
+    """An optional argument, such as positions, would be ignored without a sign."""
+    mixin = next(mixin for part, mixin in site.adapter.swapped(site.module) if part is site.module)
+    cls = original_class(site.module)
+    known, theirs = (
+        [name for name, one in signature(kind.forward).parameters.items() if one.kind not in OPEN]
+        for kind in (mixin, cls)
+    )
+    other = [name for name in theirs if name not in known and name not in KNOWN_ARGUMENTS]
+    shared = [name for name in theirs if name in known]
+    if other or shared != [name for name in known if name in theirs]:
+        raise ValueError(
+            f"[attach] expected {cls.__name__} to be called as "
+            f"{' or '.join(site.adapter.NAMES)}, with {', '.join(known[1:])}; found "
+            f"{', '.join(other or theirs[1:])} at {site.path}"
+        )
 
 
 def _output(returned) -> torch.Tensor:
