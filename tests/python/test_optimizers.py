@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 
 import headkit as hk
 
@@ -99,6 +100,35 @@ def test_one_step_of_every_family_is_that_of_masked_heads(family):
         expected = loss(plain, inputs)
     close = known.gradient_tolerance
     torch.testing.assert_close(loss(model, inputs), expected, atol=close, rtol=close)
+
+
+def test_steps_of_heads_that_share_keys():
+    config = transformers.LlamaConfig(
+        vocab_size=50,
+        hidden_size=24,
+        intermediate_size=28,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    torch.manual_seed(0)
+    plain = transformers.LlamaForCausalLM(config).double()
+    model = copy.deepcopy(plain)
+    hk.attach(model)
+    inputs = {"input_ids": torch.randint(50, (3, 6))}
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [1, 0, 1, 0]])
+    mine, other = (torch.optim.Adam(one.parameters(), lr=0.01) for one in (model, plain))
+    step(model, mine, inputs)
+    step(plain, other, inputs)
+    hk.apply(model, mask, optimizer=mine)
+    for layer, row in zip(plain.model.layers, mask.double(), strict=True):
+        wide = row.repeat_interleave(6)
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, args, wide=wide: args[0] * wide)
+    for _ in range(2):
+        step(model, mine, inputs)
+        step(plain, other, inputs)
+    torch.testing.assert_close(loss(model, inputs), loss(plain, inputs), atol=1e-9, rtol=0)
+    assert all(mine.state[one]["exp_avg"].shape == one.shape for one in model.parameters())
 
 
 def test_shared_parameters_become_several():
