@@ -29,6 +29,7 @@ REFUSED = {
     "RoFormer": WORDS,
     "Yoso": WORDS,
     "DINOv3ViT": PATCHES,
+    "XGLM": WORDS,
 }
 
 

@@ -95,18 +95,16 @@ def find_structure(model: nn.Module, adapters: Iterable[Adapter], names: str) ->
                 "[attach] expected attention blocks in a list of layers, each of which is called; "
                 f"found one at {path or 'the top'}"
             )
+        if reason := adapter.refusal(module):
+            raise ValueError(
+                f"[attach] expected attention as one of {names} has it; found {reason} at {path}"
+            )
         sites.append(Site(path, module, adapter, layer, adapter.is_cross(module)))
     if not sites:
         raise ValueError(
             f"[attach] expected a model with attention of {names}; found {type(model).__name__}, "
             "which has none that is built like these"
         )
-    for site in sites:
-        if reason := site.adapter.refusal(site.module):
-            raise ValueError(
-                f"[attach] expected attention as one of {names} has it; found {reason} at "
-                f"{site.path}"
-            )
     stacks = _stacks(model, sites)
     order = {layer: place for place, layer in enumerate(_all(stacks))}
     sites.sort(key=lambda site: order[site.layer])

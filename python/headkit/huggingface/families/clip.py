@@ -44,7 +44,8 @@ class Clip(LinearAdapter):
 
     def feed_forward(self, layer: nn.Module) -> int:
         """Rows of ``mlp.fc1``."""
-        return layer.mlp.fc1.out_features
+        fc1 = getattr(getattr(layer, "mlp", None), "fc1", None)
+        return fc1.out_features if isinstance(fc1, nn.Linear) else 0
 
     def swapped(self, module: nn.Module) -> list[tuple[nn.Module, type[Swapped]]]:
         """The block itself."""
