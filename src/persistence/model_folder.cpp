@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <stdexcept>
 
 #include "core/json.h"
@@ -269,6 +270,22 @@ std::string misfit(const NamedTensors& target, const NamedTensors& saved) {
   return by_name.empty() ? "" : "weight '" + by_name.begin()->first + "', which the model lacks";
 }
 
+// Gives a layer an output bias where the saved one has one that its original lacks: the mean output
+// of heads that were removed.
+void adopt_output_bias(GatedModel& model, int64_t layer, const std::vector<int64_t>& heads,
+                       const std::set<std::string>& saved) {
+  const AttentionWeights without = model.attention(layer);
+  if (without.o_bias.defined()) return;
+  AttentionWeights with = without;
+  with.o_bias = at::zeros({without.o.size(0)}, without.o.options());
+  model.replace_attention(layer, with, heads);
+  const at::Tensor bias = model.attention(layer).o_bias;
+  for (const auto& [name, tensor] : model.parameters()) {
+    if (tensor.is_same(bias) && saved.count(name) > 0) return;
+  }
+  model.replace_attention(layer, without, heads);
+}
+
 }  // namespace
 
 void restore_model(GatedModel& model, const ModelFolder& content, bool check_base) {
@@ -290,6 +307,12 @@ void restore_model(GatedModel& model, const ModelFolder& content, bool check_bas
     original.push_back(model.attention(layer));
   }
   remove_heads(model, content.heads);
+  std::set<std::string> names;
+  for (const auto& [name, tensor] : content.weights) names.insert(name);
+  for (int64_t layer = 0; layer < content.layout.layers; ++layer) {
+    const std::vector<int64_t> heads = content.heads.layer_heads(layer);
+    if (heads != before.layer_heads(layer)) adopt_output_bias(model, layer, heads, names);
+  }
   const NamedTensors target = model.parameters();
   const std::string problem = misfit(target, content.weights);
   if (!problem.empty()) {

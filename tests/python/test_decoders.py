@@ -145,6 +145,94 @@ def test_a_pruned_model_runs_by_its_own_code(name):
         close(result(hk.detach(model), inputs), expected)
 
 
+@pytest.mark.parametrize("name", ["T5", "BART", "GPT-2", "Whisper"])
+def test_compensation_for_removed_heads_comes_back(name, tmp_path):
+    family = FAMILIES[name]
+    model = family.make()
+    gated = hk.attach(model)
+    inputs = family.inputs(2, family.paddings[-1])
+    keep = uneven(family)
+    keep[1] = 1
+    generator = torch.Generator().manual_seed(4)
+    dropped = torch.randn(family.blocks, HEADS, gated.layout().model_dim, generator=generator)
+    with torch.no_grad():
+        with hk.gates(model, hk.GateSet(keep, dropped_output=dropped)):
+            expected = result(model, inputs)
+        hk.apply(model, keep, dropped)
+        found = result(model, inputs)
+        close(found, expected)
+        hk.save(model, tmp_path)
+        for again in (hk.load(tmp_path), hk.load(tmp_path, family.make())):
+            assert torch.equal(result(again, inputs), found)
+            assert list(again.state_dict()) == list(model.state_dict())
+
+
+WAYS = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "static cache": {"cache_implementation": "static"},
+}
+GENERATING = [(name, "greedy") for name in (*SHIFTING, "GPT-2", "BERT decoder")]
+GENERATING += itertools.product(("GPT-2", "Whisper", "T5"), ("beams", "static cache"))
+
+
+def generate(model, inputs, way):
+    """Token by token with a cache, which the models of the table do not use by themselves."""
+    for module in (model, *model.modules()):
+        config = getattr(module, "config", None)
+        if config is not None and (module is model or getattr(config, "is_decoder", False)):
+            config.use_cache = True
+    prompt = {key: value for key, value in inputs.items() if not key.startswith("decoder")}
+    if "input_features" in prompt:
+        prompt["decoder_input_ids"] = torch.tensor([[2, 5]] * len(prompt["input_features"]))
+    settings = {"max_new_tokens": 6, "do_sample": False, "use_cache": True, "pad_token_id": 0}
+    model.generation_config.eos_token_id = None
+    run = transformers.GenerationMixin.generate
+    return run(model, **prompt, **settings, **WAYS[way])
+
+
+@pytest.mark.parametrize(("name", "way"), GENERATING)
+def test_generation_equals_the_original(name, way):
+    family = FAMILIES[name]
+    plain, model = family.make(), family.make()
+    inputs = family.inputs(3, family.paddings[-1])
+    gates = family.gates()
+    expected = generate(plain, inputs, way)
+    with family.oracle(plain, gates):
+        expected_gated = generate(plain, inputs, way)
+    hk.attach(model)
+    assert torch.equal(generate(model, inputs, way), expected)
+    with hk.gates(model, gates):
+        assert torch.equal(generate(model, inputs, way), expected_gated)
+    hk.apply(model, hk.HeadMask(gates))
+    assert torch.equal(generate(model, inputs, way), expected_gated)
+
+
+@pytest.mark.parametrize("name", ["T5", "BART"])
+def test_a_policy_decides_on_what_the_encoder_is_given(name):
+    family = FAMILIES[name]
+    model = family.make()
+    gated = hk.attach(model)
+    generator = torch.Generator().manual_seed(5)
+    shape = (family.blocks, HEADS)
+    policy = hk.LinearGate(
+        weight=torch.randn(*shape, 24, dtype=torch.float64, generator=generator),
+        reference=torch.zeros(24, dtype=torch.float64),
+        static_logits=torch.full(shape, 0.3, dtype=torch.float64),
+        threshold=0.0,
+    )
+    inputs = family.inputs(3, "right")
+    with torch.no_grad():
+        state = gated.embed(inputs)
+        gates = policy.decide(state.hidden, state.attention_mask).heads
+        assert len(gates.unique(dim=0)) == 3
+        with hk.gates(model, gates):
+            expected, generated = result(model, inputs), generate(model, inputs, "greedy")
+        with hk.gates(model, policy):
+            close(result(model, inputs), expected)
+            assert torch.equal(generate(model, inputs, "greedy"), generated)
+
+
 def test_gpt2_says_its_sizes_after_removal():
     family = FAMILIES["GPT-2"]
     model = family.make()

@@ -74,7 +74,8 @@ class GatedModel {
   /// V hold exactly the KV heads that these read, ascending (HeadLayout::kv_heads_of).
   virtual AttentionWeights attention(int64_t layer) = 0;
   /// Puts new attention weights in place; `kept` are the original indices of their heads. Must not
-  /// fail half-way.
+  /// fail half-way. An output bias may be new, that of heads whose mean output stays, and may go
+  /// again; other biases are those of the original.
   virtual void replace_attention(int64_t layer, const AttentionWeights& weights,
                                  const std::vector<int64_t>& kept) = 0;
   /// Keeps the model in evaluation mode (no dropout) while the returned object lives, then puts it

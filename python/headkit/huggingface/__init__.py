@@ -374,7 +374,7 @@ def _origin(site: Site) -> Origin:
                 f"[attach] expected whole heads of {width} at {site.path}; found projections of "
                 f"{', '.join(map(str, shapes))} (load a pruned model with headkit.load)"
             )
-        return Origin(heads, kv_heads, list(range(heads)))
+        return Origin(heads, kv_heads, list(range(heads)), weights.o_bias is not None)
     if weights.q.shape[0] != len(known.kept) * width:
         raise ValueError(
             f"[attach] expected {len(known.kept)} heads of {width} at {site.path}; found "

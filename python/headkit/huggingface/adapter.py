@@ -307,8 +307,8 @@ def refuse_altered(projections: tuple[nn.Module, ...], operation: str) -> None:
 def set_linear(linear: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     """Give a Linear new parameters and the sizes that go with them."""
     linear.weight = parameter(weight, linear.weight)
-    if bias is not None:
-        linear.bias = parameter(bias, linear.weight if linear.bias is None else linear.bias)
+    like = linear.weight if linear.bias is None else linear.bias
+    linear.bias = None if bias is None else parameter(bias, like)
     linear.out_features, linear.in_features = linear.weight.shape
 
 

@@ -31,11 +31,13 @@ class Origin:
         heads: heads of the original block, H.
         kv_heads: heads of its keys and values, Hkv.
         kept: original indices of the heads that are there, ascending.
+        has_output_bias: whether the output projection had a bias.
     """
 
     heads: int
     kv_heads: int
     kept: list[int]
+    has_output_bias: bool = True
 
     @property
     def is_pruned(self) -> bool:

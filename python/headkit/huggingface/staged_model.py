@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -329,7 +329,7 @@ class StagedModel(_C.GatedModel):
             raise ValueError(
                 f"[replace_attention] expected ascending heads from 0 to {heads - 1}; found {kept}"
             )
-        origin = Origin(heads, block.origin.kv_heads, kept)
+        origin = replace(block.origin, kept=kept)
         new = _checked(weights, site.adapter.weights(site.module), origin, block.head_dim)
         if origin.is_pruned and not self.heads().removed():
             setattr(self.model, BASE, self.fingerprint())
@@ -532,8 +532,9 @@ def _checked(weights: _C.AttentionWeights, old: Weights, origin: Origin, head_di
         biases = {"q": rows, "k": kv_rows, "v": kv_rows, "o": old.o.shape[0]}
         found[name] = _fitting(name, getattr(weights, name), shape, old.q.dtype)
         bias, old_bias = getattr(weights, f"{name}_bias"), getattr(old, f"{name}_bias")
-        # An output bias may be new: that of heads whose mean output stays.
-        if (bias is None) != (old_bias is None) and not (name == "o" and old_bias is None):
+        # An output bias may be new, that of heads whose mean output stays, and may go again.
+        optional = name == "o" and not origin.has_output_bias
+        if (bias is None) != (old_bias is None) and not optional:
             raise ValueError(
                 f"[replace_attention] expected {name}_bias as in the model; found "
                 f"{'none' if bias is None else 'one'}"
