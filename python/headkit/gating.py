@@ -128,6 +128,7 @@ class Call:
         begun: whether layer 0 has begun.
         attentions: whether the model was asked for attention probabilities; None = it was not said.
         taps: what a caller wants to see of each block.
+        tokens: bool [B, T], True = token, of the stack that runs, where there are taps; None = all.
         masks: masks that were read in this pass, by identity and window.
     """
 
@@ -137,6 +138,7 @@ class Call:
     begun: bool = False
     attentions: bool | None = None
     taps: Any = None
+    tokens: torch.Tensor | None = None
     masks: dict[tuple[int, int | None], Any] = field(default_factory=dict)
 
     def begin(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> None:

@@ -132,6 +132,34 @@ def test_scores_equal_closing_every_head_by_hand(name):
     close(slopes.float(), gates.grad)
 
 
+@pytest.mark.parametrize("name", [*SHIFTING, *PREDICTING, "BERT decoder with cross-attention"])
+def test_mean_outputs_are_those_at_the_output_projection(name):
+    family = FAMILIES[name]
+    model = family.make()
+    inputs = family.inputs(3, family.paddings[-1])
+    seen = []
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(lambda module, args: seen.append(args))
+        for path in family.outputs
+    ]
+    with torch.no_grad():
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    gated = hk.attach(model)
+    found = hk.mean_head_outputs(gated, [inputs])
+    for block, (context,) in enumerate(seen):
+        tokens = inputs.get("attention_mask")
+        decoder = inputs.get("decoder_attention_mask")
+        if decoder is not None and (tokens is None or context.shape[1] != tokens.shape[1]):
+            tokens = decoder if context.shape[1] == decoder.shape[1] else None
+        if tokens is not None:
+            context = context[tokens.bool()]
+        mean = context.reshape(-1, HEADS, HEAD_DIM).mean(0)
+        weight = gated.attention(block).o.unflatten(1, (HEADS, HEAD_DIM))
+        close(found[block], torch.einsum("hi,dhi->hd", mean, weight))
+
+
 @pytest.mark.parametrize("name", ["GPT-2", "BART", "Whisper", "Marian", "BERT to BERT"])
 def test_a_pruned_model_runs_by_its_own_code(name):
     family = FAMILIES[name]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from headkit import _C
 from headkit.gating import (
     CALL,
     Attachment,
@@ -142,7 +143,7 @@ def run_block(module: nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Te
     mask = mask_of_call(call, inputs, source.shape[1])
     arguments = operator_arguments(block, inputs, weights, norms, mask, call)
     if call.taps is not None:
-        tap(call, arguments, mask)
+        tap(call, arguments)
     output = torch.ops.headkit.gated_attention(**arguments)
     probabilities = None
     if inputs.probabilities or wants_probabilities(adapter.config(module), inputs.keywords, call):
@@ -295,10 +296,14 @@ def mask_of_call(call: Call, inputs: Inputs, keys: int) -> Mask:
     return known[1]
 
 
-def tap(call: Call, arguments: dict[str, Any], mask: Mask) -> None:
-    """Show a block to a caller who asked for it."""
-    if call.taps.attention_inputs:
-        call.taps.attention_input = [*call.taps.attention_input, arguments["x"]]
+def tap(call: Call, arguments: dict[str, Any]) -> None:
+    """Show a block to a caller who asked for it, before its gates."""
+    taps = call.taps
+    if taps.attention_inputs:
+        taps.attention_input = [*taps.attention_input, arguments["x"]]
+    if taps.head_contexts:
+        taps.head_context = [*taps.head_context, _C.head_contexts(**arguments)]
+        taps.valid = [*taps.valid, call.tokens]
 
 
 def wants_probabilities(config: Any, keywords: dict[str, Any], call: Call) -> bool:

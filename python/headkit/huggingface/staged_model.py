@@ -240,15 +240,15 @@ class StagedModel(_C.GatedModel):
         ended = self._first_block[layers[-1] + 1] if layers[-1] + 1 < len(self._layers) else blocks
         call = Call(_joined(pending[: ended - pending[0][0]], gating, blocks), begun=True)
         call.padding = self._noted(extra.journal)
-        call.taps = taps
         hidden, mask = state.hidden, state.attention_mask
+        call.taps, call.tokens = taps, mask
         journal, stack = extra.journal, extra.stack
         for layer in layers:
             if layer not in journal.calls:
                 stack += 1
                 journal = self._record(self._read(state.batch), journal, stack, hidden)
                 hidden = self._hidden(journal, layer)
-                mask = self._tokens(journal, hidden)
+                mask = call.tokens = self._tokens(journal, hidden)
             hidden = self._call_layer(journal, layer, hidden, call)
         rest = tuple(entry for entry in pending if entry[0] >= ended)
         return _C.ModelState(
