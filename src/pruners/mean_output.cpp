@@ -5,7 +5,6 @@
 
 #include <vector>
 
-#include "headkit/attention/reference.h"
 #include "headkit/core/error.h"
 
 namespace headkit {
@@ -53,30 +52,18 @@ at::Tensor mean_head_outputs(GatedModel& model, const DataSource& data,
     const int64_t examples = state.hidden.size(0);
     const at::Tensor is_closed = closed_samples(gates, examples, layout);
     Taps taps;
-    taps.attention_inputs = taps.head_contexts = true;
+    taps.head_contexts = true;
     model.run(state, 0, layout.layers, gates, &taps);
-    const bool has_contexts = static_cast<int64_t>(taps.head_context.size()) == layout.layers &&
-                              taps.valid.size() == taps.head_context.size();
-    HEADKIT_CHECK(
-        has_contexts || static_cast<int64_t>(taps.attention_input.size()) == layout.layers, kName,
-        "the head contexts of every attention block", taps.head_context.size(), " of ",
-        layout.layers);
+    HEADKIT_CHECK(static_cast<int64_t>(taps.head_context.size()) == layout.layers &&
+                      taps.valid.size() == taps.head_context.size(),
+                  kName, "the head contexts of every attention block", taps.head_context.size(),
+                  " of ", layout.layers);
     if (state.hidden.scalar_type() == at::kDouble) dtype = at::kDouble;
     for (int64_t layer = 0; layer < layout.layers; ++layer) {
       const std::vector<int64_t> heads = present.layer_heads(layer);
       if (heads.empty()) continue;
-      at::Tensor context, valid;  // [B, T, h, dh], bool [B, T]
-      if (has_contexts) {
-        context = taps.head_context[layer];
-        valid = taps.valid[layer];
-      } else {
-        AttentionInput input;
-        valid = state.attention_mask;
-        if (valid.defined()) input.key_padding_mask(valid);
-        context = head_contexts(taps.attention_input[layer], model.attention(layer),
-                                static_cast<int64_t>(heads.size()), input);
-      }
-      context = context.to(at::kCPU, at::kDouble);
+      const at::Tensor context = taps.head_context[layer].to(at::kCPU, at::kDouble);
+      at::Tensor valid = taps.valid[layer];  // bool [B, T]
       valid = valid.defined() ? valid.to(at::kCPU, at::kDouble)
                               : at::ones({examples, context.size(1)}, at::kDouble);
       const std::vector<int64_t> shape{examples, valid.size(1), static_cast<int64_t>(heads.size()),
