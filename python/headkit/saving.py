@@ -5,7 +5,6 @@ import os
 from typing import Any
 
 import torch
-from torch import nn
 
 from headkit import _C
 from headkit.scoring import gated_model
@@ -95,7 +94,6 @@ def load(folder: str | os.PathLike, model: torch.nn.Module | None = None) -> tor
     if model is None:
         built = _build(content)
         gated = huggingface.attach(built)
-        _add_output_biases(gated, content)
         _adopt_dtypes(gated, content)
         _C.restore_model(gated, content, check_base=False)
         remember_base(gated, content)
@@ -105,15 +103,9 @@ def load(folder: str | os.PathLike, model: torch.nn.Module | None = None) -> tor
         model = model.model
     was_attached = huggingface.is_attached(model)
     gated = huggingface.attach(model)
-    added: list[nn.Module] = []
     try:
-        is_base = gated.fingerprint() == content.base_fingerprint
-        if is_base:
-            added = _add_output_biases(gated, content)
-        _C.restore_model(gated, content, check_base=not is_base)
+        _C.restore_model(gated, content)
     except BaseException:
-        for projection in added:
-            projection.bias = None
         if not was_attached:
             huggingface.detach(model)
         raise
@@ -174,20 +166,6 @@ def _build(content: _C.ModelFolder) -> torch.nn.Module:
     # Weights drawn here are overwritten; the caller's random numbers are not touched.
     with torch.random.fork_rng(devices=[]):
         return kind(config)
-
-
-def _add_output_biases(gated: _C.GatedModel, content: _C.ModelFolder) -> list[nn.Module]:
-    """Make the biases that the saved model has from compensation, where the original has none."""
-    saved, added = content.weights, []
-    paths = {id(module): path for path, module in gated.model.named_modules()}
-    for site in gated.structure.sites:
-        output = site.adapter.projections(site.module)[-1]
-        name = f"{paths[id(output)]}.bias"
-        if output.bias is None and name in saved:
-            zeros = torch.zeros_like(saved[name], device=output.weight.device)
-            output.bias = nn.Parameter(zeros, requires_grad=output.weight.requires_grad)
-            added.append(output)
-    return added
 
 
 def _adopt_dtypes(gated: _C.GatedModel, content: _C.ModelFolder) -> None:

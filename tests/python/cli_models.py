@@ -60,7 +60,7 @@ def causal_lm(folder):
     )
     config = transformers.LlamaConfig(
         vocab_size=len(words),
-        num_key_value_heads=HEADS,
+        num_key_value_heads=HEADS // 2,
         max_position_embeddings=32,
         pad_token_id=0,
         bos_token_id=None,

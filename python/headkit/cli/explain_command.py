@@ -108,8 +108,7 @@ def _details(heads: list[Any], units: list[str]) -> Table:
     table.add_column("largest parts")
     for head in heads:
         parts = ", ".join(
-            f"{units[part.token] if part.token < len(units) else part.token} {part.value:+.3f}"
-            for part in head.parts[:SHOWN_PARTS]
+            f"{units[part.token].strip()} {part.value:+.3f}" for part in head.parts[:SHOWN_PARTS]
         )
         numbers = (head.logit, head.threshold, head.margin, head.base)
         cells = ["" if number is None else f"{number:.3f}" for number in numbers]

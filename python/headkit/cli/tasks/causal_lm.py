@@ -83,7 +83,7 @@ class CausalLm(Task):
 
     def summary(self, result):
         """The text."""
-        return result["text"]
+        return " ".join(result["text"].split())
 
     def units(self, opened, tensors, tokens):
         """Tokens."""

@@ -85,7 +85,7 @@ class Speech(Task):
 
     def summary(self, result):
         """The words."""
-        return result["text"]
+        return " ".join(result["text"].split())
 
     def units(self, opened, tensors, tokens):
         """Frames of the encoder."""

@@ -36,8 +36,8 @@ def encode_text(opened: Opened, texts: Sequence[str]) -> dict[str, torch.Tensor]
 
 
 def token_names(opened: Opened, tensors: dict[str, torch.Tensor]) -> list[str]:
-    """The tokens of one text."""
-    return opened.processor.convert_ids_to_tokens(tensors["input_ids"][0].tolist())
+    """The tokens of one text, as they are read."""
+    return [opened.processor.decode([token]) for token in tensors["input_ids"][0].tolist()]
 
 
 def labels_of(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
