@@ -494,7 +494,7 @@ def test_altered_projections_are_refused_and_nothing_changes(tiny):
     model = tiny.make("Bert")
     model.encoder.layer[2].attention.self.value = Lora(model.encoder.layer[2].attention.self.value)
     expected = model(**inputs).last_hidden_state
-    with pytest.raises(ValueError, match="projections of type Linear; found Lora"):
+    with pytest.raises(ValueError, match=r"projections of type torch.nn.Linear; found \S*\.Lora"):
         hk.attach(model)
     assert type(model.encoder.layer[0].attention).__name__ == "BertAttention"
     assert torch.equal(model(**inputs).last_hidden_state, expected)
@@ -509,6 +509,19 @@ def test_altered_projections_are_refused_and_nothing_changes(tiny):
     query.register_forward_hook(lambda module, args, output: output * 2)
     with pytest.raises(ValueError, match="without hooks"):
         hooked(**inputs)
+
+
+def test_quantised_projections_are_refused(tiny):
+    class Quantised(nn.Linear):
+        def weight(self):
+            return self._weight
+
+    model = tiny.make("Bert")
+    query = model.encoder.layer[0].attention.self.query
+    weights = query._parameters.pop("weight")
+    query.__class__, query._weight = Quantised, weights
+    with pytest.raises(ValueError, match="quantised weights are not supported"):
+        hk.attach(model)
 
 
 def test_hooks_on_the_block_still_fire(tiny):

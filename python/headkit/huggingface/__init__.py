@@ -296,6 +296,8 @@ def _check_attached(model: nn.Module, operation: str) -> Attachment:
 
 
 def _swap(structure: Structure) -> None:
+    for site in structure.sites:
+        refuse_altered(site.adapter.projections(site.module), "attach")
     origins = [_origin(site) for site in structure.sites]
     sizes = {(o.heads, o.kv_heads, *_widths(site)) for o, site in _both(structure)}
     if len(sizes) != 1:
@@ -303,7 +305,6 @@ def _swap(structure: Structure) -> None:
         raise ValueError(f"[attach] expected equal heads in all blocks; found {found}")
     seen = set()
     for site, origin in zip(structure.sites, origins, strict=True):
-        refuse_altered(site.adapter.projections(site.module), "attach")
         kind = (original_class(site.module), site.cross)
         if kind not in seen and BLOCK not in vars(site.module) and not origin.is_pruned:
             verify(site, origin, site.cross)

@@ -292,9 +292,11 @@ def refuse_altered(projections: tuple[nn.Module, ...], operation: str) -> None:
     """
     for projection in projections:
         if type(projection) not in _LINEAR and not _is_conv1d(projection):
+            found = type(projection)
             raise ValueError(
-                f"[{operation}] expected projections of type Linear; found "
-                f"{type(projection).__name__} (merge adapters first)"
+                f"[{operation}] expected projections of type torch.nn.Linear; found "
+                f"{found.__module__}.{found.__qualname__} (adapters: merge them first; quantised "
+                "weights are not supported)"
             )
         for hooks in HOOKS:
             if getattr(projection, hooks):
