@@ -19,6 +19,18 @@ struct KernelTable {
   void (*attention_pair)(const PairParams&);
   void (*attention_output)(const OutputParams&);
 
+  int64_t (*packed_head_backward_floats)(int64_t width, int64_t head_dim);
+  int64_t (*packed_columns_floats)(int64_t rows, int64_t width);
+  int64_t (*pair_backward_scratch_floats)(int64_t num_tokens, int64_t num_keys, int64_t head_dim);
+  int64_t (*weight_gradient_scratch_floats)(int64_t head_dim);
+  void (*pack_head_backward)(const PackHeadParams&);  // reads no biases
+  void (*pack_columns)(const PackColumnsParams&);
+  void (*attention_pair_backward)(const PairBackwardParams&);
+  // As attention_output, with the gradients of q, k, v for the context, three segments a head, and
+  // what `pack_head_backward` packed for the weights.
+  void (*input_gradient)(const OutputParams&);
+  void (*weight_gradient)(const WeightGradientParams&);
+
   // y[i] = exp(x[i]) as in the softmax: 0 below the smallest normal number.
   void (*exponential)(const float* x, float* y, int64_t count);
   // Runs independent multiply-adds in registers and returns how many FLOPs they were: the ceiling

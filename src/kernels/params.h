@@ -6,6 +6,10 @@
 //      instruction-set level, see KernelTable
 //   token panels   [ceil(T / P)][D][P]   x transposed in groups of P tokens, zero beyond T
 //   context        [ceil(T / P)][n * dh][P]   outputs of the n heads of a sample, transposed alike
+//   column panels  [panels of D][T][panel width]   rows as they are, cut into groups of columns;
+//   the
+//                  columns beyond D are zero. Panels are as equal as can be and at most P wide
+//   rows           [T][dh rounded up to VL]
 //
 // Both operands of every product are read along contiguous lanes that way: an input is transposed
 // once, a weight when it is packed, and nothing is ever transposed inside a product.
@@ -71,6 +75,51 @@ struct OutputParams {
   int64_t context_stride;
   int64_t
       part;  // this part of the columns, 0 <= part < parts; whole panels, so a part may be empty
+  int64_t parts;
+};
+
+// Column panels of the rows of x.
+struct PackColumnsParams {
+  const float* x;  // [rows, width], rows `row_stride` floats apart
+  float* panels;   // `packed_columns_floats` floats
+  int64_t row_stride;
+  int64_t rows;
+  int64_t width;
+};
+
+// Backward of one pair. With `scores` false only the gate's gradient and the context are computed,
+// which is all that the gate and W_O want.
+struct PairBackwardParams {
+  // As in the forward, but for the context, which is not used, the scratch, which has
+  // `pair_backward_scratch_floats`, and key_position, which is always given.
+  PairParams pair;
+  const float* output_gradient;  // token panels of the gradient of the output
+  const float* head_backward;    // what `pack_head_backward` packed of the head
+  float* panels;                 // gradients of q, k, v: [3 * head_dim][P] of the first token panel
+  float* rows;            // gradients of q, k, v, then gate * context: [4] rows of all tokens
+  float* gate_gradient;   // of this pair
+  int64_t panel_stride;   // floats from one token panel of `panels` to the next
+  int64_t matrix_stride;  // floats from one of the four `rows` to the next
+  bool scores;
+};
+
+// Gradient of one weight matrix of one head: the sum over its samples of rows^T x.
+struct WeightGradientParams {
+  const float* rows;            // rows of its samples, one after the other
+  const float* columns;         // column panels of x of every sample
+  const int32_t* sample_index;  // [num_samples] the head's samples, in the order of `rows`
+  float* out;                   // [head_dim, width], or transposed: [width, head_dim]
+  float* bias;     // [head_dim] column sums of the rows, of part 0; nullptr if not wanted
+  float* scratch;  // `weight_gradient_scratch_floats` floats, 64-byte aligned
+  int64_t num_samples;
+  int64_t num_tokens;
+  int64_t width;
+  int64_t head_dim;
+  int64_t sample_stride;  // floats from the column panels of one sample to those of the next
+  int64_t out_stride;     // floats from one row of `out` to the next
+  bool transposed;
+  bool add;      // to what `out` and `bias` hold
+  int64_t part;  // this part of the columns, 0 <= part < parts; whole panels, so it may be empty
   int64_t parts;
 };
 

@@ -48,7 +48,8 @@ HEADKIT_INLINE int64_t panel_size(int64_t first, int64_t count) {
 
 HEADKIT_INLINE int64_t vectors_of(int64_t tokens) { return ceil_div(tokens, kLanes); }
 
-// out [rows][P] = scale * (W x + bias), for W in blocks of R rows and one token panel x.
+// out [rows][P] = scale * (W x + bias), for W in blocks of R rows and one token panel x; `bias` may
+// be nullptr.
 template <int NV>
 void project_rows(const float* weights, const float* bias, const float* x, int64_t width,
                   int64_t rows, float scale, float* out) {
@@ -57,13 +58,14 @@ void project_rows(const float* weights, const float* bias, const float* x, int64
       const int64_t count = rows - first < kWeightRows ? rows - first : kWeightRows;
       for_row_tiles<kWeightRows>(count, [&]<int MR>(int64_t i) {
         float* to = out + (first + i) * kPanel;
-        const float* row_bias = bias + first + i;
+        const float* row_bias = bias == nullptr ? nullptr : bias + first + i;
         const float* a = weights + first * width + k * kWeightRows + i;
         tile<MR, NV>(1, steps, a, kWeightRows, OneSegment{x + k * kPanel}, kPanel,
                      a + kAhead * kWeightRows, kWeightRows, [&](int r, int j, Vec c) {
                        float* at = to + r * kPanel + j * kLanes;
                        if (!first_chain) c = add(load(at), c);
-                       if (last_chain) c = mul(broadcast(scale), add(c, broadcast(row_bias[r])));
+                       if (last_chain && row_bias != nullptr) c = add(c, broadcast(row_bias[r]));
+                       if (last_chain) c = mul(broadcast(scale), c);
                        store(at, c);
                      });
       });
@@ -239,12 +241,9 @@ void attend_panel(const PairParams& p, const float* q, const float* keys, const 
   }
 }
 
-void attention_pair(const PairParams& p) {
+// q^T and k^T [token panels][head_dim][P] and v [keys][v_stride] of a pair.
+void project_pair(const PairParams& p, float* q, float* k, float* v, int64_t v_stride) {
   const PackedHead head(p.width, p.head_dim);
-  const PairScratch at(p.num_tokens, p.num_keys, p.head_dim);
-  float* q = p.scratch + at.q;
-  float* k = p.scratch + at.k;
-  float* v = p.scratch + at.v;
   // One weight matrix at a time while the tokens fit into a second-level cache beside it, else one
   // token panel at a time through all three.
   const int64_t longest = p.num_tokens > p.num_keys ? p.num_tokens : p.num_keys;
@@ -266,10 +265,17 @@ void attention_pair(const PairParams& p) {
     }
     for (int64_t token = begin; token < key_end; token += kPanel) {
       project_columns(p.keys + token * p.width, panel_size(token, p.num_keys), p.head + head.v,
-                      head.v_panels, p.head + head.v_bias, p.width, v + token * at.v_stride,
-                      at.v_stride);
+                      head.v_panels, p.head + head.v_bias, p.width, v + token * v_stride, v_stride);
     }
   }
+}
+
+void attention_pair(const PairParams& p) {
+  const PairScratch at(p.num_tokens, p.num_keys, p.head_dim);
+  float* q = p.scratch + at.q;
+  float* k = p.scratch + at.k;
+  float* v = p.scratch + at.v;
+  project_pair(p, q, k, v, at.v_stride);
   for (int64_t token = 0; token < p.num_tokens; token += kPanel) {
     const int64_t left = p.num_tokens - token;
     for_vectors(vectors_of(left < kPanel ? left : kPanel), [&]<int NV>() {
@@ -280,26 +286,26 @@ void attention_pair(const PairParams& p) {
 }
 
 // Rows [first, first + count) of one panel of columns of the output; `first` is at the start of a
-// token panel. A chain covers whole heads as far as they fit into it.
-template <int NV>
-void output_panel(const OutputParams& p, const PackedHead& head, int64_t column, int64_t first,
-                  int64_t count, float* out, int64_t stride) {
+// token panel. A chain covers whole segments of head_dim steps as far as they fit into it; the
+// weights of segment s are `weights_of(s)`, [panels of columns][head_dim][panel width].
+template <int NV, class WeightsOf>
+void output_panel(const OutputParams& p, int64_t segments, const WeightsOf& weights_of,
+                  int64_t panel_width, int64_t column, int64_t first, int64_t count, float* out,
+                  int64_t stride) {
   const int64_t group = p.head_dim < kChain ? kChain / p.head_dim : 1;
   const float* start = p.start + column;
-  for (int64_t s = 0; s < p.num_heads; s += group) {
-    const int64_t heads = p.num_heads - s < group ? p.num_heads - s : group;
+  for (int64_t s = 0; s < segments; s += group) {
+    const int64_t in_chain = segments - s < group ? segments - s : group;
     for_chains(p.head_dim, [&](int64_t k, int64_t steps, bool first_chain, bool last_chain) {
       const bool opens = s == 0 && first_chain;
-      const bool closes = s + heads == p.num_heads && last_chain;
-      const auto weights_of = [&](int64_t i) {
-        return p.packed + p.head_index[s + i] * head.floats + head.o + column * p.head_dim +
-               k * head.o_panels.width();
+      const bool closes = s + in_chain == segments && last_chain;
+      const auto b_of = [&](int64_t i) {
+        return weights_of(s + i) + column * p.head_dim + k * panel_width;
       };
-      // While this chain runs, the weights of the next one come closer: one head a tile.
-      const bool next_panel = s + heads == p.num_heads;
-      const int64_t next = next_panel ? 0 : s + heads;
-      const int64_t next_offset =
-          head.o + (column + (next_panel ? head.o_panels.width() : 0)) * p.head_dim;
+      // While this chain runs, the weights of the next one come closer: one segment a tile.
+      const bool next_panel = s + in_chain == segments;
+      const int64_t next = next_panel ? 0 : s + in_chain;
+      const int64_t next_offset = (column + (next_panel ? panel_width : 0)) * p.head_dim;
       int64_t tiles = 0;
       for (int64_t token = 0; token < count; token += kPanel) {
         const int64_t left = count - token < kPanel ? count - token : kPanel;
@@ -308,12 +314,12 @@ void output_panel(const OutputParams& p, const PackedHead& head, int64_t column,
         for_row_tiles<kTileRows[NV]>(left, [&]<int MR>(int64_t i) {
           float* to = out + (token + i) * stride;
           const float* ahead = context;
-          if (tiles < heads && next + tiles < p.num_heads) {
-            ahead = p.packed + p.head_index[next + tiles] * head.floats + next_offset;
+          if (tiles < in_chain && next + tiles < segments) {
+            ahead = weights_of(next + tiles) + next_offset;
           }
           ++tiles;
-          tile<MR, NV>(heads, steps, context + i, kPanel, weights_of, head.o_panels.width(), ahead,
-                       kLine, [&](int r, int j, Vec c) {
+          tile<MR, NV>(in_chain, steps, context + i, kPanel, b_of, panel_width, ahead, kLine,
+                       [&](int r, int j, Vec c) {
                          float* at = to + r * stride + j * kLanes;
                          if (!opens) c = add(load(at), c);
                          if (closes) c = add(c, load(start + j * kLanes));
@@ -325,22 +331,26 @@ void output_panel(const OutputParams& p, const PackedHead& head, int64_t column,
   }
 }
 
-void attention_output(const OutputParams& p) {
-  if (p.num_heads == 0) {
+// The part of the columns of out = start + sum over segments of context W.
+template <class WeightsOf>
+HEADKIT_INLINE void output_part(const OutputParams& p, int64_t segments,
+                                const WeightsOf& weights_of) {
+  if (segments == 0) {
     for (int64_t t = 0; t < p.num_tokens && p.part == 0; ++t) {
       for (int64_t i = 0; i < p.width; ++i) p.out[t * p.width + i] = p.start[i];
     }
     return;
   }
-  const PackedHead head(p.width, p.head_dim);
-  const int64_t end = head.o_panels.panels * (p.part + 1) / p.parts;
-  for (int64_t panel = head.o_panels.panels * p.part / p.parts; panel < end; ++panel) {
-    const int64_t column = panel * head.o_panels.width();
-    const int64_t vectors = head.o_panels.vectors_of(panel);
+  const ColumnPanels panels(p.width);
+  const int64_t end = panels.panels * (p.part + 1) / p.parts;
+  for (int64_t panel = panels.panels * p.part / p.parts; panel < end; ++panel) {
+    const int64_t column = panel * panels.width();
+    const int64_t vectors = panels.vectors_of(panel);
     const int64_t left = p.width - column;
     if (left >= vectors * kLanes) {
       for_vectors(vectors, [&]<int NV>() {
-        output_panel<NV>(p, head, column, 0, p.num_tokens, p.out + column, p.width);
+        output_panel<NV>(p, segments, weights_of, panels.width(), column, 0, p.num_tokens,
+                         p.out + column, p.width);
       });
       continue;
     }
@@ -350,7 +360,8 @@ void attention_output(const OutputParams& p) {
       const int64_t count = p.num_tokens - token < kPanel ? p.num_tokens - token : kPanel;
       float buffer[kPanel * kPanel];
       for_vectors(vectors, [&]<int NV>() {
-        output_panel<NV>(p, head, column, token, count, buffer, kPanel);
+        output_panel<NV>(p, segments, weights_of, panels.width(), column, token, count, buffer,
+                         kPanel);
       });
       for (int64_t i = 0; i < count; ++i) {
         for (int64_t j = 0; j < left; ++j) {
@@ -359,6 +370,12 @@ void attention_output(const OutputParams& p) {
       }
     }
   }
+}
+
+void attention_output(const OutputParams& p) {
+  const PackedHead head(p.width, p.head_dim);
+  output_part(p, p.num_heads,
+              [&](int64_t s) { return p.packed + p.head_index[s] * head.floats + head.o; });
 }
 
 }  // namespace

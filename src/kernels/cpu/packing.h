@@ -117,5 +117,66 @@ void pack_head(const PackHeadParams& p) {
   pack_bias(p.v_bias, p.head_dim, ceil_div(p.head_dim, kLanes) * kLanes, p.packed + at.v_bias);
 }
 
+// What the backward wants of the weights of one head beside PackedHead:
+//   q, k, v  [panels of D][dh][panel width]  operand B
+//   o        [ceil(dh / R)][D][R]            operand A
+struct PackedHeadBackward {
+  int64_t matrix;  // floats of one of q, k, v, which follow each other
+  int64_t o, floats;
+
+  PackedHeadBackward(int64_t width, int64_t head_dim) {
+    const ColumnPanels panels(width);
+    matrix = ceil_div(panels.panels * panels.width() * head_dim, 16) * 16;
+    o = 3 * matrix;
+    floats = o + ceil_div(ceil_div(head_dim, kWeightRows) * kWeightRows * width, 16) * 16;
+  }
+};
+
+int64_t packed_head_backward_floats(int64_t width, int64_t head_dim) {
+  return PackedHeadBackward(width, head_dim).floats;
+}
+
+int64_t packed_columns_floats(int64_t rows, int64_t width) {
+  const ColumnPanels panels(width);
+  return ceil_div(panels.panels * panels.width() * rows, 16) * 16;
+}
+
+void pack_columns(const PackColumnsParams& p) {
+  const ColumnPanels panels(p.width);
+  for (int64_t panel = 0; panel < panels.panels; ++panel) {
+    const int64_t column = panel * panels.width();
+    const int64_t used = p.width - column < panels.width() ? p.width - column : panels.width();
+    float* out = p.panels + column * p.rows;
+    for (int64_t i = 0; i < p.rows; ++i, out += panels.width()) {
+      const float* row = p.x + i * p.row_stride + column;
+      int64_t j = 0;
+      for (; j + kLanes <= used; j += kLanes) store(out + j, load(row + j));
+      for (; j < used; ++j) out[j] = row[j];
+      for (; j < panels.width(); ++j) out[j] = 0.0f;
+    }
+  }
+}
+
+void pack_head_backward(const PackHeadParams& p) {
+  const PackedHeadBackward at(p.width, p.head_dim);
+  const float* weights[3] = {p.q, p.k, p.v};
+  for (int i = 0; i < 3; ++i) {
+    pack_columns({.x = weights[i],
+                  .panels = p.packed + i * at.matrix,
+                  .row_stride = p.width,
+                  .rows = p.head_dim,
+                  .width = p.width});
+  }
+  for (int64_t first = 0; first < p.head_dim; first += kWeightRows) {
+    const int64_t count = p.head_dim - first < kWeightRows ? p.head_dim - first : kWeightRows;
+    float* out = p.packed + at.o + first * p.width;
+    for (int64_t column = 0; column < p.width; ++column, out += kWeightRows) {
+      for (int64_t i = 0; i < kWeightRows; ++i) {
+        out[i] = i < count ? p.o[column * p.o_stride + first + i] : 0.0f;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace headkit::kernels::HEADKIT_ISA

@@ -11,13 +11,13 @@ namespace {
 constexpr int64_t kChain = 256;
 
 // The one product of this library. C[MR x NV vectors] = sum over segments and k of
-// A(i, k) * B_s[k][j], with A(i, k) = a[k * a_stride + i] running on through the segments, and B_s
-// rows of NV vectors, `b_stride` floats apart. Each element is one chain over ascending k, whatever
-// MR and NV are: a tile's shape never shows in a result.
+// A(i, k) * B_s[k][j], with A(i, k) = a[k * a_stride + i * ARow] running on through the segments,
+// and B_s rows of NV vectors, `b_stride` floats apart. Each element is one chain over ascending k,
+// whatever MR and NV are: a tile's shape never shows in a result.
 //   B:      const float* operator()(int64_t segment)
 //   ahead:  what comes after this tile; `ahead_stride` floats further are fetched at each step
 //   Finish: void operator()(int i, int j, Vec), takes the sum of row i, vector j
-template <int MR, int NV, class B, class Finish>
+template <int MR, int NV, int ARow = 1, class B, class Finish>
 __attribute__((noinline)) void tile(int64_t segments, int64_t depth, const float* a,
                                     int64_t a_stride, const B& b_of, int64_t b_stride,
                                     const float* ahead, int64_t ahead_stride,
@@ -39,7 +39,7 @@ __attribute__((noinline)) void tile(int64_t segments, int64_t depth, const float
       for (int j = 0; j < NV; ++j) row[j] = load(b + j * kLanes);
 #pragma GCC unroll 32
       for (int i = 0; i < MR; ++i) {
-        const Vec x = broadcast(a[i]);
+        const Vec x = broadcast(a[i * ARow]);
 #pragma GCC unroll 4
         for (int j = 0; j < NV; ++j) c[i][j] = fma(x, row[j], c[i][j]);
       }
