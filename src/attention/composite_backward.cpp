@@ -208,10 +208,10 @@ DifferentiableTensors attention_composite_backward(const AttentionProblem& probl
   }
   if (mask[kDroppedOutput] && problem.gate.defined()) {
     at::Tensor share = gate_complement(problem, wide);
-    share = share.expand({problem.x.size(0), problem.x.size(1), problem.heads});
-    gradients[kDroppedOutput] = share.reshape({-1, problem.heads})
-                                    .t()
-                                    .matmul(grad.to(wide).reshape({-1, problem.x.size(2)}));
+    const int64_t batch = problem.x.size(0), length = problem.x.size(1);
+    const at::Tensor rows = grad.to(wide).reshape({batch * length, problem.x.size(2)});
+    share = share.expand({batch, length, problem.heads}).reshape({batch * length, problem.heads});
+    gradients[kDroppedOutput] = share.t().matmul(rows);
   }
   return gradients;
 }

@@ -16,6 +16,12 @@ at::Tensor gate_complement(const AttentionProblem& problem, at::ScalarType dtype
 DifferentiableTensors attention_composite_backward(const AttentionProblem& problem,
                                                    const at::Tensor& grad, GradientMask mask);
 
+/// The same on the CPU kernels, for problems that they do not refuse. Bit for bit the same on any
+/// number of threads.
+DifferentiableTensors attention_cpu_backward(const AttentionProblem& problem,
+                                             const at::Tensor& grad,
+                                             GradientMask mask);  // cpu_backward.cpp
+
 /// The same by autograd of the reference.
 DifferentiableTensors attention_reference_backward(const AttentionCall& call,
                                                    const at::Tensor& grad, GradientMask mask);

@@ -1,19 +1,15 @@
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <new>
-#include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "attention/attention_problem.h"
+#include "attention/cpu_pairs.h"
 #include "attention/packed_weights.h"
-#include "headkit/plan/work_list.h"
+#include "attention/task_queue.h"
 #include "kernels/dispatch.h"
 
 namespace headkit {
@@ -25,29 +21,6 @@ using kernels::KernelTable;
 constexpr int64_t kOutputRows = 192;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Memory of one thread that grows and stays.
-class Arena {
- public:
-  float* reserve(int64_t floats) {
-    if (floats > capacity_) {
-      data_.reset();
-      capacity_ = 0;
-      const size_t bytes = ceil_div(floats * static_cast<int64_t>(sizeof(float)), 64) * 64;
-      data_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-      if (data_ == nullptr) throw std::bad_alloc();
-      capacity_ = floats;
-    }
-    return data_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(float* data) const { std::free(data); }
-  };
-  std::unique_ptr<float, Free> data_;
-  int64_t capacity_ = 0;
-};
 
 struct Sample {
   int64_t index = 0;
@@ -91,16 +64,11 @@ class Launch {
         panels_(ceil_div(length_, table_.panel)),
         output_panels_(std::max<int64_t>(1, kOutputRows / table_.panel)),
         scale_(static_cast<float>(problem.scale)),
-        causal_(problem.is_causal) {
-    const at::Tensor gate = gate_matrix(problem);
-    list_ = make_work_list(problem.skip ? gate : at::ones_like(gate));
-    if (!problem.skip) {
-      std::copy_n(gate.const_data_ptr<float>(), list_.pairs(), list_.scale.begin());
-    }
-    gate_ = gate;
+        causal_(problem.is_causal),
+        pairs_(problem) {
     if (problem.weights.o_bias.defined()) o_bias_ = problem.weights.o_bias.contiguous();
     if (problem.dropped_output.defined()) dropped_ = problem.dropped_output.contiguous();
-    find_samples(problem.key_padding_mask);
+    find_samples();
     plan_tasks();
   }
 
@@ -111,48 +79,22 @@ class Launch {
     keys_ = tokens_ + slots_ * token_slot_;
     context_ = keys_ + slots_ * key_slot_;
     start_ = context_ + slots_ * context_slot_;
-    std::atomic<size_t> next{0};
-    at::parallel_for(0, threads_, 1, [&](int64_t, int64_t) {
-      thread_local Arena scratch;
-      float* room = scratch.reserve(scratch_floats_);
-      for (size_t i = next++; i < tasks_.size(); i = next++) run_task(tasks_[i], room);
-    });
+    run_queue(threads_, static_cast<int64_t>(tasks_.size()), scratch_floats_,
+              [this](int64_t task, float* scratch) { run_task(tasks_[task], scratch); });
   }
 
  private:
-  static at::Tensor gate_matrix(const AttentionProblem& problem) {
-    const int64_t batch = problem.x.size(0);
-    if (!problem.gate.defined()) {
-      return at::ones({batch, problem.heads}, problem.x.options());
-    }
-    return problem.gate.expand({batch, problem.heads}).to(at::kFloat).contiguous();
-  }
-
-  void find_samples(const at::Tensor& mask) {
-    positions_.resize(length_);
-    std::iota(positions_.begin(), positions_.end(), 0);
-    const at::Tensor open = mask.defined() ? mask.contiguous() : mask;
-    const bool* rows = open.defined() ? open.const_data_ptr<bool>() : nullptr;
+  void find_samples() {
+    const WorkList& list = pairs_.list;
     samples_.resize(batch_);
-    key_rows_.resize(batch_);
     for (int64_t b = 0; b < batch_; ++b) {
       Sample& sample = samples_[b];
       sample.index = b;
-      sample.first_pair = list_.row_offset[b];
-      sample.num_pairs = list_.row_offset[b + 1] - list_.row_offset[b];
-      sample.num_keys = length_;
-      if (rows != nullptr) {
-        const bool* row = rows + b * length_;
-        sample.num_keys = std::count(row, row + length_, true);
-        if (!std::all_of(row, row + sample.num_keys, [](bool value) { return value; })) {
-          for (int64_t t = 0; t < length_; ++t) {
-            if (row[t]) key_rows_[b].push_back(static_cast<int32_t>(t));
-          }
-          sample.key_rows = key_rows_[b].data();
-        }
-      }
-      // Without a key every context is 0: what is left is the start of the output.
-      if (sample.num_keys == 0 || head_dim_ == 0) sample.num_pairs = 0;
+      sample.first_pair = list.row_offset[b];
+      // Without a pair, all that is left is the start of the output.
+      sample.num_pairs = list.row_offset[b + 1] - list.row_offset[b];
+      sample.num_keys = pairs_.keys[b].count;
+      sample.key_rows = pairs_.key_rows(b);
     }
     // Longest first, so that short samples fill the idle tail of the last threads. The order cannot
     // change a result: every task writes its own block.
@@ -165,7 +107,7 @@ class Launch {
   }
 
   void plan_tasks() {
-    threads_ = at::in_parallel_region() ? 1 : std::max(1, at::get_num_threads());
+    threads_ = queue_threads();
     const int64_t row_blocks = ceil_div(panels_, output_panels_);
     // One small batch on many threads: cut the columns of the output too.
     output_parts_ =
@@ -210,7 +152,6 @@ class Launch {
       push(Stage::kPair, turn);
       push(Stage::kOutput, turn - delay);
     }
-    threads_ = std::min<int64_t>(threads_, tasks_.size());
   }
 
   void push(Stage stage, int64_t place) {
@@ -276,8 +217,8 @@ class Launch {
     std::fill_n(row, start_stride_, 0.0f);
     if (o_bias_.defined()) std::copy_n(o_bias_.const_data_ptr<float>(), width_, row);
     if (!dropped_.defined()) return;
-    const float* gate = gate_.const_data_ptr<float>() + sample.index * list_.heads;
-    for (int64_t head = 0; head < list_.heads; ++head) {
+    const float* gate = pairs_.gate.const_data_ptr<float>() + sample.index * pairs_.list.heads;
+    for (int64_t head = 0; head < pairs_.list.heads; ++head) {
       const float share = 1.0f - gate[head];
       if (share == 0.0f) continue;
       const float* dropped = dropped_.const_data_ptr<float>() + head * width_;
@@ -292,8 +233,8 @@ class Launch {
     table_.attention_pair(
         {.tokens = tokens(task.place),
          .keys = holes ? keys(task.place) : tokens(task.place),
-         .key_position = holes ? sample.key_rows : positions_.data(),
-         .head = packed_.data.get() + list_.head_index[pair] * packed_.head_floats,
+         .key_position = pairs_.key_position(sample.index),
+         .head = packed_.data.get() + pairs_.list.head_index[pair] * packed_.head_floats,
          .context = context(task.place) + task.item * head_dim_ * table_.panel,
          .scratch = scratch,
          .num_tokens = length_,
@@ -302,7 +243,7 @@ class Launch {
          .head_dim = head_dim_,
          .context_stride = sample.num_pairs * head_dim_ * table_.panel,
          .scale = scale_,
-         .gate = list_.scale[pair],
+         .gate = pairs_.list.scale[pair],
          .causal = causal_});
   }
 
@@ -314,7 +255,7 @@ class Launch {
     table_.attention_output(
         {.context = context(task.place) + first_panel * context_stride,
          .packed = packed_.data.get(),
-         .head_index = list_.head_index.data() + sample.first_pair,
+         .head_index = pairs_.list.head_index.data() + sample.first_pair,
          .start = start(sample),
          .out = out_.mutable_data_ptr<float>() + (sample.index * length_ + first) * width_,
          .num_heads = sample.num_pairs,
@@ -333,11 +274,9 @@ class Launch {
   const int64_t batch_, length_, width_, head_dim_, panels_, output_panels_;
   const float scale_;
   const bool causal_;
-  at::Tensor gate_, o_bias_, dropped_;
-  WorkList list_;
+  const CpuPairs pairs_;
+  at::Tensor o_bias_, dropped_;
   std::vector<Sample> samples_;
-  std::vector<std::vector<int32_t>> key_rows_;
-  std::vector<int32_t> positions_;
   std::vector<Task> tasks_;
   std::vector<Progress> progress_;
   int64_t threads_ = 1, output_parts_ = 1, slots_ = 0, start_stride_ = 0, scratch_floats_ = 0;

@@ -40,9 +40,11 @@ std::vector<at::Tensor> run_backward(const at::Tensor& grad, const AttentionCall
                                      GradientMask mask) {
   check_backward(grad, call, mask);
   const AttentionProblem problem = make_problem(call);
-  const DifferentiableTensors gradients = choose_backend(problem).name == "reference"
-                                              ? attention_reference_backward(call, grad, mask)
-                                              : attention_composite_backward(problem, grad, mask);
+  const std::string backend = choose_backend(problem).name;
+  const DifferentiableTensors gradients =
+      backend == "cpu"         ? attention_cpu_backward(problem, grad, mask)
+      : backend == "reference" ? attention_reference_backward(call, grad, mask)
+                               : attention_composite_backward(problem, grad, mask);
   const DifferentiableTensors tensors = differentiable_tensors(call);
   std::vector<at::Tensor> result;
   for (size_t i = 0; i < kDifferentiable; ++i) {

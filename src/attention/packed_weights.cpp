@@ -69,40 +69,67 @@ Cache& cache() {
   return *instance;
 }
 
+// Weights as the kernels read them, and the arguments of the packing of each head.
+class HeadWeights {
+ public:
+  HeadWeights(const AttentionWeights& weights, int64_t head_dim)
+      : q_(weights.q.contiguous()),
+        k_(weights.k.contiguous()),
+        v_(weights.v.contiguous()),
+        o_(weights.o.contiguous()),
+        head_dim_(head_dim) {
+    const auto contiguous = [](const at::Tensor& bias) {
+      return bias.defined() ? bias.contiguous() : bias;
+    };
+    q_bias_ = contiguous(weights.q_bias);
+    k_bias_ = contiguous(weights.k_bias);
+    v_bias_ = contiguous(weights.v_bias);
+  }
+
+  int64_t width() const { return q_.size(1); }
+
+  kernels::PackHeadParams of(int64_t head, float* packed) const {
+    const auto row = [&](const at::Tensor& tensor) -> const float* {
+      if (!tensor.defined()) return nullptr;
+      return tensor.const_data_ptr<float>() +
+             head * head_dim_ * (tensor.dim() == 2 ? tensor.size(1) : 1);
+    };
+    return {.q = row(q_),
+            .k = row(k_),
+            .v = row(v_),
+            .o = o_.const_data_ptr<float>() + head * head_dim_,
+            .q_bias = row(q_bias_),
+            .k_bias = row(k_bias_),
+            .v_bias = row(v_bias_),
+            .packed = packed,
+            .width = width(),
+            .head_dim = head_dim_,
+            .o_stride = o_.size(1)};
+  }
+
+ private:
+  at::Tensor q_, k_, v_, o_, q_bias_, k_bias_, v_bias_;
+  int64_t head_dim_;
+};
+
+PackedWeights room_for(int64_t heads, int64_t head_floats) {
+  PackedWeights packed;
+  packed.head_floats = head_floats;
+  const size_t bytes = std::max<size_t>(1, heads * head_floats * sizeof(float));
+  packed.data = {static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)), std::free};
+  if (packed.data == nullptr) throw std::bad_alloc();
+  return packed;
+}
+
 std::shared_ptr<const PackedWeights> pack(const AttentionWeights& weights, int64_t heads,
                                           int64_t head_dim) {
   const kernels::KernelTable& table = kernels::kernel_table();
-  const at::Tensor q = weights.q.contiguous(), k = weights.k.contiguous(),
-                   v = weights.v.contiguous(), o = weights.o.contiguous();
-  const auto contiguous = [](const at::Tensor& bias) {
-    return bias.defined() ? bias.contiguous() : bias;
-  };
-  const at::Tensor q_bias = contiguous(weights.q_bias), k_bias = contiguous(weights.k_bias),
-                   v_bias = contiguous(weights.v_bias);
-  const int64_t width = q.size(1);
-  auto packed = std::make_shared<PackedWeights>();
-  packed->head_floats = table.packed_head_floats(width, head_dim);
-  const size_t bytes = std::max<size_t>(1, heads * packed->head_floats * sizeof(float));
-  packed->data = {static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)), std::free};
-  if (packed->data == nullptr) throw std::bad_alloc();
-  const auto row = [head_dim](const at::Tensor& tensor, int64_t head) -> const float* {
-    if (!tensor.defined()) return nullptr;
-    return tensor.const_data_ptr<float>() +
-           head * head_dim * (tensor.dim() == 2 ? tensor.size(1) : 1);
-  };
+  const HeadWeights from(weights, head_dim);
+  auto packed = std::make_shared<PackedWeights>(
+      room_for(heads, table.packed_head_floats(from.width(), head_dim)));
   at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; ++head) {
-      table.pack_head({.q = row(q, head),
-                       .k = row(k, head),
-                       .v = row(v, head),
-                       .o = o.const_data_ptr<float>() + head * head_dim,
-                       .q_bias = row(q_bias, head),
-                       .k_bias = row(k_bias, head),
-                       .v_bias = row(v_bias, head),
-                       .packed = packed->data.get() + head * packed->head_floats,
-                       .width = width,
-                       .head_dim = head_dim,
-                       .o_stride = o.size(1)});
+      table.pack_head(from.of(head, packed->data.get() + head * packed->head_floats));
     }
   });
   return packed;
@@ -152,6 +179,25 @@ std::shared_ptr<const PackedWeights> packed_weights(const AttentionWeights& weig
   known.entries.remove_if([&](const Entry& other) { return other.expired() || same_place(other); });
   known.entries.push_front(std::move(entry));
   while (known.entries.size() > kMaxEntries) known.entries.pop_back();
+  return packed;
+}
+
+PackedBackwardWeights pack_backward_weights(const AttentionWeights& weights,
+                                            const std::vector<bool>& wanted, int64_t head_dim) {
+  const kernels::KernelTable& table = kernels::kernel_table();
+  const HeadWeights from(weights, head_dim);
+  const int64_t heads = static_cast<int64_t>(wanted.size());
+  PackedBackwardWeights packed{
+      room_for(heads, table.packed_head_floats(from.width(), head_dim)),
+      room_for(heads, table.packed_head_backward_floats(from.width(), head_dim))};
+  at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t head = begin; head < end; ++head) {
+      if (!wanted[head]) continue;
+      table.pack_head(from.of(head, packed.forward.data.get() + head * packed.forward.head_floats));
+      table.pack_head_backward(
+          from.of(head, packed.backward.data.get() + head * packed.backward.head_floats));
+    }
+  });
   return packed;
 }
 

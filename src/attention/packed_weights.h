@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "headkit/attention/gated_attention.h"
 
@@ -24,6 +25,14 @@ struct PackedWeights {
 /// most 1024 layers stay. Thread-safe; the result stays valid however long its owner holds it.
 std::shared_ptr<const PackedWeights> packed_weights(const AttentionWeights& weights, int64_t heads,
                                                     int64_t head_dim);
+
+/// The packed forms that a backward wants. Never from the cache: somebody trains these weights.
+struct PackedBackwardWeights {
+  PackedWeights forward, backward;
+};
+/// `wanted` [heads]: heads that run; the others stay unset.
+PackedBackwardWeights pack_backward_weights(const AttentionWeights& weights,
+                                            const std::vector<bool>& wanted, int64_t head_dim);
 
 /// Layers in the cache.
 int64_t packed_weights_count();

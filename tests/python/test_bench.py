@@ -52,3 +52,16 @@ def test_a_wrong_peer_is_not_timed(monkeypatch):
     )
     with pytest.raises(RuntimeError, match=r"\[bench\] expected the output of the reference"):
         attention_bench.run(attention_bench.Config(**TINY))
+
+
+@pytest.mark.parametrize("measure", ["backward", "training"])
+def test_gradients_are_checked_and_timed(measure):
+    config = attention_bench.Config(**TINY, measure=measure)
+    rows = attention_bench.run(config)
+    assert {row.name for row in rows} == {"nn.MultiheadAttention", "linear + SDPA", "headkit"}
+    of_weights, of_core = (16, 10) if measure == "backward" else (24, 14)
+    for row in rows:
+        assert row.useful_flops == 8 * 4 * (of_weights * 16 + of_core * 8) * 2 * 4 * row.share
+        assert row.max_error < 1e-5
+    with pytest.raises(ValueError, match=r"\[bench\] expected measure"):
+        attention_bench.Config(measure="sideways")

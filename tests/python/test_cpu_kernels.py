@@ -71,16 +71,65 @@ def run(problem, backend="cpu", dtype=None):
 
 
 def check_random_problems(count):
+    of_gates = []
     for seed in range(count):
         problem = random_problem(seed)
         found = run(problem)
         exact = run(problem, "reference", torch.float64)
         plain = run(problem, "reference")
         assert found.shape == exact.shape
+        of_gates.append(check_gradients(problem, seed))
         if found.numel():
             allowed = 2 * (plain - exact).abs().max()
             allowed += 2 * torch.finfo(torch.float32).eps * exact.abs().max()
             assert (found - exact).abs().max() <= allowed, f"problem {seed}"
+    # Gates are few, so that the largest error of one problem is luck: judged over all of them.
+    errors, plain_errors = zip(*of_gates, strict=True)
+    assert max(errors) <= 2 * max(plain_errors) + 2 * torch.finfo(torch.float32).eps
+
+
+DIFFERENTIABLE = ("q_bias", "k_bias", "v_bias", "o_bias", "gate", "dropped_output")
+
+
+def gradients(problem, backend="cpu", dtype=torch.float32, only=None):
+    x, weights, heads, options = problem
+    os.environ["HEADKIT_BACKEND"] = backend
+    inputs = dict(zip(("x", "q", "k", "v", "o"), (x, *weights), strict=True))
+    inputs |= {name: options[name] for name in DIFFERENTIABLE if name in options}
+    inputs = {name: value.detach().to(dtype) for name, value in inputs.items()}
+    leaves = [inputs[name].requires_grad_() for name in only or inputs]
+    arguments = [inputs.pop(name) for name in ("x", "q", "k", "v", "o")]
+    y = OPERATOR(*arguments, heads, **{**options, **inputs})
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(9)).to(dtype)
+    found = torch.autograd.grad(y, leaves, direction)
+    names = only or ["x", "q", "k", "v", "o", *inputs]
+    return dict(zip(names, found, strict=True))
+
+
+# A bias is judged with its weight, as that of a constant 1: the gradient of k_bias is 0 in theory.
+# Returns the error of the gate's gradient and that of plain float32, relative to its size.
+def check_gradients(problem, name):
+    found = gradients(problem)
+    exact = gradients(problem, "reference", torch.float64)
+    plain = gradients(problem, "reference")
+    for weight in ("q", "k", "v"):
+        if f"{weight}_bias" in exact:
+            for values in (found, exact, plain):
+                bias = values.pop(f"{weight}_bias")[:, None]
+                values[weight] = torch.cat([values[weight], bias], 1)
+    of_gate = (0.0, 0.0)
+    for argument, truth in exact.items():
+        assert found[argument].shape == truth.shape
+        if truth.numel() == 0:
+            continue
+        error, allowed = ((x[argument] - truth).abs().max() for x in (found, plain))
+        size = truth.abs().max()
+        if argument == "gate":
+            of_gate = tuple((x / size).item() if size else x.item() for x in (error, allowed))
+            continue
+        allowed = 2 * allowed + 2 * torch.finfo(torch.float32).eps * size
+        assert error <= allowed, f"{argument}, problem {name}: {error} > {allowed}"
+    return of_gate
 
 
 @pytest.mark.parametrize("isa", headkit.available_isas())
@@ -121,6 +170,39 @@ def test_a_sample_does_not_depend_on_its_batch_or_on_the_threads():
                 for name, value in options.items()
             }
             assert torch.equal(run((x[part], weights, heads, rows)), whole[part])
+
+
+def test_gradients_do_not_depend_on_the_threads():
+    for seed in range(25):
+        problem = random_problem(seed)
+        torch.set_num_threads(1)
+        whole = gradients(problem)
+        for threads in (2, 3, 4):
+            torch.set_num_threads(threads)
+            for name, value in gradients(problem).items():
+                assert torch.equal(value, whole[name]), f"{name}, problem {seed}"
+
+
+def test_many_samples_are_summed_in_groups():
+    torch.manual_seed(1)
+    inner, width = 12 * 64, 32  # more than one workspace holds
+    weights = [torch.randn(inner, width) / width**0.5 for _ in range(3)]
+    weights.append(torch.randn(width, inner) / inner**0.5)
+    gate = (torch.rand(36, 12) < 0.9).float()
+    gate[:, 3], gate[:30, 4], gate[6:, 5] = 0, 0, 0
+    problem = (torch.randn(36, 128, width), weights, 12, {"gate": gate})
+    error, plain_error = check_gradients(problem, "groups")
+    assert error <= 2 * plain_error + 2 * torch.finfo(torch.float32).eps
+
+
+def test_a_gradient_alone_is_the_same():
+    problem = random_problem(3)
+    x, _, heads, options = problem
+    options["gate"] = torch.rand(len(x), heads)
+    whole = gradients(problem)
+    for name, value in whole.items():
+        alone = gradients(problem, only=[name])
+        assert list(alone) == [name] and torch.equal(alone[name], value), name
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

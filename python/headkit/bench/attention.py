@@ -25,6 +25,7 @@ from headkit import _C
 
 HEADKIT = "headkit"
 MAX_PROBE_SPREAD = 0.05
+MEASURES = ("forward", "backward", "training")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Config:
         rounds: undisturbed rounds to collect.
         shares: shares of open heads beside 1.
         seed: of inputs, weights and gates.
+        measure: ``forward``; ``backward``, the gradients of x, weights and biases alone, by a graph
+            recorded before; or ``training``, both.
 
     Example:
         >>> Config(dim=64, heads=4).head_dim
@@ -54,6 +57,7 @@ class Config:
     rounds: int = 15
     shares: tuple[float, ...] = (0.75, 0.5, 0.25)
     seed: int = 0
+    measure: str = "forward"
 
     def __post_init__(self) -> None:
         sizes = (self.batch, self.dim, self.heads, self.rounds, *self.lengths)
@@ -64,11 +68,27 @@ class Config:
             )
         if not all(0 < share < 1 for share in self.shares):
             raise ValueError(f"[bench] expected shares between 0 and 1; found {self.shares}")
+        if self.measure not in MEASURES:
+            raise ValueError(
+                f"[bench] expected measure to be one of {', '.join(MEASURES)}; found {self.measure}"
+            )
 
     @property
     def head_dim(self) -> int:
         """Width of one head."""
         return self.dim // self.heads
+
+    def pair_flops(self, length: int) -> float:
+        """Useful FLOPs of one head of one sample.
+
+        Forward: 8 T D dh of the projections and 4 T^2 dh of the core. Backward: 16 T D dh and
+        10 T^2 dh, with the scores computed again; what else a backward computes again does not
+        count.
+        """
+        of_weights, of_core = {"forward": (8, 4), "backward": (16, 10), "training": (24, 14)}[
+            self.measure
+        ]
+        return length * self.head_dim * (float(of_weights) * self.dim + of_core * length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +101,11 @@ class Row:
         length: tokens in a sample.
         share: open heads over all heads.
         milliseconds: median over the rounds, and their minimum.
-        useful_flops: FLOPs of the open heads alone, 4 T dh (2D + T) each.
+        useful_flops: FLOPs of the open heads alone: see ``Config.pair_flops``.
         of_probe: useful FLOP/s over the probe of the same round, median.
         times_headkit: its time over headkit's at share 1 in the same round, median.
         of_ideal: time at share 1 times ``share`` over its time, median; None for dense peers.
-        max_error: largest difference from the float64 reference.
+        max_error: largest difference from the float64 reference, of the output or the gradients.
         rounds: rounds that count, and how many were measured again because the probe dipped.
         probe_flops: median of the probe, FLOP/s, and its spread over the rounds that count.
         void: the probe never settled: do not quote this row.
@@ -110,6 +130,7 @@ class Row:
 
 
 Progress = Callable[[str, int, int], None]
+Result = torch.Tensor | tuple[torch.Tensor, ...]
 
 
 def machine() -> dict[str, str | int]:
@@ -168,6 +189,7 @@ class _Layer:
         nn.init.normal_(self.torch_module.in_proj_bias)
         nn.init.normal_(self.torch_module.out_proj.bias)
         self.module = headkit.nn.MultiHeadAttention.from_torch(self.torch_module).eval()
+        self.direction = torch.randn(config.batch, self.length, config.dim)
         self.gates = {1.0: torch.ones(config.batch, config.heads)}
         for share in config.shares:
             count = max(1, round(share * config.heads))
@@ -210,37 +232,84 @@ class _Layer:
 
         return forward
 
-    def peers(self) -> dict[tuple[str, float], Callable[[], torch.Tensor]]:
+    def forwards(self) -> dict[tuple[str, float], Callable[[], torch.Tensor]]:
         calls: dict[tuple[str, float], Callable[[], torch.Tensor]] = {
             ("nn.MultiheadAttention", 1.0): lambda: self.torch_module(
                 self.x, self.x, self.x, need_weights=False
             )[0],
             ("linear + SDPA", 1.0): self.with_linear,
         }
-        packed = self.with_packed_linear()
+        # oneDNN's packed linear has no derivative.
+        packed = self.with_packed_linear() if self.config.measure == "forward" else None
         if packed is not None:
             calls[("oneDNN-packed linear + SDPA", 1.0)] = packed
         for share, gate in self.gates.items():
             calls[(HEADKIT, share)] = lambda gate=gate: self.module(self.x, gate=gate)
         return calls
 
-    def max_error(self, share: float, found: torch.Tensor) -> float:
-        exact = headkit.reference_attention(
-            self.x.double(),
-            headkit.nn.MultiHeadAttention.from_torch(self.torch_module).double().weights(),
-            self.config.heads,
-            gate=self.gates[share].double(),
-        )
-        error = (found.double() - exact).abs().max().item()
-        if not error <= 1e-5 * max(1.0, exact.abs().max().item()):
-            raise RuntimeError(
-                f"[bench] expected the output of the reference to 1e-5; found a difference of "
-                f"{error:.2e} at length {self.length}, share {share}"
+    def leaves(self, name: str) -> list[torch.Tensor]:
+        """What a peer's gradients are taken for: x, then weights and biases."""
+        module = self.module if name == HEADKIT else self.torch_module
+        return [self.x, *module.parameters()]
+
+    def peers(self) -> dict[tuple[str, float], Callable[[], Result]]:
+        forwards = self.forwards()
+        if self.config.measure == "forward":
+            return dict(forwards)
+        self.x.requires_grad_()
+        calls: dict[tuple[str, float], Callable[[], Result]] = {}
+        for key, forward in forwards.items():
+            leaves = self.leaves(key[0])
+            if self.config.measure == "training":
+                calls[key] = lambda forward=forward, leaves=leaves: torch.autograd.grad(
+                    forward(), leaves, self.direction
+                )
+                continue
+            y = forward()
+            calls[key] = lambda y=y, leaves=leaves: torch.autograd.grad(
+                y, leaves, self.direction, retain_graph=True
             )
-        return error
+        return calls
+
+    def exact(self, share: float) -> list[torch.Tensor]:
+        """Output, or gradients in the order of ``leaves`` of headkit, in float64."""
+        with torch.set_grad_enabled(self.config.measure != "forward"):
+            x = self.x.detach().double().requires_grad_(self.config.measure != "forward")
+            module = headkit.nn.MultiHeadAttention.from_torch(self.torch_module).double()
+            y = headkit.reference_attention(
+                x, module.weights(), self.config.heads, gate=self.gates[share].double()
+            )
+            if self.config.measure == "forward":
+                return [y]
+            leaves = [x, *module.parameters()]
+            return list(torch.autograd.grad(y, leaves, self.direction.double()))
+
+    def in_order_of_headkit(self, name: str, found: Result) -> list[torch.Tensor]:
+        if isinstance(found, torch.Tensor):
+            return [found]
+        if name == HEADKIT:
+            return list(found)
+        x, in_weight, in_bias, out_weight, out_bias = found
+        weights, biases = in_weight.chunk(3), in_bias.chunk(3)
+        pairs = [pair for both in zip(weights, biases, strict=True) for pair in both]
+        return [x, *pairs, out_weight, out_bias]
+
+    def max_error(self, name: str, share: float, found: Result) -> float:
+        worst = 0.0
+        for value, exact in zip(
+            self.in_order_of_headkit(name, found), self.exact(share), strict=True
+        ):
+            error = (value.double() - exact).abs().max().item()
+            if not error <= 1e-5 * max(1.0, exact.abs().max().item()):
+                raise RuntimeError(
+                    f"[bench] expected the output of the reference to 1e-5; found a difference of "
+                    f"{error:.2e} at length {self.length}, share {share}, {name}"
+                )
+            worst = max(worst, error)
+        return worst
 
 
-def _time(call: Callable[[], torch.Tensor]) -> float:
+def _time(call: Callable[[], Result]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -263,7 +332,7 @@ class _Rounds:
 
 
 def _measure(
-    calls: dict[tuple[str, float], Callable[[], torch.Tensor]],
+    calls: dict[tuple[str, float], Callable[[], Result]],
     rounds: int,
     progress: Callable[[int], None],
 ) -> _Rounds:
@@ -300,7 +369,7 @@ def run(config: Config, progress: Progress | None = None) -> list[Row]:
         list[Row]: one row for each number of threads, length, peer and share.
 
     Raises:
-        RuntimeError: if the output of a peer differs from the float64 reference.
+        RuntimeError: if the output or a gradient of a peer differs from the float64 reference.
 
     Example:
         >>> rows = run(Config(batch=1, lengths=(4,), dim=16, heads=2, threads=(1,), rounds=1))
@@ -310,10 +379,11 @@ def run(config: Config, progress: Progress | None = None) -> list[Row]:
     rows = []
     for count in config.threads:
         for length in config.lengths:
-            with _on_threads(count) as threads, torch.no_grad():
+            grad = torch.set_grad_enabled(config.measure != "forward")
+            with _on_threads(count) as threads, grad:
                 layer = _Layer(config, length)
                 calls = layer.peers()
-                errors = {key: layer.max_error(key[1], call()) for key, call in calls.items()}
+                errors = {key: layer.max_error(*key, call()) for key, call in calls.items()}
                 label = f"{threads} thread{'s' * (threads > 1)}, T={length}"
 
                 def report(done: int, label: str = label) -> None:
@@ -334,7 +404,7 @@ def _rows(
 ) -> list[Row]:
     probes = measured.probes
     dense = measured.seconds[(HEADKIT, 1.0)]
-    pair_flops = 4.0 * length * config.head_dim * (2 * config.dim + length)
+    pair_flops = config.pair_flops(length)
     rows = []
     for (name, share), seconds in measured.seconds.items():
         flops = pair_flops * config.batch * config.heads * share

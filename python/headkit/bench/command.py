@@ -36,6 +36,13 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"expected numbers with commas; found {text}") from None
 
 
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part)
+    except ValueError:
+        raise typer.BadParameter(f"expected shares with commas; found {text}") from None
+
+
 def _table(rows: list[attention_bench.Row]) -> Table:
     first = rows[0]
     threads = "1 pinned thread" if first.threads == 1 else f"{first.threads} threads"
@@ -72,6 +79,10 @@ def attention(
     ),
     rounds: Annotated[int, typer.Option(help="Undisturbed rounds to collect.")] = 15,
     seed: Annotated[int, typer.Option(help="Of inputs, weights and gates.")] = 0,
+    measure: Annotated[str, typer.Option(help="forward, backward, or training: both.")] = "forward",
+    shares: Annotated[
+        str, typer.Option(help="Shares of open heads beside 1, with commas.")
+    ] = "0.75,0.5,0.25",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write every row to this file.")
     ] = None,
@@ -95,6 +106,8 @@ def attention(
             threads=_threads(threads),
             rounds=rounds,
             seed=seed,
+            measure=measure,
+            shares=_shares(shares),
         )
     except ValueError as error:
         errors.print(str(error), style="red", markup=False)
@@ -115,7 +128,7 @@ def attention(
     machine = attention_bench.machine()
     console.print(
         f"{machine['cpu']}, {machine['isa']}, torch {machine['torch']}; "
-        f"B={batch}, D={dim}, {heads} heads, float32"
+        f"B={batch}, D={dim}, {heads} heads, float32, {measure}"
     )
     groups: dict[tuple[int, int], list[attention_bench.Row]] = {}
     for row in rows:

@@ -288,13 +288,21 @@ int64_t weight_gradient_scratch_floats(int64_t head_dim) {
   return kGradientPanels * head_dim * kPanel + kPanel * row_floats(head_dim);
 }
 
+// Sums of 16 rows, of 16 such sums, and of those: a running sum that only grows would lose digits
+// that PyTorch's keeps.
 void bias_gradient(const WeightGradientParams& p) {
+  constexpr int64_t kSmall = 16;
   const int64_t stride = row_floats(p.head_dim);
   for (int64_t d = 0; d < stride; d += kLanes) {
     Vec total = zero();
     for_chains(p.num_samples * p.num_tokens, [&](int64_t k, int64_t steps, bool, bool) {
       Vec sum = zero();
-      for (int64_t i = k; i < k + steps; ++i) sum = add(sum, load(p.rows + i * stride + d));
+      for (int64_t first = k; first < k + steps; first += kSmall) {
+        const int64_t end = first + kSmall < k + steps ? first + kSmall : k + steps;
+        Vec small = zero();
+        for (int64_t i = first; i < end; ++i) small = add(small, load(p.rows + i * stride + d));
+        sum = add(sum, small);
+      }
       total = add(total, sum);
     });
     float lanes[kLanes];

@@ -1,0 +1,40 @@
+#include "attention/task_queue.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+namespace headkit {
+
+void Arena::Free::operator()(float* data) const { std::free(data); }
+
+float* Arena::reserve(int64_t floats) {
+  if (floats > capacity_) {
+    data_.reset();
+    capacity_ = 0;
+    const size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
+    data_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+    if (data_ == nullptr) throw std::bad_alloc();
+    capacity_ = floats;
+  }
+  return data_.get();
+}
+
+int64_t queue_threads() {
+  return at::in_parallel_region() ? 1 : std::max(1, at::get_num_threads());
+}
+
+void run_queue(int64_t threads, int64_t tasks, int64_t scratch_floats,
+               const std::function<void(int64_t task, float* scratch)>& run) {
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::min(threads, tasks), 1, [&](int64_t, int64_t) {
+    thread_local Arena arena;
+    float* scratch = arena.reserve(std::max<int64_t>(1, scratch_floats));
+    for (int64_t task = next++; task < tasks; task = next++) run(task, scratch);
+  });
+}
+
+}  // namespace headkit
