@@ -1,5 +1,6 @@
 """The contract of a family: how it keeps an attention block, and how the block is called."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -34,7 +35,7 @@ class Norms(NamedTuple):
     eps: float
 
 
-class Adapter:
+class Adapter(ABC):
     """One family of attention blocks. Stateless: everything is read from the module.
 
     A family is a subclass in ``families/`` with one instance in ``families.ADAPTERS``. See
@@ -50,9 +51,9 @@ class Adapter:
     #: Keyword arguments of a layer that are the same for all samples, [T, S].
     SQUARE: ClassVar[frozenset[str]] = frozenset()
 
+    @abstractmethod
     def matches(self, module: nn.Module) -> bool:
         """Whether a module is built as a block of this family; its class name says nothing."""
-        raise NotImplementedError
 
     def refusal(self, module: nn.Module) -> str:
         """What a block that matches has beyond what is computed here; empty if nothing."""
@@ -68,21 +69,21 @@ class Adapter:
         """Whether keys and values come from another sequence."""
         return False
 
+    @abstractmethod
     def head_dim(self, module: nn.Module) -> int:
         """Width of one head, dh."""
-        raise NotImplementedError
 
+    @abstractmethod
     def projections(self, module: nn.Module) -> tuple[nn.Module, ...]:
         """The modules whose weights the operator runs instead of them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weights(self, module: nn.Module) -> Weights:
         """The weights that are there, with their gradients."""
-        raise NotImplementedError
 
+    @abstractmethod
     def assign(self, module: nn.Module, weights: Weights, heads: int) -> None:
         """Put other weights in place, of ``heads`` heads; sizes and dtypes were checked."""
-        raise NotImplementedError
 
     def norms(self, module: nn.Module) -> Norms | None:
         """Norms of queries and keys, if the block has them."""
@@ -100,9 +101,9 @@ class Adapter:
         """Neurons of the feed-forward block in a layer; 0 = unknown."""
         return 0
 
+    @abstractmethod
     def swapped(self, module: nn.Module) -> list[tuple[nn.Module, type[Swapped]]]:
         """The modules whose class changes, with the mixins they get."""
-        raise NotImplementedError
 
     def example(
         self, module: nn.Module, hidden: torch.Tensor, mask: torch.Tensor

@@ -1,5 +1,6 @@
 """The contract of a task: which models do it, how its data are read, its loss, its output."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Opened:
     processor: Any
 
 
-class Task:
+class Task(ABC):
     """One task. Stateless; a task is a subclass in a file here, with one instance in ``TASKS``.
 
     Attributes:
@@ -79,9 +80,9 @@ class Task:
     BATCH_SIZE: ClassVar[int] = 16
     GENERATES: ClassVar[bool] = False
 
+    @abstractmethod
     def auto_class(self, source: ModelSource) -> str:
         """The class of transformers that loads a model for this task; "" = it cannot do it."""
-        raise NotImplementedError
 
     def is_default(self, source: ModelSource) -> bool:
         """Whether a model was made for this task."""
@@ -90,25 +91,25 @@ class Task:
     def check(self, source: ModelSource) -> None:
         """Refuse what needs packages that are not there, before anything is loaded."""
 
+    @abstractmethod
     def read(self, path: Path, limit: int | None) -> list[Example]:
         """Examples to score, prune and fit on, labelled where the loss needs it.
 
         Raises:
             ValueError: if the file or folder does not hold them.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def read_inputs(self, path: Path, limit: int | None) -> list[Example]:
         """Examples to run, with or without labels."""
-        raise NotImplementedError
 
     def given(self, value: Any) -> Example:
         """The example of ``--text``, ``--image`` or ``--audio``."""
         return Example(str(value), value)
 
+    @abstractmethod
     def encode(self, opened: Opened, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """One batch; with ``labels`` if the examples have them."""
-        raise NotImplementedError
 
     def prepare(
         self, opened: Opened, examples: Sequence[Example], limit: int | None
@@ -142,6 +143,7 @@ class Task:
         """
         return opened.gated
 
+    @abstractmethod
     def tally(
         self, output: torch.Tensor, tensors: dict[str, torch.Tensor], dense: torch.Tensor | None
     ) -> torch.Tensor:
@@ -152,21 +154,20 @@ class Task:
             tensors: the batch.
             dense: output with all heads, where the objective needs it.
         """
-        raise NotImplementedError
 
     def quality(self, mean: float) -> float:
         """The number behind ``QUALITY``."""
         return mean
 
+    @abstractmethod
     def results(
         self, opened: Opened, output: torch.Tensor, tensors: dict[str, torch.Tensor]
     ) -> list[dict[str, Any]]:
         """What came out for each input of a batch, for JSON."""
-        raise NotImplementedError
 
+    @abstractmethod
     def summary(self, result: dict[str, Any]) -> str:
         """A result in a few words."""
-        raise NotImplementedError
 
     def units(self, opened: Opened, tensors: dict[str, torch.Tensor], tokens: int) -> list[str]:
         """What the tokens of one input are, in order."""
