@@ -1,5 +1,6 @@
 """Tiny random models with tokenizers and processors, saved to folders, and data files for them."""
 
+import json
 import re
 import wave
 
@@ -30,6 +31,13 @@ def call(*arguments):
 def said(result):
     """All that a command printed, in one line."""
     return re.sub(r"\s+", " ", result.output + result.stderr)
+
+
+def told(*arguments):
+    """What a command that succeeds prints as JSON."""
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, said(result)
+    return json.loads(result.stdout)
 
 
 def refused(expected, *arguments):

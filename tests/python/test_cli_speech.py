@@ -1,6 +1,5 @@
 """The commands on speech."""
 
-import json
 import math
 
 import pytest
@@ -10,18 +9,11 @@ import transformers
 import headkit as hk
 
 from .cli_models import (
-    call,
     refused,
-    said,
     speech_model,
+    told,
     write_sound,
 )
-
-
-def told(*arguments):
-    result = call(*arguments, "--json")
-    assert result.exit_code == 0, said(result)
-    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The commands on language models and pictures."""
 
-import json
 import math
 
 import pytest
@@ -12,19 +11,12 @@ import headkit as hk
 from .cli_models import (
     LAYERS,
     WORDS,
-    call,
     causal_lm,
     image_classifier,
     refused,
-    said,
+    told,
     write_pictures,
 )
-
-
-def told(*arguments):
-    result = call(*arguments, "--json")
-    assert result.exit_code == 0, said(result)
-    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")

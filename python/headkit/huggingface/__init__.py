@@ -299,7 +299,10 @@ def _swap(structure: Structure) -> None:
     for site in structure.sites:
         refuse_altered(site.adapter.projections(site.module), "attach")
     origins = [_origin(site) for site in structure.sites]
-    sizes = {(o.heads, o.kv_heads, *_widths(site)) for o, site in _both(structure)}
+    sizes = {
+        (origin.heads, origin.kv_heads, *_widths(site))
+        for site, origin in zip(structure.sites, origins, strict=True)
+    }
     if len(sizes) != 1:
         found = ", ".join(f"{heads} of {width} in {dim}" for heads, _, width, dim in sorted(sizes))
         raise ValueError(f"[attach] expected equal heads in all blocks; found {found}")
@@ -358,10 +361,6 @@ def _widths(site: Site) -> tuple[int, int]:
     return site.adapter.head_dim(site.module), site.adapter.weights(site.module).o.shape[0]
 
 
-def _both(structure: Structure) -> list[tuple[Origin, Site]]:
-    return [(_origin(site), site) for site in structure.sites]
-
-
 def _origin(site: Site) -> Origin:
     known = getattr(site.module, ORIGIN, None)
     weights = site.adapter.weights(site.module)
@@ -402,9 +401,7 @@ def _begin_call(module: nn.Module, args: tuple, kwargs: dict[str, Any]):
             "ignores"
         )
     part: Part = getattr(module, PART)
-    call = kwargs.get(CALL)
-    if call is None and not part.base and not torch.compiler.is_compiling():
-        call = running_call(part.attachment)
+    call = kwargs.get(CALL) if part.base else _call_of(part, kwargs)
     mask = part.argument("attention_mask", args, kwargs)
     known = part.attachment.notes_padding and isinstance(mask, torch.Tensor) and mask.dim() == 2
     if call is None:
@@ -430,11 +427,17 @@ def _end_call(module: nn.Module, args: tuple, output: Any) -> None:
         sequence.note_encoded(call.given, call.gating)
 
 
-def _begin_layers(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
-    part: Part = getattr(layer, PART)
+def _call_of(part: Part, kwargs: dict[str, Any]) -> Call | None:
+    """The call that a module is part of, if one was begun above it."""
     call = kwargs.get(CALL)
     if call is None and not torch.compiler.is_compiling():
         call = running_call(part.attachment)
+    return call
+
+
+def _begin_layers(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
+    part: Part = getattr(layer, PART)
+    call = _call_of(part, kwargs)
     if call is None:
         return None
     hidden = part.hidden(args, kwargs)
@@ -447,9 +450,7 @@ def _begin_layers(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
 
 
 def _begin_later_layers(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
-    call = kwargs.get(CALL)
-    if call is None and not torch.compiler.is_compiling():
-        call = running_call(getattr(layer, PART).attachment)
+    call = _call_of(getattr(layer, PART), kwargs)
     if call is not None and not call.begun:
         _begin_layers(layer, args, kwargs)
     return None
