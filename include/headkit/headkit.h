@@ -5,6 +5,7 @@
 #include "headkit/attention/key_values.h"
 #include "headkit/attention/multi_head_attention.h"
 #include "headkit/attention/reference.h"
+#include "headkit/core/backend.h"
 #include "headkit/core/error.h"
 #include "headkit/core/flops.h"
 #include "headkit/core/gate_set.h"

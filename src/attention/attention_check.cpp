@@ -4,9 +4,9 @@
 #include <string>
 #include <utility>
 
-#include "attention/argument_check.h"
 #include "attention/attention_call.h"
 #include "headkit/core/error.h"
+#include "operators/argument_check.h"
 
 namespace headkit {
 namespace {

@@ -54,8 +54,7 @@ at::Tensor attention_cpu(const AttentionProblem& problem);        // launch.cpp:
 /// Empty if the CPU kernels can run this problem, else what they lack.
 std::string attention_cpu_refusal(const AttentionProblem& problem);  // launch.cpp
 
-/// The backend of a problem. Throws std::runtime_error if HEADKIT_BACKEND names one that cannot run
-/// it.
-BackendChoice choose_backend(const AttentionProblem& problem);  // backend.cpp
+/// As `choose_backend` of operators/backend.h.
+BackendChoice choose_backend(const AttentionProblem& problem);  // gated_attention.cpp
 
 }  // namespace headkit

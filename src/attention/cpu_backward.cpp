@@ -6,8 +6,8 @@
 #include "attention/composite_backward.h"
 #include "attention/cpu_pairs.h"
 #include "attention/packed_weights.h"
-#include "attention/task_queue.h"
 #include "kernels/dispatch.h"
+#include "operators/task_queue.h"
 
 namespace headkit {
 namespace {

@@ -5,7 +5,8 @@
 #include <utility>
 
 #include "attention/attention_call.h"
-#include "attention/operator_signature.h"
+#include "operators/backend.h"
+#include "operators/operator_signature.h"
 
 namespace headkit {
 
@@ -106,6 +107,10 @@ at::Tensor gated_attention(const at::Tensor& x, const AttentionWeights& weights,
                            const AttentionInput& input) {
   const AttentionCall call = make_call(x, weights, num_heads, input);
   return translated_back([&] { return dispatch_attention(call); });
+}
+
+BackendChoice choose_backend(const AttentionProblem& problem) {
+  return choose_backend("gated_attention", attention_cpu_refusal(problem));
 }
 
 BackendChoice attention_backend(const at::Tensor& x, const AttentionWeights& weights,

@@ -15,11 +15,11 @@
 #include <utility>
 #include <vector>
 
-#include "attention/argument_check.h"
 #include "attention/attention_call.h"
 #include "attention/kv_projection.h"
-#include "attention/operator_signature.h"
 #include "headkit/core/error.h"
+#include "operators/argument_check.h"
+#include "operators/operator_signature.h"
 
 namespace headkit {
 namespace {

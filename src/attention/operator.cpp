@@ -6,8 +6,8 @@
 
 #include "attention/attention_call.h"
 #include "attention/composite_backward.h"
-#include "attention/operator_signature.h"
 #include "headkit/core/error.h"
+#include "operators/operator_signature.h"
 
 namespace headkit {
 namespace {

@@ -2,72 +2,11 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <c10/core/GradMode.h>
-
-#include <algorithm>
-#include <array>
-#include <cstdlib>
-#include <list>
-#include <mutex>
-#include <new>
-#include <vector>
 
 #include "kernels/dispatch.h"
 
 namespace headkit {
 namespace {
-
-constexpr size_t kPackedTensors = 7;
-constexpr size_t kMaxEntries = 1024;
-
-using WeakTensor = c10::weak_intrusive_ptr<c10::TensorImpl>;
-
-std::array<const at::Tensor*, kPackedTensors> tensors_of(const AttentionWeights& w) {
-  return {&w.q, &w.k, &w.v, &w.o, &w.q_bias, &w.k_bias, &w.v_bias};
-}
-
-// What must not have changed for a packed form to be right.
-struct TensorKey {
-  const c10::TensorImpl* owner = nullptr;
-  const void* data = nullptr;
-  std::vector<int64_t> sizes, strides;
-  uint32_t version = 0;
-  bool operator==(const TensorKey&) const = default;
-};
-
-// A slice of a larger parameter is a new tensor at every call; the parameter behind it is not.
-at::TensorBase owner_of(const at::Tensor& tensor) {
-  return tensor.is_view() ? tensor._base() : at::TensorBase(tensor);
-}
-
-TensorKey key_of(const at::Tensor& tensor) {
-  if (!tensor.defined()) return {};
-  return {owner_of(tensor).unsafeGetTensorImpl(), tensor.const_data_ptr(), tensor.sizes().vec(),
-          tensor.strides().vec(), static_cast<uint32_t>(tensor._version())};
-}
-
-struct Entry {
-  std::array<TensorKey, kPackedTensors> keys;
-  // Hold no memory of the weights, but keep the addresses in `keys` from being given to others.
-  std::vector<WeakTensor> owners;
-  int64_t heads = 0;
-  std::shared_ptr<const PackedWeights> packed;
-
-  bool expired() const {
-    return std::any_of(owners.begin(), owners.end(),
-                       [](const WeakTensor& owner) { return owner.expired(); });
-  }
-};
-
-struct Cache {
-  std::mutex mutex;
-  std::list<Entry> entries;  // the last used first
-};
-
-Cache& cache() {
-  static Cache* instance = new Cache;  // outlives every thread that may still compute at exit
-  return *instance;
-}
 
 // Weights as the kernels read them, and the arguments of the packing of each head.
 class HeadWeights {
@@ -115,9 +54,7 @@ class HeadWeights {
 PackedWeights room_for(int64_t heads, int64_t head_floats) {
   PackedWeights packed;
   packed.head_floats = head_floats;
-  const size_t bytes = std::max<size_t>(1, heads * head_floats * sizeof(float));
-  packed.data = {static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)), std::free};
-  if (packed.data == nullptr) throw std::bad_alloc();
+  packed.data = aligned_floats(heads * head_floats);
   return packed;
 }
 
@@ -139,47 +76,9 @@ std::shared_ptr<const PackedWeights> pack(const AttentionWeights& weights, int64
 
 std::shared_ptr<const PackedWeights> packed_weights(const AttentionWeights& weights, int64_t heads,
                                                     int64_t head_dim) {
-  const auto tensors = tensors_of(weights);
-  bool countable = true, trained = false;
-  for (const at::Tensor* tensor : tensors) {
-    if (!tensor->defined()) continue;
-    countable = countable && !tensor->is_inference();
-    trained = trained || (c10::GradMode::is_enabled() && tensor->requires_grad());
-  }
-  if (!countable) return pack(weights, heads, head_dim);
-
-  std::array<TensorKey, kPackedTensors> keys;
-  for (size_t i = 0; i < kPackedTensors; ++i) keys[i] = key_of(*tensors[i]);
-  const auto same_place = [&keys](const Entry& entry) {
-    for (size_t i = 0; i < kPackedTensors; ++i) {
-      if (entry.keys[i].owner != keys[i].owner || entry.keys[i].data != keys[i].data) return false;
-    }
-    return true;
-  };
-  Cache& known = cache();
-  {
-    const std::lock_guard<std::mutex> lock(known.mutex);
-    const auto found = std::find_if(known.entries.begin(), known.entries.end(), same_place);
-    if (found != known.entries.end()) {
-      if (!trained && found->keys == keys && found->heads == heads) {
-        known.entries.splice(known.entries.begin(), known.entries, found);
-        return found->packed;
-      }
-      known.entries.erase(found);
-    }
-  }
-
-  auto packed = pack(weights, heads, head_dim);
-  if (trained) return packed;
-  Entry entry{keys, {}, heads, packed};
-  for (const at::Tensor* tensor : tensors) {
-    if (tensor->defined()) entry.owners.emplace_back(owner_of(*tensor).getIntrusivePtr());
-  }
-  const std::lock_guard<std::mutex> lock(known.mutex);
-  known.entries.remove_if([&](const Entry& other) { return other.expired() || same_place(other); });
-  known.entries.push_front(std::move(entry));
-  while (known.entries.size() > kMaxEntries) known.entries.pop_back();
-  return packed;
+  return std::static_pointer_cast<const PackedWeights>(cached_packing(
+      {weights.q, weights.k, weights.v, weights.o, weights.q_bias, weights.k_bias, weights.v_bias},
+      {kAttentionPacking, heads}, [&] { return pack(weights, heads, head_dim); }));
 }
 
 PackedBackwardWeights pack_backward_weights(const AttentionWeights& weights,
@@ -199,16 +98,6 @@ PackedBackwardWeights pack_backward_weights(const AttentionWeights& weights,
     }
   });
   return packed;
-}
-
-int64_t packed_weights_count() {
-  const std::lock_guard<std::mutex> lock(cache().mutex);
-  return static_cast<int64_t>(cache().entries.size());
-}
-
-void refresh_packed_weights() {
-  const std::lock_guard<std::mutex> lock(cache().mutex);
-  cache().entries.clear();
 }
 
 }  // namespace headkit

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "attention/attention_call.h"
-#include "attention/operator_signature.h"
+#include "operators/operator_signature.h"
 
 namespace headkit {
 namespace {

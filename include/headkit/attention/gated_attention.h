@@ -4,8 +4,9 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <vector>
+
+#include "headkit/core/backend.h"
 
 namespace headkit {
 
@@ -113,16 +114,8 @@ class AttentionInput {
 at::Tensor gated_attention(const at::Tensor& x, const AttentionWeights& weights, int64_t num_heads,
                            const AttentionInput& input = {});
 
-/// The backend that `gated_attention` takes for such a call: "cpu", "aten" ... and why.
-struct BackendChoice {
-  std::string name;
-  std::string reason;
-};
+/// The backend that `gated_attention` takes for such a call.
 BackendChoice attention_backend(const at::Tensor& x, const AttentionWeights& weights,
                                 int64_t num_heads, const AttentionInput& input = {});
-
-/// Forgets all packed weights. Needed after an edit that torch does not count: `.data`, numpy
-/// views.
-void refresh_packed_weights();
 
 }  // namespace headkit

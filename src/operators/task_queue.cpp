@@ -1,4 +1,4 @@
-#include "attention/task_queue.h"
+#include "operators/task_queue.h"
 
 #include <ATen/Parallel.h>
 

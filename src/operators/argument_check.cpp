@@ -1,4 +1,4 @@
-#include "attention/argument_check.h"
+#include "operators/argument_check.h"
 
 #include <ATen/ATen.h>
 
