@@ -7,6 +7,7 @@
 #include "attention/cpu_pairs.h"
 #include "attention/packed_weights.h"
 #include "kernels/dispatch.h"
+#include "operators/float32.h"
 #include "operators/task_queue.h"
 
 namespace headkit {
@@ -36,8 +37,8 @@ class BackwardLaunch {
         problem_(problem),
         pairs_(problem),
         list_(pairs_.list),
-        x_(problem.x.contiguous()),
-        grad_(grad.contiguous()),
+        x_(in_float32(problem.x)),
+        grad_(in_float32(grad)),
         batch_(x_.size(0)),
         length_(x_.size(1)),
         width_(x_.size(2)),
@@ -332,7 +333,7 @@ class OuterGradients {
         width_(grad.size(2)),
         heads_(problem.heads),
         sums_(batch_ * width_, 0.0) {
-    const at::Tensor dy = grad.contiguous();
+    const at::Tensor dy = in_float32(grad);
     const int64_t length = grad.size(1);
     run_queue(queue_threads(), batch_, 0, [&](int64_t b, float*) {
       const float* row = dy.const_data_ptr<float>() + b * length * width_;
@@ -353,7 +354,7 @@ class OuterGradients {
 
   /// sum over samples of (1 - gate) grad, [H, D].
   at::Tensor dropped_output() const {
-    const at::Tensor gate = problem_.gate.expand({batch_, heads_}).to(at::kFloat).contiguous();
+    const at::Tensor gate = in_float32(problem_.gate.expand({batch_, heads_}));
     std::vector<double> sum(heads_ * width_, 0.0);
     for (int64_t b = 0; b < batch_; ++b) {
       for (int64_t head = 0; head < heads_; ++head) {
@@ -372,7 +373,7 @@ class OuterGradients {
   at::Tensor gate(const at::Tensor& of_pairs) const {
     const bool shared = problem_.gate.dim() == 1;
     const bool drops = problem_.dropped_output.defined();
-    const at::Tensor dropped = drops ? problem_.dropped_output.contiguous() : at::Tensor();
+    const at::Tensor dropped = in_float32(problem_.dropped_output);
     const at::Tensor open = open_gates();
     std::vector<double> sum(shared ? heads_ : batch_ * heads_, 0.0);
     for (int64_t b = 0; b < batch_; ++b) {
@@ -396,7 +397,7 @@ class OuterGradients {
   }
 
   at::Tensor to_tensor(const std::vector<double>& values, at::IntArrayRef shape) const {
-    at::Tensor result = at::empty(shape, problem_.x.options());
+    at::Tensor result = at::empty(shape, problem_.x.options().dtype(at::kFloat));
     std::transform(values.begin(), values.end(), result.mutable_data_ptr<float>(),
                    [](double value) { return static_cast<float>(value); });
     return result;

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "operators/float32.h"
+
 namespace headkit {
 namespace {
 
@@ -30,8 +32,8 @@ std::vector<CpuPairs::Keys> find_keys(const at::Tensor& padding_mask, int64_t ba
 CpuPairs::CpuPairs(const AttentionProblem& problem) {
   const int64_t batch = problem.x.size(0), length = problem.x.size(1);
   gate = problem.gate.defined()
-             ? problem.gate.expand({batch, problem.heads}).to(at::kFloat).contiguous()
-             : at::ones({batch, problem.heads}, problem.x.options());
+             ? in_float32(problem.gate.expand({batch, problem.heads}))
+             : at::ones({batch, problem.heads}, problem.x.options().dtype(at::kFloat));
   keys = find_keys(problem.key_padding_mask, batch, length);
   positions_.resize(length);
   std::iota(positions_.begin(), positions_.end(), 0);

@@ -10,6 +10,7 @@
 #include "attention/cpu_pairs.h"
 #include "attention/packed_weights.h"
 #include "kernels/dispatch.h"
+#include "operators/float32.h"
 #include "operators/task_queue.h"
 
 namespace headkit {
@@ -55,7 +56,7 @@ class Launch {
   Launch(const AttentionProblem& problem, const PackedWeights& packed, at::Tensor& out)
       : table_(kernels::kernel_table()),
         packed_(packed),
-        x_(problem.x.contiguous()),
+        x_(in_float32(problem.x)),
         out_(out),
         batch_(x_.size(0)),
         length_(x_.size(1)),
@@ -65,9 +66,9 @@ class Launch {
         output_panels_(std::max<int64_t>(1, kOutputRows / table_.panel)),
         scale_(static_cast<float>(problem.scale)),
         causal_(problem.is_causal),
-        pairs_(problem) {
-    if (problem.weights.o_bias.defined()) o_bias_ = problem.weights.o_bias.contiguous();
-    if (problem.dropped_output.defined()) dropped_ = problem.dropped_output.contiguous();
+        pairs_(problem),
+        o_bias_(in_float32(problem.weights.o_bias)),
+        dropped_(in_float32(problem.dropped_output)) {
     find_samples();
     plan_tasks();
   }
@@ -275,7 +276,7 @@ class Launch {
   const float scale_;
   const bool causal_;
   const CpuPairs pairs_;
-  at::Tensor o_bias_, dropped_;
+  const at::Tensor o_bias_, dropped_;
   std::vector<Sample> samples_;
   std::vector<Task> tasks_;
   std::vector<Progress> progress_;
@@ -288,9 +289,8 @@ class Launch {
 
 std::string attention_cpu_refusal(const AttentionProblem& problem) {
   if (!problem.x.is_cpu()) return "x is on " + problem.x.device().str() + ", not on the CPU";
-  if (problem.x.scalar_type() != at::kFloat) {
-    return std::string("the CPU kernels are float32, x is ") +
-           c10::toString(problem.x.scalar_type());
+  if (problem.x.scalar_type() == at::kDouble) {
+    return "the CPU kernels sum in float32, x is " + std::string(c10::toString(at::kDouble));
   }
   if (problem.gate.defined() && problem.gate.dim() == 3) {
     return "the CPU kernels take one gate for a head of a sample, not [B, T, H]";
@@ -308,11 +308,11 @@ std::string attention_cpu_refusal(const AttentionProblem& problem) {
 }
 
 at::Tensor attention_cpu(const AttentionProblem& problem) {
-  at::Tensor out = at::empty(problem.x.sizes(), problem.x.options());
-  if (out.numel() == 0) return out;
+  at::Tensor out = at::empty(problem.x.sizes(), problem.x.options().dtype(at::kFloat));
+  if (out.numel() == 0) return out.to(problem.x.scalar_type());
   const auto packed = packed_weights(problem.weights, problem.heads, problem.head_dim);
   Launch(problem, *packed, out).run();
-  return out;
+  return out.to(problem.x.scalar_type());
 }
 
 }  // namespace headkit

@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include "kernels/dispatch.h"
+#include "operators/float32.h"
 
 namespace headkit {
 namespace {
@@ -12,18 +13,14 @@ namespace {
 class HeadWeights {
  public:
   HeadWeights(const AttentionWeights& weights, int64_t head_dim)
-      : q_(weights.q.contiguous()),
-        k_(weights.k.contiguous()),
-        v_(weights.v.contiguous()),
-        o_(weights.o.contiguous()),
-        head_dim_(head_dim) {
-    const auto contiguous = [](const at::Tensor& bias) {
-      return bias.defined() ? bias.contiguous() : bias;
-    };
-    q_bias_ = contiguous(weights.q_bias);
-    k_bias_ = contiguous(weights.k_bias);
-    v_bias_ = contiguous(weights.v_bias);
-  }
+      : q_(in_float32(weights.q)),
+        k_(in_float32(weights.k)),
+        v_(in_float32(weights.v)),
+        o_(in_float32(weights.o)),
+        q_bias_(in_float32(weights.q_bias)),
+        k_bias_(in_float32(weights.k_bias)),
+        v_bias_(in_float32(weights.v_bias)),
+        head_dim_(head_dim) {}
 
   int64_t width() const { return q_.size(1); }
 
@@ -47,8 +44,8 @@ class HeadWeights {
   }
 
  private:
-  at::Tensor q_, k_, v_, o_, q_bias_, k_bias_, v_bias_;
-  int64_t head_dim_;
+  const at::Tensor q_, k_, v_, o_, q_bias_, k_bias_, v_bias_;
+  const int64_t head_dim_;
 };
 
 PackedWeights room_for(int64_t heads, int64_t head_floats) {

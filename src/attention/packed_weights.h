@@ -17,7 +17,7 @@ struct PackedWeights {
   int64_t head_floats = 0;
 };
 
-/// The packed form of float32 weights on CPU, from `cached_packing`.
+/// The packed form of weights on CPU, in float32 whatever their dtype, from `cached_packing`.
 std::shared_ptr<const PackedWeights> packed_weights(const AttentionWeights& weights, int64_t heads,
                                                     int64_t head_dim);
 

@@ -25,6 +25,7 @@ struct TensorKey {
   const void* data = nullptr;
   std::vector<int64_t> sizes, strides;
   uint32_t version = 0;
+  at::ScalarType dtype = at::kFloat;
   bool operator==(const TensorKey&) const = default;
 };
 
@@ -35,8 +36,12 @@ at::TensorBase owner_of(const at::Tensor& tensor) {
 
 TensorKey key_of(const at::Tensor& tensor) {
   if (!tensor.defined()) return {};
-  return {owner_of(tensor).unsafeGetTensorImpl(), tensor.const_data_ptr(), tensor.sizes().vec(),
-          tensor.strides().vec(), static_cast<uint32_t>(tensor._version())};
+  return {owner_of(tensor).unsafeGetTensorImpl(),
+          tensor.const_data_ptr(),
+          tensor.sizes().vec(),
+          tensor.strides().vec(),
+          static_cast<uint32_t>(tensor._version()),
+          tensor.scalar_type()};
 }
 
 struct Entry {

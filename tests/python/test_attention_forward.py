@@ -381,8 +381,9 @@ def test_errors(message, changes):
 def test_the_choice_of_backend(monkeypatch):
     problem = Problem(2, 5, 3, 4)
     monkeypatch.delenv("HEADKIT_BACKEND", raising=False)
-    assert problem.run(hk.attention_backend, torch.float32).name == "cpu"
-    choice = problem.run(hk.attention_backend, torch.bfloat16)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert problem.run(hk.attention_backend, dtype).name == "cpu"
+    choice = problem.run(hk.attention_backend, torch.float64)
     assert choice.name == "aten" and "float32" in choice.reason
     monkeypatch.setenv("HEADKIT_BACKEND", "reference")
     assert problem.run(hk.attention_backend, torch.float32).name == "reference"

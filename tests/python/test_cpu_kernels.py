@@ -58,57 +58,66 @@ def random_problem(seed):
     return x, weights, heads, options
 
 
-def run(problem, backend="cpu", dtype=None):
+# Gates stay in float32 beside reduced precision.
+def in_dtype(problem, dtype):
     x, weights, heads, options = problem
-    os.environ["HEADKIT_BACKEND"] = backend
 
-    def cast(value):
+    def cast(value, name=None):
         floating = isinstance(value, torch.Tensor) and value.is_floating_point()
-        return value.to(dtype) if dtype is not None and floating else value
+        if not floating or (name == "gate" and dtype != torch.float64):
+            return value
+        return value.to(dtype)
 
-    options = {name: cast(value) for name, value in options.items()}
-    return OPERATOR(cast(x), *(cast(w) for w in weights), heads, **options)
+    options = {name: cast(value, name) for name, value in options.items()}
+    return cast(x), [cast(w) for w in weights], heads, options
 
 
-def check_random_problems(count):
+def run(problem, backend="cpu", dtype=None):
+    x, weights, heads, options = problem if dtype is None else in_dtype(problem, dtype)
+    os.environ["HEADKIT_BACKEND"] = backend
+    return OPERATOR(x, *weights, heads, **options)
+
+
+def check_random_problems(count, dtype=torch.float32):
     of_gates = []
     for seed in range(count):
-        problem = random_problem(seed)
+        problem = in_dtype(random_problem(seed), dtype)
         found = run(problem)
         exact = run(problem, "reference", torch.float64)
         plain = run(problem, "reference")
-        assert found.shape == exact.shape
+        assert found.shape == exact.shape and found.dtype == dtype
         of_gates.append(check_gradients(problem, seed))
         if found.numel():
             allowed = 2 * (plain - exact).abs().max()
-            allowed += 2 * torch.finfo(torch.float32).eps * exact.abs().max()
-            assert (found - exact).abs().max() <= allowed, f"problem {seed}"
+            allowed += 2 * torch.finfo(dtype).eps * exact.abs().max()
+            assert (found - exact).abs().max() <= allowed, f"problem {seed}, {dtype}"
     # Gates are few, so that the largest error of one problem is luck: judged over all of them.
     errors, plain_errors = zip(*of_gates, strict=True)
-    assert max(errors) <= 2 * max(plain_errors) + 2 * torch.finfo(torch.float32).eps
+    assert max(errors) <= 2 * max(plain_errors) + 2 * torch.finfo(dtype).eps
 
 
 DIFFERENTIABLE = ("q_bias", "k_bias", "v_bias", "o_bias", "gate", "dropped_output")
 
 
-def gradients(problem, backend="cpu", dtype=torch.float32, only=None):
-    x, weights, heads, options = problem
+def gradients(problem, backend="cpu", dtype=None, only=None):
+    x, weights, heads, options = problem if dtype is None else in_dtype(problem, dtype)
     os.environ["HEADKIT_BACKEND"] = backend
     inputs = dict(zip(("x", "q", "k", "v", "o"), (x, *weights), strict=True))
     inputs |= {name: options[name] for name in DIFFERENTIABLE if name in options}
-    inputs = {name: value.detach().to(dtype) for name, value in inputs.items()}
+    inputs = {name: value.detach().clone() for name, value in inputs.items()}
     leaves = [inputs[name].requires_grad_() for name in only or inputs]
     arguments = [inputs.pop(name) for name in ("x", "q", "k", "v", "o")]
     y = OPERATOR(*arguments, heads, **{**options, **inputs})
-    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(9)).to(dtype)
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(9)).to(x.dtype)
     found = torch.autograd.grad(y, leaves, direction)
     names = only or ["x", "q", "k", "v", "o", *inputs]
     return dict(zip(names, found, strict=True))
 
 
 # A bias is judged with its weight, as that of a constant 1: the gradient of k_bias is 0 in theory.
-# Returns the error of the gate's gradient and that of plain float32, relative to its size.
+# Returns the error of the gate's gradient and that of plain torch, relative to its size.
 def check_gradients(problem, name):
+    dtype = problem[0].dtype
     found = gradients(problem)
     exact = gradients(problem, "reference", torch.float64)
     plain = gradients(problem, "reference")
@@ -120,6 +129,7 @@ def check_gradients(problem, name):
     of_gate = (0.0, 0.0)
     for argument, truth in exact.items():
         assert found[argument].shape == truth.shape
+        assert found[argument].dtype == plain[argument].dtype
         if truth.numel() == 0:
             continue
         error, allowed = ((x[argument] - truth).abs().max() for x in (found, plain))
@@ -127,7 +137,7 @@ def check_gradients(problem, name):
         if argument == "gate":
             of_gate = tuple((x / size).item() if size else x.item() for x in (error, allowed))
             continue
-        allowed = 2 * allowed + 2 * torch.finfo(torch.float32).eps * size
+        allowed = 2 * allowed + 2 * torch.finfo(dtype).eps * size
         assert error <= allowed, f"{argument}, problem {name}: {error} > {allowed}"
     return of_gate
 
@@ -153,9 +163,12 @@ def test_an_impossible_level_is_refused():
     assert "HEADKIT_ISA=mmx" in done.stderr
 
 
-def test_a_sample_does_not_depend_on_its_batch_or_on_the_threads():
-    for seed in range(40):
-        x, weights, heads, options = random_problem(seed)
+@pytest.mark.parametrize(
+    ("dtype", "count"), [(torch.float32, 40), (torch.bfloat16, 20), (torch.float16, 5)], ids=str
+)
+def test_a_sample_does_not_depend_on_its_batch_or_on_the_threads(dtype, count):
+    for seed in range(count):
+        x, weights, heads, options = in_dtype(random_problem(seed), dtype)
         torch.set_num_threads(1)
         whole = run((x, weights, heads, options))
         for threads in (2, 3, 4):
@@ -172,9 +185,10 @@ def test_a_sample_does_not_depend_on_its_batch_or_on_the_threads():
             assert torch.equal(run((x[part], weights, heads, rows)), whole[part])
 
 
-def test_gradients_do_not_depend_on_the_threads():
-    for seed in range(25):
-        problem = random_problem(seed)
+@pytest.mark.parametrize(("dtype", "count"), [(torch.float32, 25), (torch.bfloat16, 8)], ids=str)
+def test_gradients_do_not_depend_on_the_threads(dtype, count):
+    for seed in range(count):
+        problem = in_dtype(random_problem(seed), dtype)
         torch.set_num_threads(1)
         whole = gradients(problem)
         for threads in (2, 3, 4):
@@ -205,14 +219,15 @@ def test_a_gradient_alone_is_the_same():
         assert list(alone) == [name] and torch.equal(alone[name], value), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_right_padding_does_not_change_a_bit(is_causal):
+def test_right_padding_does_not_change_a_bit(is_causal, dtype):
     torch.manual_seed(0)
-    x = torch.randn(2, 61, 40)
-    attention = headkit.nn.MultiHeadAttention(40, 4)
+    x = torch.randn(2, 61, 40, dtype=dtype)
+    attention = headkit.nn.MultiHeadAttention(40, 4, dtype=dtype)
     with torch.no_grad():
         short = attention(x, is_causal=is_causal)
-        padded = torch.cat([x, torch.randn(2, 90, 40)], 1)
+        padded = torch.cat([x, torch.randn(2, 90, 40, dtype=dtype)], 1)
         mask = torch.arange(151).expand(2, -1) < 61
         long = attention(padded, key_padding_mask=mask, is_causal=is_causal)
     assert torch.equal(long[:, :61], short)
@@ -309,6 +324,19 @@ class TestPackedWeights:
         if name != "k_proj":  # a bias of K moves all scores of a query alike
             self.expect_fresh(attention)
 
+    def test_edit_in_bfloat16(self, attention):
+        attention.to(torch.bfloat16)
+        self.x = self.x.bfloat16()
+        first = self.output(attention)
+        assert torch.equal(self.output(attention), first)
+        with torch.no_grad():
+            attention.v_proj.weight.mul_(2.0)
+        changed = self.output(attention)
+        assert not torch.equal(changed, first)
+        attention.double()
+        exact = headkit.reference_attention(self.x.double(), attention.weights(), 3)
+        assert torch.allclose(changed.double(), exact, atol=2e-2)
+
     def test_new_data(self, attention):
         attention.q_proj.weight.data = torch.randn(24, 24)
         self.expect_fresh(attention)
@@ -353,4 +381,6 @@ class TestPackedWeights:
 
 if __name__ == "__main__":
     check_random_problems(40)
+    check_random_problems(20, torch.bfloat16)
+    check_random_problems(10, torch.float16)
     print(headkit.active_isa())
