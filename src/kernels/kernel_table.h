@@ -31,8 +31,16 @@ struct KernelTable {
   void (*input_gradient)(const OutputParams&);
   void (*weight_gradient)(const WeightGradientParams&);
 
+  int64_t (*packed_block_floats)(int64_t width, int64_t block_size, bool gated);
+  int64_t (*hidden_scratch_floats)(int64_t block_size);
+  void (*pack_block)(const PackBlockParams&);
+  void (*feed_forward_hidden)(const HiddenParams&);
+  void (*feed_forward_output)(const FeedForwardOutputParams&);
+
   // y[i] = exp(x[i]) as in the softmax: 0 below the smallest normal number.
   void (*exponential)(const float* x, float* y, int64_t count);
+  // value[i] = act(x[i]), slope[i] = its derivative, as in the feed-forward block.
+  void (*activate)(Activation, const float* x, float* value, float* slope, int64_t count);
   // Runs independent multiply-adds in registers and returns how many FLOPs they were: the ceiling
   // of the other kernels.
   double (*probe)(int64_t iterations);

@@ -76,6 +76,49 @@ struct OutputParams {
   int64_t
       part;  // this part of the columns, 0 <= part < parts; whole panels, so a part may be empty
   int64_t parts;
+  bool add = false;    // to what `out` holds: the sum over earlier heads
+  bool finish = true;  // adds `start`: no further heads follow
+};
+
+enum class Activation : int8_t { kGelu, kGeluTanh, kRelu, kSilu };
+
+// Weights of one block of neurons, in PyTorch's layout, y = x W^T + b.
+struct PackBlockParams {
+  const float* in;       // [neurons, width], rows `width` floats apart
+  const float* up;       // as in, or nullptr
+  const float* out;      // [width, neurons], rows `out_stride` floats apart
+  const float* in_bias;  // [neurons] or nullptr
+  const float* up_bias;  // as in_bias
+  float* packed;         // `packed_block_floats` floats, 64-byte aligned
+  int64_t width;
+  int64_t neurons;     // 1..block_size; fewer in the last block of a layer
+  int64_t block_size;  // neurons of a block
+  int64_t out_stride;
+};
+
+// Outputs of the neurons of some blocks for some rows: scale * act(x W_in^T + b) [* (x W_up^T +
+// b)].
+struct HiddenParams {
+  const float* tokens;         // token panels of the rows
+  const float* packed;         // packed weights of all blocks of the layer
+  const int32_t* block_index;  // [num_blocks]
+  const float* scale;          // [num_blocks]
+  float* hidden;               // [num_blocks * block_size][P] of the first panel
+  float* scratch;              // `hidden_scratch_floats` floats, 64-byte aligned
+  int64_t num_blocks;
+  int64_t num_tokens;
+  int64_t width;
+  int64_t block_size;
+  int64_t hidden_stride;  // floats from one token panel of `hidden` to the next
+  Activation activation;
+  bool gated;  // the layer has an up weight
+};
+
+// Rows of the output of a feed-forward block: as OutputParams, whose heads are blocks of neurons
+// and whose context is what HiddenParams gave.
+struct FeedForwardOutputParams {
+  OutputParams output;
+  bool gated;
 };
 
 // Column panels of the rows of x.

@@ -297,8 +297,8 @@ void output_panel(const OutputParams& p, int64_t segments, const WeightsOf& weig
   for (int64_t s = 0; s < segments; s += group) {
     const int64_t in_chain = segments - s < group ? segments - s : group;
     for_chains(p.head_dim, [&](int64_t k, int64_t steps, bool first_chain, bool last_chain) {
-      const bool opens = s == 0 && first_chain;
-      const bool closes = s + in_chain == segments && last_chain;
+      const bool opens = s == 0 && first_chain && !p.add;
+      const bool closes = s + in_chain == segments && last_chain && p.finish;
       const auto b_of = [&](int64_t i) {
         return weights_of(s + i) + column * p.head_dim + k * panel_width;
       };
@@ -359,6 +359,11 @@ HEADKIT_INLINE void output_part(const OutputParams& p, int64_t segments,
     for (int64_t token = 0; token < p.num_tokens; token += kPanel) {
       const int64_t count = p.num_tokens - token < kPanel ? p.num_tokens - token : kPanel;
       float buffer[kPanel * kPanel];
+      for (int64_t i = 0; i < count && p.add; ++i) {
+        for (int64_t j = 0; j < kPanel; ++j) {
+          buffer[i * kPanel + j] = j < left ? p.out[(token + i) * p.width + column + j] : 0.0f;
+        }
+      }
       for_vectors(vectors, [&]<int NV>() {
         output_panel<NV>(p, segments, weights_of, panels.width(), column, token, count, buffer,
                          kPanel);

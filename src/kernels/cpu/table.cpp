@@ -2,6 +2,7 @@
 // its name, and one of HEADKIT_LEVEL_SCALAR, _AVX2, _AVX512 is defined.
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/attention_backward.h"
+#include "kernels/cpu/feed_forward.h"
 #include "kernels/cpu/packing.h"
 #include "kernels/cpu/probe.h"
 #include "kernels/kernel_table.h"
@@ -28,7 +29,13 @@ const KernelTable& table() {
       .attention_pair_backward = attention_pair_backward,
       .input_gradient = input_gradient,
       .weight_gradient = weight_gradient,
+      .packed_block_floats = packed_block_floats,
+      .hidden_scratch_floats = hidden_scratch_floats,
+      .pack_block = pack_block,
+      .feed_forward_hidden = feed_forward_hidden,
+      .feed_forward_output = feed_forward_output,
       .exponential = exponential,
+      .activate = activate,
       .probe = probe,
   };
   return kTable;
