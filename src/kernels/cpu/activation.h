@@ -60,7 +60,9 @@ HEADKIT_INLINE Activated activated(Vec x) {
     constexpr float kCubic = 0.044715f;
     const Vec square = mul(x, x);
     const Vec v = mul(mul(x, broadcast(kTwice)), fma(square, broadcast(kCubic), broadcast(1.0f)));
-    const Vec rise = fma(square, broadcast(3.0f * kCubic * kTwice), broadcast(kTwice));
+    const Vec end = broadcast(1e4f);  // so that its product with a vanishing slope is 0
+    const Vec rise = fma(if_less(square, end, square, end), broadcast(3.0f * kCubic * kTwice),
+                         broadcast(kTwice));
     return logistic(x, v, rise);
   } else if constexpr (kind == Activation::kSilu) {
     return logistic(x, x, broadcast(1.0f));
