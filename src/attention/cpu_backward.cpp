@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "attention/composite_backward.h"
@@ -26,6 +27,35 @@ constexpr int64_t kWeightParts = 4;
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 enum Matrix : int { kQ, kK, kV, kO, kMatrices };
+
+// The weights of the heads that run, in the layouts of both directions.
+struct Packed {
+  PackedHeads query, key_value, query_backward, key_value_backward;
+};
+
+// Scratch of one pair.
+struct PairScratch {
+  int64_t q = 0, k = 0, u = 0, v_panels = 0;  // token panels
+  int64_t v = 0, k_rows = 0, dk = 0, dv = 0;  // rows
+  int64_t attend = 0, floats = 0;
+
+  PairScratch() = default;
+  PairScratch(const KernelTable& table, int64_t length, int64_t num_keys, int64_t head_dim,
+              int64_t row) {
+    const auto place = [this](int64_t count) {
+      const int64_t at = floats;
+      floats += ceil_div(count, 16) * 16;
+      return at;
+    };
+    const auto panels = [&](int64_t tokens) {
+      return place(ceil_div(tokens, table.panel) * table.panel * head_dim);
+    };
+    q = panels(length), k = panels(num_keys), u = panels(length), v_panels = panels(num_keys);
+    v = place(num_keys * row), k_rows = place(num_keys * row);
+    dk = place(num_keys * row), dv = place(num_keys * row);
+    attend = place(table.attend_backward_scratch_floats(num_keys, head_dim));
+  }
+};
 
 // The stages are queues of their own: pairs, then what sums over them. Every sum runs over its
 // pairs in a fixed order inside one task, so neither threads nor their number show in a result; the
@@ -73,7 +103,17 @@ class BackwardLaunch {
     for (int64_t head = 0; head < heads_; ++head) {
       wanted[head] = list_.col_offset[head] < list_.col_offset[head + 1];
     }
-    packed_ = pack_backward_weights(problem_.weights, wanted, head_dim_);
+    const AttentionWeights& weights = problem_.weights;
+    packed_ =
+        std::make_unique<Packed>(Packed{pack_query_heads(weights, head_dim_, wanted),
+                                        pack_key_value_heads(weights, head_dim_, wanted),
+                                        pack_query_heads_backward(weights, head_dim_, wanted),
+                                        pack_key_value_heads_backward(weights, head_dim_, wanted)});
+    for (const int32_t head : list_.head_index) {
+      input_weights_.push_back(packed_->query_backward.at(head, kQueryPanels));
+      input_weights_.push_back(packed_->key_value_backward.at(head, kKeyPanels));
+      input_weights_.push_back(packed_->key_value_backward.at(head, kValueBackwardPanels));
+    }
     for (int64_t first = 0; first < batch_;) {
       int64_t end = first, floats = 0;
       for (; end < batch_ && (end == first || floats + sample_floats(end) <= kGroupFloats); ++end) {
@@ -96,12 +136,15 @@ class BackwardLaunch {
   int64_t panel_stride(int64_t sample) const {
     return 3 * pairs_of(sample) * head_dim_ * table_.panel;
   }
-  bool has_holes(int64_t sample) const { return pairs_.key_rows(sample) != nullptr; }
+  // Whether the keys are not the first tokens.
+  bool own_keys(int64_t sample) const {
+    return pairs_.key_rows(sample) != nullptr || pairs_.keys[sample].first > 0;
+  }
   int64_t sample_floats(int64_t sample) const {
-    return (has_holes(sample) ? 3 : 2) * token_floats() + 2 * columns_floats() +
+    return (own_keys(sample) ? 3 : 2) * token_floats() + 2 * columns_floats() +
            panels_ * panel_stride(sample) + kMatrices * pairs_of(sample) * length_ * row_;
   }
-  int64_t columns_floats() const { return table_.packed_columns_floats(length_, width_); }
+  int64_t columns_floats() const { return table_.column_panel_floats(width_, length_); }
 
   void clear_idle_heads() {
     for (int64_t head = 0; head < heads_; ++head) {
@@ -122,7 +165,7 @@ class BackwardLaunch {
     place_group();
     if (group_pairs_ > 0) {
       run_queue(threads_, count_ * 4, 0, [this](int64_t task, float*) { prepare(task); });
-      run_queue(threads_, group_pairs_, scratch_floats_,
+      run_queue(threads_, group_pairs_, scratch_.floats,
                 [this](int64_t task, float* scratch) { attend(order_[task], scratch); });
     }
     const int64_t weight_tasks = group_pairs_ > 0 ? heads_ * kMatrices * kWeightParts : 0;
@@ -157,7 +200,7 @@ class BackwardLaunch {
     sample_of_.resize(list_.pairs());
     int64_t most_keys = 0, panel_floats = 0;
     panel_place_.assign(count_, 0);
-    bool holes = false;
+    bool own = false;
     for (int64_t b = first_; b < first_ + count_; ++b) {
       panel_place_[b - first_] = panel_floats;
       panel_floats += panels_ * panel_stride(b);
@@ -167,21 +210,21 @@ class BackwardLaunch {
       }
       if (pairs_of(b) == 0) continue;
       most_keys = std::max(most_keys, pairs_.keys[b].count);
-      holes = holes || has_holes(b);
+      own = own || own_keys(b);
     }
     std::stable_sort(order_.begin(), order_.end(), [this](int64_t a, int64_t b) {
       return pairs_.keys[sample_of_[a]].count > pairs_.keys[sample_of_[b]].count;
     });
     if (group_pairs_ == 0) return;
-    scratch_floats_ = table_.pair_backward_scratch_floats(length_, most_keys, head_dim_);
+    scratch_ = PairScratch(table_, length_, most_keys, head_dim_, row_);
     matrix_stride_ = group_pairs_ * length_ * row_;
     thread_local Arena arena;
     const int64_t tokens = count_ * token_floats(), columns = count_ * columns_floats();
-    tokens_ = arena.reserve((holes ? 3 : 2) * tokens + 2 * columns + panel_floats +
+    tokens_ = arena.reserve((own ? 3 : 2) * tokens + 2 * columns + panel_floats +
                             kMatrices * matrix_stride_);
     grad_tokens_ = tokens_ + tokens;
     keys_ = grad_tokens_ + tokens;
-    columns_ = keys_ + (holes ? tokens : 0);
+    columns_ = keys_ + (own ? tokens : 0);
     grad_columns_ = columns_ + columns;
     gradient_panels_ = grad_columns_ + columns;
     rows_ = gradient_panels_ + panel_floats;
@@ -194,21 +237,23 @@ class BackwardLaunch {
     const float* grad = grad_.const_data_ptr<float>() + sample * length_ * width_;
     if (item == 0) {
       pack_panels(x, nullptr, length_, tokens_ + place * token_floats());
-      if (has_holes(sample)) {
-        pack_panels(x, pairs_.key_rows(sample), pairs_.keys[sample].count,
-                    keys_ + place * token_floats());
+      if (own_keys(sample)) {
+        const CpuPairs::Keys& keys = pairs_.keys[sample];
+        pack_panels(keys.rows.empty() ? x + keys.first * width_ : x, pairs_.key_rows(sample),
+                    keys.count, keys_ + place * token_floats());
       }
     } else if (item == 1) {
       pack_panels(grad, nullptr, length_, grad_tokens_ + place * token_floats());
     } else {
       const bool of_grad = item == 3;
       if (of_grad ? !weight_[kO].defined() : !of_weights()) return;
-      table_.pack_columns(
-          {.x = of_grad ? grad : x,
-           .panels = (of_grad ? grad_columns_ : columns_) + place * columns_floats(),
-           .row_stride = width_,
-           .rows = length_,
-           .width = width_});
+      table_.pack_column_panels(
+          {.from = of_grad ? grad : x,
+           .packed = (of_grad ? grad_columns_ : columns_) + place * columns_floats(),
+           .stride = width_,
+           .count = width_,
+           .depth = length_,
+           .transposed = true});
     }
   }
 
@@ -230,32 +275,85 @@ class BackwardLaunch {
   void attend(int64_t pair, float* scratch) {
     const int64_t sample = sample_of_[pair], place = sample - first_;
     const int64_t in_sample = pair - list_.row_offset[sample];
-    const int64_t head = list_.head_index[pair];
-    float* tokens = tokens_ + place * token_floats();
-    table_.attention_pair_backward(
-        {.pair = {.tokens = tokens,
-                  .keys = has_holes(sample) ? keys_ + place * token_floats() : tokens,
-                  .key_position = pairs_.key_position(sample),
-                  .head = packed_.forward.data.get() + head * packed_.forward.head_floats,
-                  .context = nullptr,
-                  .scratch = scratch,
-                  .num_tokens = length_,
-                  .num_keys = pairs_.keys[sample].count,
-                  .width = width_,
-                  .head_dim = head_dim_,
-                  .context_stride = 0,
-                  .scale = static_cast<float>(problem_.scale),
-                  .gate = list_.scale[pair],
-                  .causal = problem_.is_causal},
-         .output_gradient = grad_tokens_ + place * token_floats(),
-         .head_backward = packed_.backward.data.get() + head * packed_.backward.head_floats,
-         .panels =
-             gradient_panels_ + panel_place_[place] + in_sample * 3 * head_dim_ * table_.panel,
-         .rows = rows_ + row_place_[pair] * length_ * row_,
+    const int64_t head = list_.head_index[pair], num_keys = pairs_.keys[sample].count;
+    const float* tokens = tokens_ + place * token_floats();
+    const float* keys = own_keys(sample) ? keys_ + place * token_floats() : tokens;
+    float* q = scratch + scratch_.q;
+    float* k = scratch + scratch_.k;
+    float* v = scratch + scratch_.v;
+    float* u = scratch + scratch_.u;
+    const auto project = [&](const float* from, int64_t count, const PackedHeads& packed,
+                             int64_t weights, int64_t bias, float* out, float scale) {
+      return kernels::ProjectParams{.tokens = from,
+                                    .weights = packed.at(head, weights),
+                                    .bias = bias < 0 ? nullptr : packed.at(head, bias),
+                                    .out = out,
+                                    .num_tokens = count,
+                                    .width = width_,
+                                    .head_dim = head_dim_,
+                                    .scale = scale};
+    };
+    const float scale = static_cast<float>(problem_.scale);
+    table_.project_panels(
+        project(tokens, length_, packed_->query, kQueryBlocks, kQueryBias, q, scale));
+    table_.project_panels(
+        project(keys, num_keys, packed_->key_value, kKeyBlocks, kKeyBias, k, 1.0f));
+    table_.project_rows(
+        project(keys, num_keys, packed_->key_value, kValuePanels, kValueBias, v, 1.0f));
+    table_.project_panels(project(grad_tokens_ + place * token_floats(), length_,
+                                  packed_->query_backward, kOutputBlocks, -1, u, 1.0f));
+    float* dk = scratch + scratch_.dk;
+    float* dv = scratch + scratch_.dv;
+    if (of_scores_) {
+      table_.prepare_keys({.k = k,
+                           .v = v,
+                           .k_rows = scratch + scratch_.k_rows,
+                           .v_panels = scratch + scratch_.v_panels,
+                           .num_keys = num_keys,
+                           .head_dim = head_dim_});
+      std::fill_n(dk, num_keys * row_, 0.0f);
+      std::fill_n(dv, num_keys * row_, 0.0f);
+    }
+    float* panels =
+        gradient_panels_ + panel_place_[place] + in_sample * 3 * head_dim_ * table_.panel;
+    float* rows = rows_ + row_place_[pair] * length_ * row_;
+    table_.attend_backward(
+        {.forward = {.q = q,
+                     .k = k,
+                     .v = v,
+                     .context = nullptr,
+                     .log_sum_exp = nullptr,
+                     .scratch = scratch + scratch_.attend,
+                     .scores = pairs_.scores(sample, head),
+                     .num_tokens = length_,
+                     .num_keys = num_keys,
+                     .head_dim = head_dim_,
+                     .v_stride = row_,
+                     .context_stride = 0,
+                     .gate = list_.scale[pair]},
+         .u = u,
+         .k_rows = scratch + scratch_.k_rows,
+         .v_panels = scratch + scratch_.v_panels,
+         .dq = panels,
+         .dq_rows = rows,
+         .context_rows = rows + kO * matrix_stride_,
+         .dk = dk,
+         .dv = dv,
          .gate_gradient = of_pairs_.mutable_data_ptr<float>() + sample * heads_ + head,
-         .panel_stride = panel_stride(sample),
-         .matrix_stride = matrix_stride_,
+         .dq_stride = panel_stride(sample),
+         .scale = scale,
          .scores = of_scores_});
+    if (!of_scores_) return;
+    for (const int matrix : {kK, kV}) {
+      table_.place_keys({.of_keys = matrix == kK ? dk : dv,
+                         .key_position = pairs_.key_position(sample),
+                         .rows = rows + matrix * matrix_stride_,
+                         .panels = panels + matrix * head_dim_ * table_.panel,
+                         .num_keys = num_keys,
+                         .num_tokens = length_,
+                         .head_dim = head_dim_,
+                         .panel_stride = panel_stride(sample)});
+    }
   }
 
   void sum_weight(int64_t task, float* scratch) {
@@ -289,13 +387,12 @@ class BackwardLaunch {
     const int64_t first_panel = task % row_blocks * input_panels();
     const int64_t first = first_panel * table_.panel;
     const std::vector<float> start(width_ + table_.vector_length, 0.0f);
-    table_.input_gradient(
+    table_.sum_projections(
         {.context = gradient_panels_ + panel_place_[place] + first_panel * panel_stride(sample),
-         .packed = packed_.backward.data.get(),
-         .head_index = list_.head_index.data() + list_.row_offset[sample],
+         .weights = input_weights_.data() + 3 * list_.row_offset[sample],
          .start = start.data(),
          .out = gradients_[kX].mutable_data_ptr<float>() + (sample * length_ + first) * width_,
-         .num_heads = pairs_of(sample),
+         .num_segments = 3 * pairs_of(sample),
          .num_tokens = std::min(input_panels() * table_.panel, length_ - first),
          .width = width_,
          .head_dim = head_dim_,
@@ -313,9 +410,11 @@ class BackwardLaunch {
   const bool input_, of_scores_;
   at::Tensor weight_[kMatrices], bias_[3], of_pairs_;
   DifferentiableTensors gradients_;
-  PackedBackwardWeights packed_;
+  std::unique_ptr<Packed> packed_;
+  std::vector<const float*> input_weights_;  // of q, k, v of each pair
 
-  int64_t first_ = 0, count_ = 0, group_pairs_ = 0, scratch_floats_ = 0, matrix_stride_ = 0;
+  int64_t first_ = 0, count_ = 0, group_pairs_ = 0, matrix_stride_ = 0;
+  PairScratch scratch_;
   std::vector<int64_t> order_, sample_of_, row_place_, panel_place_;
   std::vector<int64_t> in_group_;  // [H + 1] first entry of each head in `samples_`
   std::vector<int32_t> samples_;   // by head, counted from first_
@@ -412,7 +511,10 @@ class OuterGradients {
 
 DifferentiableTensors attention_cpu_backward(const AttentionProblem& problem,
                                              const at::Tensor& grad, GradientMask mask) {
-  if (problem.x.numel() == 0 || problem.heads == 0 || problem.head_dim == 0) {
+  const bool plain = !problem.keys_given() && !problem.kv.defined() && problem.own_kv_heads() &&
+                     problem.q_transform.empty() && problem.k_transform.empty() &&
+                     !problem.attn_bias.defined() && !problem.window;
+  if (problem.x.numel() == 0 || problem.heads == 0 || problem.head_dim == 0 || !plain) {
     return attention_composite_backward(problem, grad, mask);
   }
   GradientMask of_pairs = mask;

@@ -67,6 +67,13 @@ void add_projection(const KvProblem& problem, const KvBlock& block, const at::Te
 
 }  // namespace
 
+WorkList open_kv_heads(const AttentionProblem& problem, const WorkList& open) {
+  if (problem.own_kv_heads()) return open;
+  const at::Tensor kv_head = at::tensor(at::ArrayRef<int64_t>(problem.kv_head), at::kLong);
+  return make_work_list(at::zeros({open.batch, problem.kv_heads})
+                            .index_add_(1, kv_head, open.to_keep().to(at::kFloat)));
+}
+
 KvProblem kv_problem(const AttentionProblem& problem, const WorkList& open) {
   KvProblem kv;
   kv.source = problem.source();
@@ -77,13 +84,7 @@ KvProblem kv_problem(const AttentionProblem& problem, const WorkList& open) {
   kv.heads = problem.kv_heads;
   kv.head_dim = problem.head_dim;
   kv.transform = problem.k_transform;
-  if (problem.own_kv_heads()) {
-    kv.open = open;
-    return kv;
-  }
-  const at::Tensor kv_head = at::tensor(at::ArrayRef<int64_t>(problem.kv_head), at::kLong);
-  kv.open = make_work_list(
-      at::zeros({open.batch, kv.heads}).index_add_(1, kv_head, open.to_keep().to(at::kFloat)));
+  kv.open = open_kv_heads(problem, open);
   return kv;
 }
 

@@ -23,8 +23,10 @@ struct KvProblem {
   WorkList open;                                  // the KV heads that run for each sample
 };
 
-/// That of a problem in which K and V are not given: a KV head runs for a sample when any of its
-/// query heads does.
+/// A KV head runs for a sample when any of its query heads does; its gate counts them.
+WorkList open_kv_heads(const AttentionProblem& problem, const WorkList& open);
+
+/// That of a problem in which K and V are not given.
 KvProblem kv_problem(const AttentionProblem& problem, const WorkList& open);
 
 /// K and V, [B, Hkv, S, dh]; zero where closed, which is not computed.

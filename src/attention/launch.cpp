@@ -20,20 +20,21 @@ using kernels::KernelTable;
 
 // Rows that one output task multiplies, about: each panel of W_O comes from memory once for them.
 constexpr int64_t kOutputRows = 192;
+// Floats of token panels that stay in a second-level cache beside one weight matrix of a head.
+constexpr int64_t kCachedTokens = 160 * 1024;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Sample {
   int64_t index = 0;
-  int64_t first_pair = 0;
-  int64_t num_pairs = 0;
+  int64_t first_pair = 0, num_pairs = 0;
+  int64_t first_kv = 0, num_kv = 0;  // KV heads that tasks of their own compute
   int64_t num_keys = 0;
-  const int32_t* key_rows = nullptr;  // nullptr = the first num_keys tokens
   int64_t prepare_tasks = 1;
   int64_t output_tasks = 0;
 };
 
-enum class Stage : int8_t { kPrepare, kPair, kOutput };
+enum class Stage : int8_t { kPrepare, kKeys, kPair, kOutput };
 
 struct Task {
   Stage stage;
@@ -44,47 +45,95 @@ struct Task {
 // What is left of a sample's stages. A task waits for counters of tasks before it in the queue and
 // for nothing else; those have been taken by running threads, so waiting always ends.
 struct Progress {
-  std::atomic<int64_t> prepare{0}, pairs{0}, outputs{0};
+  std::atomic<int64_t> prepare{0}, keys{0}, pairs{0}, outputs{0};
 };
 
 void wait_for(const std::atomic<int64_t>& left) {
   while (left.load(std::memory_order_acquire) != 0) std::this_thread::yield();
 }
 
+// Offsets of parts that lie one after the other, each at the start of a cache line.
+class Layout {
+ public:
+  int64_t place(int64_t floats) {
+    const int64_t at = floats_;
+    floats_ += ceil_div(floats, 16) * 16;
+    return at;
+  }
+  int64_t floats() const { return floats_; }
+
+ private:
+  int64_t floats_ = 0;
+};
+
+// The cosines and sines of some tokens, in panels.
+struct Rotary {
+  const float* cosines = nullptr;
+  const float* sines = nullptr;
+};
+
 class Launch {
  public:
-  Launch(const AttentionProblem& problem, const PackedWeights& packed, at::Tensor& out)
+  Launch(const AttentionProblem& problem, at::Tensor& out)
       : table_(kernels::kernel_table()),
-        packed_(packed),
+        problem_(problem),
         x_(in_float32(problem.x)),
+        source_(problem.kv.defined() ? in_float32(problem.kv) : x_),
+        o_bias_(in_float32(problem.weights.o_bias)),
+        dropped_(in_float32(problem.dropped_output)),
+        cosines_(in_float32(problem.q_transform.rotary_cos)),
+        sines_(in_float32(problem.q_transform.rotary_sin)),
+        q_norm_(in_float32(problem.q_transform.norm_weight)),
+        k_norm_(in_float32(problem.k_transform.norm_weight)),
         out_(out),
         batch_(x_.size(0)),
         length_(x_.size(1)),
         width_(x_.size(2)),
+        source_width_(source_.size(2)),
         head_dim_(problem.head_dim),
+        row_(ceil_div(head_dim_, table_.vector_length) * table_.vector_length),
+        rotary_dim_(cosines_.defined() ? cosines_.size(2) : 0),
         panels_(ceil_div(length_, table_.panel)),
         output_panels_(std::max<int64_t>(1, kOutputRows / table_.panel)),
-        scale_(static_cast<float>(problem.scale)),
-        causal_(problem.is_causal),
-        pairs_(problem),
-        o_bias_(in_float32(problem.weights.o_bias)),
-        dropped_(in_float32(problem.dropped_output)) {
+        // A KV head that one pair alone reads is computed with it, while its tokens are near.
+        fused_(!problem.keys_given() && problem.own_kv_heads()),
+        pairs_(problem) {
+    queries_ = packed_query_heads(problem.weights, problem.heads, head_dim_);
+    if (problem.keys_given()) {
+      k_ = unit_rows(problem.k);
+      v_ = unit_rows(problem.v);
+    } else {
+      keys_values_ = packed_key_value_heads(problem.weights, problem.kv_heads, head_dim_);
+    }
+    for (const int32_t head : pairs_.list.head_index) {
+      output_weights_.push_back(queries_->at(head, kOutputPanels));
+    }
     find_samples();
     plan_tasks();
   }
 
   void run() {
     thread_local Arena shared;
-    tokens_ =
-        shared.reserve(slots_ * (token_slot_ + key_slot_ + context_slot_) + batch_ * start_stride_);
-    keys_ = tokens_ + slots_ * token_slot_;
-    context_ = keys_ + slots_ * key_slot_;
-    start_ = context_ + slots_ * context_slot_;
-    run_queue(threads_, static_cast<int64_t>(tasks_.size()), scratch_floats_,
+    workspace_ = shared.reserve(slots_ * slot_.floats() + batch_ * start_stride_);
+    start_ = workspace_ + slots_ * slot_.floats();
+    run_queue(threads_, static_cast<int64_t>(tasks_.size()), scratch_.floats(),
               [this](int64_t task, float* scratch) { run_task(tasks_[task], scratch); });
   }
 
  private:
+  static at::Tensor unit_rows(const at::Tensor& tensor) {
+    return tensor.stride(3) == 1 || tensor.size(3) == 1 ? tensor : tensor.contiguous();
+  }
+
+  // Whether the tokens of a sample are its keys too.
+  bool shares_tokens(const Sample& sample) const {
+    const CpuPairs::Keys& keys = pairs_.keys[sample.index];
+    return !problem_.keys_given() && !problem_.kv.defined() && keys.first == 0 && keys.rows.empty();
+  }
+  bool packs_keys(const Sample& sample) const {
+    return !problem_.keys_given() && !shares_tokens(sample);
+  }
+
   void find_samples() {
     const WorkList& list = pairs_.list;
     samples_.resize(batch_);
@@ -95,7 +144,9 @@ class Launch {
       // Without a pair, all that is left is the start of the output.
       sample.num_pairs = list.row_offset[b + 1] - list.row_offset[b];
       sample.num_keys = pairs_.keys[b].count;
-      sample.key_rows = pairs_.key_rows(b);
+      if (fused_) continue;
+      sample.first_kv = pairs_.kv.row_offset[b];
+      sample.num_kv = pairs_.kv.row_offset[b + 1] - sample.first_kv;
     }
     // Longest first, so that short samples fill the idle tail of the last threads. The order cannot
     // change a result: every task writes its own block.
@@ -104,7 +155,9 @@ class Launch {
   }
 
   int64_t cost(const Sample& sample) const {
-    return sample.num_pairs * (2 * length_ * width_ + sample.num_keys * (2 * width_ + 2 * length_));
+    const int64_t of_keys = problem_.keys_given() ? 0 : 2 * sample.num_keys * source_width_;
+    return sample.num_pairs * length_ * 2 * (width_ + sample.num_keys) +
+           (fused_ ? sample.num_pairs : sample.num_kv) * of_keys;
   }
 
   void plan_tasks() {
@@ -113,16 +166,18 @@ class Launch {
     // One small batch on many threads: cut the columns of the output too.
     output_parts_ =
         threads_ == 1 ? 1 : std::clamp<int64_t>(2 * threads_ / (batch_ * row_blocks), 1, 16);
-    int64_t most_pairs = 0, most_keys = 0, pairs = 0;
-    bool holes = false;
+    int64_t most_pairs = 0, most_kv = 0, most_keys = 0, pairs = 0;
+    bool own_keys = false, holes = false;
     for (Sample& sample : samples_) {
       most_pairs = std::max(most_pairs, sample.num_pairs);
+      most_kv = std::max(most_kv, sample.num_kv);
       pairs += sample.num_pairs;
       if (sample.num_pairs > 0) {
         most_keys = std::max(most_keys, sample.num_keys);
-        holes = holes || sample.key_rows != nullptr;
+        holes = holes || pairs_.key_rows(sample.index) != nullptr;
         sample.prepare_tasks = panels_;
-        if (sample.key_rows != nullptr) {
+        if (packs_keys(sample)) {
+          own_keys = true;
           sample.prepare_tasks += ceil_div(sample.num_keys, table_.panel);
         }
       }
@@ -135,30 +190,52 @@ class Launch {
                       : std::min(batch_, ceil_div(threads_ * batch_, std::max<int64_t>(1, pairs)));
     const int64_t ahead = threads_ == 1 ? 0 : 1;
     slots_ = std::min(batch_, delay + ahead + 1);
-    token_slot_ = most_pairs > 0 ? panels_ * table_.panel * width_ : 0;
-    key_slot_ = holes ? token_slot_ : 0;
-    context_slot_ = panels_ * table_.panel * most_pairs * head_dim_;
+    place_slot(most_pairs, most_kv, most_keys, own_keys, holes);
     start_stride_ = ceil_div(width_, 16) * 16;
-    scratch_floats_ =
-        most_pairs > 0 ? table_.pair_scratch_floats(length_, most_keys, head_dim_) : 1;
 
     progress_ = std::vector<Progress>(batch_);
     for (int64_t place = 0; place < batch_; ++place) {
       progress_[place].prepare = samples_[place].prepare_tasks;
+      progress_[place].keys = samples_[place].num_kv;
       progress_[place].pairs = samples_[place].num_pairs;
       progress_[place].outputs = samples_[place].output_tasks;
     }
     for (int64_t turn = -ahead; turn < batch_ + delay; ++turn) {
       push(Stage::kPrepare, turn + ahead);
+      push(Stage::kKeys, turn);
       push(Stage::kPair, turn);
       push(Stage::kOutput, turn - delay);
     }
+  }
+
+  void place_slot(int64_t most_pairs, int64_t most_kv, int64_t most_keys, bool own_keys,
+                  bool holes) {
+    const int64_t queries = panels_ * table_.panel;
+    const int64_t keys = ceil_div(most_keys, table_.panel) * table_.panel;
+    if (most_pairs > 0) {
+      tokens_ = slot_.place(queries * width_);
+      rotary_ = slot_.place(2 * queries * rotary_dim_);
+      if (own_keys) {
+        key_tokens_ = slot_.place(keys * source_width_);
+        key_rotary_ = slot_.place(2 * keys * rotary_dim_);
+      }
+    }
+    copies_values_ = !problem_.keys_given() || holes;
+    k_floats_ = keys * head_dim_;
+    kv_floats_ = k_floats_ + (copies_values_ ? ceil_div(most_keys * row_, 16) * 16 : 0);
+    kv_ = slot_.place(most_kv * kv_floats_);
+    context_ = slot_.place(queries * most_pairs * head_dim_);
+    if (most_pairs == 0) return;
+    q_ = scratch_.place(queries * head_dim_);
+    own_kv_ = scratch_.place(fused_ ? kv_floats_ : 0);
+    attend_ = scratch_.place(table_.attend_scratch_floats(most_keys));
   }
 
   void push(Stage stage, int64_t place) {
     if (place < 0 || place >= batch_) return;
     const Sample& sample = samples_[place];
     const int64_t count = stage == Stage::kPrepare ? sample.prepare_tasks
+                          : stage == Stage::kKeys  ? sample.num_kv
                           : stage == Stage::kPair  ? sample.num_pairs
                                                    : sample.output_tasks;
     for (int64_t item = 0; item < count; ++item) {
@@ -175,8 +252,14 @@ class Launch {
         prepare(task);
         now.prepare.fetch_sub(1, std::memory_order_release);
         break;
+      case Stage::kKeys:
+        wait_for(now.prepare);
+        problem_.keys_given() ? place_keys(task) : project_keys(task);
+        now.keys.fetch_sub(1, std::memory_order_release);
+        break;
       case Stage::kPair:
         wait_for(now.prepare);
+        wait_for(now.keys);
         if (before >= 0) wait_for(progress_[before].outputs);
         attend(task, scratch);
         now.pairs.fetch_sub(1, std::memory_order_release);
@@ -184,32 +267,46 @@ class Launch {
       case Stage::kOutput:
         wait_for(now.prepare);
         wait_for(now.pairs);
-        project(task);
+        sum_heads(task);
         now.outputs.fetch_sub(1, std::memory_order_release);
         break;
     }
   }
 
-  float* tokens(int64_t place) const { return tokens_ + place % slots_ * token_slot_; }
-  float* keys(int64_t place) const { return keys_ + place % slots_ * key_slot_; }
-  float* context(int64_t place) const { return context_ + place % slots_ * context_slot_; }
+  float* slot(int64_t place, int64_t offset) const {
+    return workspace_ + place % slots_ * slot_.floats() + offset;
+  }
   float* start(const Sample& sample) const { return start_ + sample.index * start_stride_; }
+  Rotary rotary(int64_t place, int64_t offset, int64_t floats) const {
+    if (rotary_dim_ == 0) return {};
+    return {slot(place, offset), slot(place, offset) + floats};
+  }
 
   void prepare(const Task& task) {
     const Sample& sample = samples_[task.place];
     if (task.item == 0) begin_output(sample);
     if (sample.num_pairs == 0) return;
     const bool of_keys = task.item >= panels_;
-    const int64_t panel = of_keys ? task.item - panels_ : task.item;
-    const int64_t first = panel * table_.panel;
-    const float* x = x_.const_data_ptr<float>() + sample.index * length_ * width_;
-    table_.pack_tokens(
-        {.x = of_keys ? x : x + first * width_,
-         .rows = of_keys ? sample.key_rows + first : nullptr,
-         .panel = (of_keys ? keys(task.place) : tokens(task.place)) + first * width_,
-         .row_stride = width_,
-         .tokens = std::min(table_.panel, (of_keys ? sample.num_keys : length_) - first),
-         .width = width_});
+    const int64_t first = (of_keys ? task.item - panels_ : task.item) * table_.panel;
+    const int64_t total = of_keys ? sample.num_keys : length_;
+    const CpuPairs::Keys& keys = pairs_.keys[sample.index];
+    const int64_t row = of_keys ? keys.first : 0;  // of the first token in its tensor
+    const int32_t* rows = of_keys && !keys.rows.empty() ? keys.rows.data() + first : nullptr;
+    const auto pack = [&](const at::Tensor& tensor, float* panels) {
+      const int64_t width = tensor.size(2), at = tensor.size(0) == 1 ? 0 : sample.index;
+      const float* x = tensor.const_data_ptr<float>() + at * tensor.size(1) * width;
+      table_.pack_tokens({.x = rows == nullptr ? x + (row + first) * width : x,
+                          .rows = rows,
+                          .panel = panels + first * width,
+                          .row_stride = width,
+                          .tokens = std::min(table_.panel, total - first),
+                          .width = width});
+    };
+    pack(of_keys ? source_ : x_, slot(task.place, of_keys ? key_tokens_ : tokens_));
+    if (rotary_dim_ == 0) return;
+    float* angles = slot(task.place, of_keys ? key_rotary_ : rotary_);
+    pack(cosines_, angles);
+    pack(sines_, angles + ceil_div(total, table_.panel) * table_.panel * rotary_dim_);
   }
 
   // Bias and what closed heads add: the first value of every row of the output.
@@ -227,62 +324,224 @@ class Launch {
     }
   }
 
-  void attend(const Task& task, float* scratch) {
-    const Sample& sample = samples_[task.place];
-    const int64_t pair = sample.first_pair + task.item;
-    const bool holes = sample.key_rows != nullptr;
-    table_.attention_pair(
-        {.tokens = tokens(task.place),
-         .keys = holes ? keys(task.place) : tokens(task.place),
-         .key_position = pairs_.key_position(sample.index),
-         .head = packed_.data.get() + pairs_.list.head_index[pair] * packed_.head_floats,
-         .context = context(task.place) + task.item * head_dim_ * table_.panel,
-         .scratch = scratch,
-         .num_tokens = length_,
-         .num_keys = sample.num_keys,
-         .width = width_,
-         .head_dim = head_dim_,
-         .context_stride = sample.num_pairs * head_dim_ * table_.panel,
-         .scale = scale_,
-         .gate = pairs_.list.scale[pair],
-         .causal = causal_});
+  // Tokens of one sample, and what is made of them for one head; nullptr = not wanted.
+  struct Projection {
+    const float* tokens;
+    int64_t count, width;
+    float *q, *k, *v;
+  };
+
+  // One weight matrix at a time while the tokens fit into a second-level cache beside it, else one
+  // token panel at a time through all of them.
+  void project(const Projection& p, int64_t head, int64_t kv_head) const {
+    const int64_t step = p.count * p.width <= kCachedTokens ? p.count : table_.panel;
+    for (int64_t first = 0; first < p.count; first += step) {
+      kernels::ProjectParams range{.tokens = p.tokens + first * p.width,
+                                   .weights = nullptr,
+                                   .bias = nullptr,
+                                   .out = nullptr,
+                                   .num_tokens = std::min(step, p.count - first),
+                                   .width = p.width,
+                                   .head_dim = head_dim_,
+                                   .scale = 1.0f};
+      if (p.q != nullptr) {
+        range.weights = queries_->at(head, kQueryBlocks);
+        range.bias = queries_->at(head, kQueryBias);
+        range.out = p.q + first * head_dim_;
+        range.scale = problem_.q_transform.empty() ? static_cast<float>(problem_.scale) : 1.0f;
+        table_.project_panels(range);
+      }
+      if (p.k == nullptr) continue;
+      range.scale = 1.0f;
+      range.weights = keys_values_->at(kv_head, kKeyBlocks);
+      range.bias = keys_values_->at(kv_head, kKeyBias);
+      range.out = p.k + first * head_dim_;
+      table_.project_panels(range);
+      range.weights = keys_values_->at(kv_head, kValuePanels);
+      range.bias = keys_values_->at(kv_head, kValueBias);
+      range.out = p.v + first * row_;
+      table_.project_rows(range);
+    }
   }
 
-  void project(const Task& task) {
+  void transform(const HeadTransform& how, const at::Tensor& norm, const Rotary& rotary,
+                 int64_t count, double scale, float* panels) const {
+    if (how.empty()) return;
+    table_.transform({.panels = panels,
+                      .norm_weight = norm.defined() ? norm.const_data_ptr<float>() : nullptr,
+                      .cosines = rotary.cosines,
+                      .sines = rotary.sines,
+                      .num_tokens = count,
+                      .head_dim = head_dim_,
+                      .rotary_dim = rotary_dim_,
+                      .norm_eps = static_cast<float>(how.norm_eps),
+                      .scale = static_cast<float>(scale)});
+  }
+  void transform_queries(int64_t place, float* q) const {
+    transform(problem_.q_transform, q_norm_,
+              rotary(place, rotary_, panels_ * table_.panel * rotary_dim_), length_, problem_.scale,
+              q);
+  }
+  void transform_keys(const Sample& sample, int64_t place, float* k) const {
+    const bool shared = shares_tokens(sample);
+    const int64_t panels = shared ? panels_ : ceil_div(sample.num_keys, table_.panel);
+    transform(problem_.k_transform, k_norm_,
+              rotary(place, shared ? rotary_ : key_rotary_, panels * table_.panel * rotary_dim_),
+              sample.num_keys, 1.0, k);
+  }
+
+  float* key_tokens(const Sample& sample, int64_t place) const {
+    return slot(place, shares_tokens(sample) ? tokens_ : key_tokens_);
+  }
+
+  void project_keys(const Task& task) const {
+    const Sample& sample = samples_[task.place];
+    float* k = slot(task.place, kv_ + task.item * kv_floats_);
+    project({.tokens = key_tokens(sample, task.place),
+             .count = sample.num_keys,
+             .width = source_width_,
+             .q = nullptr,
+             .k = k,
+             .v = k + k_floats_},
+            -1, pairs_.kv.head_index[sample.first_kv + task.item]);
+    transform_keys(sample, task.place, k);
+  }
+
+  // Row 0 of given keys or values of one head of one sample.
+  const float* given(const at::Tensor& tensor, const Sample& sample, int64_t kv_head) const {
+    return tensor.const_data_ptr<float>() + sample.index * tensor.stride(0) +
+           kv_head * tensor.stride(1);
+  }
+
+  void place_keys(const Task& task) const {
+    const Sample& sample = samples_[task.place];
+    const CpuPairs::Keys& keys = pairs_.keys[sample.index];
+    const int64_t kv_head = pairs_.kv.head_index[sample.first_kv + task.item];
+    const float* from = given(k_, sample, kv_head);
+    float* k = slot(task.place, kv_ + task.item * kv_floats_);
+    for (int64_t first = 0; first < keys.count; first += table_.panel) {
+      table_.pack_tokens(
+          {.x = keys.rows.empty() ? from + (keys.first + first) * k_.stride(2) : from,
+           .rows = keys.rows.empty() ? nullptr : keys.rows.data() + first,
+           .panel = k + first * head_dim_,
+           .row_stride = k_.stride(2),
+           .tokens = std::min(table_.panel, keys.count - first),
+           .width = head_dim_});
+    }
+    if (keys.rows.empty()) return;
+    from = given(v_, sample, kv_head);
+    float* v = k + k_floats_;
+    for (const int32_t row : keys.rows) {
+      std::copy_n(from + row * v_.stride(2), head_dim_, v);
+      v += row_;
+    }
+  }
+
+  // Keys, values and the floats between values of a pair whose KV head has had its own task.
+  kernels::AttendParams shared_keys(const Task& task, int64_t head) const {
+    const Sample& sample = samples_[task.place];
+    const int32_t kv_head = static_cast<int32_t>(problem_.kv_head[head]);
+    const auto begin = pairs_.kv.head_index.begin() + sample.first_kv;
+    const int64_t item = std::lower_bound(begin, begin + sample.num_kv, kv_head) - begin;
+    const float* k = slot(task.place, kv_ + item * kv_floats_);
+    const CpuPairs::Keys& keys = pairs_.keys[sample.index];
+    const bool in_place = problem_.keys_given() && keys.rows.empty();
+    kernels::AttendParams params{};
+    params.k = k;
+    params.v = in_place ? given(v_, sample, kv_head) + keys.first * v_.stride(2) : k + k_floats_;
+    params.v_stride = in_place ? v_.stride(2) : row_;
+    return params;
+  }
+
+  void attend(const Task& task, float* scratch) const {
+    const Sample& sample = samples_[task.place];
+    const int64_t pair = sample.first_pair + task.item;
+    const int64_t head = pairs_.list.head_index[pair];
+    const float* tokens = slot(task.place, tokens_);
+    float* q = scratch + q_;
+    Projection queries{
+        .tokens = tokens, .count = length_, .width = width_, .q = q, .k = nullptr, .v = nullptr};
+    kernels::AttendParams params{};
+    if (fused_) {
+      float* k = scratch + own_kv_;
+      float* v = k + k_floats_;
+      if (shares_tokens(sample) && sample.num_keys == length_) {
+        queries.k = k;
+        queries.v = v;
+      } else {
+        project({.tokens = key_tokens(sample, task.place),
+                 .count = sample.num_keys,
+                 .width = source_width_,
+                 .q = nullptr,
+                 .k = k,
+                 .v = v},
+                head, head);
+      }
+      params.k = k;
+      params.v = v;
+      params.v_stride = row_;
+    } else {
+      params = shared_keys(task, head);
+    }
+    project(queries, head, head);
+    transform_queries(task.place, q);
+    if (fused_) transform_keys(sample, task.place, scratch + own_kv_);
+    params.q = q;
+    params.context = slot(task.place, context_) + task.item * head_dim_ * table_.panel;
+    params.scratch = scratch + attend_;
+    params.scores = pairs_.scores(sample.index, head);
+    params.num_tokens = length_;
+    params.num_keys = sample.num_keys;
+    params.head_dim = head_dim_;
+    params.context_stride = context_stride(sample);
+    params.gate = pairs_.list.scale[pair];
+    table_.attend(params);
+  }
+
+  int64_t context_stride(const Sample& sample) const {
+    return sample.num_pairs * head_dim_ * table_.panel;
+  }
+
+  void sum_heads(const Task& task) {
     const Sample& sample = samples_[task.place];
     const int64_t first_panel = task.item / output_parts_ * output_panels_;
     const int64_t first = first_panel * table_.panel;
-    const int64_t context_stride = sample.num_pairs * head_dim_ * table_.panel;
-    table_.attention_output(
-        {.context = context(task.place) + first_panel * context_stride,
-         .packed = packed_.data.get(),
-         .head_index = pairs_.list.head_index.data() + sample.first_pair,
+    table_.sum_projections(
+        {.context = slot(task.place, context_) + first_panel * context_stride(sample),
+         .weights = output_weights_.data() + sample.first_pair,
          .start = start(sample),
          .out = out_.mutable_data_ptr<float>() + (sample.index * length_ + first) * width_,
-         .num_heads = sample.num_pairs,
+         .num_segments = sample.num_pairs,
          .num_tokens = std::min(output_panels_ * table_.panel, length_ - first),
          .width = width_,
          .head_dim = head_dim_,
-         .context_stride = context_stride,
+         .context_stride = context_stride(sample),
          .part = task.item % output_parts_,
          .parts = output_parts_});
   }
 
   const KernelTable& table_;
-  const PackedWeights& packed_;
-  const at::Tensor x_;
+  const AttentionProblem& problem_;
+  const at::Tensor x_, source_, o_bias_, dropped_, cosines_, sines_, q_norm_, k_norm_;
+  at::Tensor k_, v_;  // given
   at::Tensor& out_;
-  const int64_t batch_, length_, width_, head_dim_, panels_, output_panels_;
-  const float scale_;
-  const bool causal_;
+  const int64_t batch_, length_, width_, source_width_, head_dim_, row_, rotary_dim_, panels_,
+      output_panels_;
+  const bool fused_;
   const CpuPairs pairs_;
-  const at::Tensor o_bias_, dropped_;
+  std::shared_ptr<const PackedHeads> queries_, keys_values_;
+  std::vector<const float*> output_weights_;  // of each pair
   std::vector<Sample> samples_;
   std::vector<Task> tasks_;
   std::vector<Progress> progress_;
-  int64_t threads_ = 1, output_parts_ = 1, slots_ = 0, start_stride_ = 0, scratch_floats_ = 0;
-  int64_t token_slot_ = 0, key_slot_ = 0, context_slot_ = 0;
-  float *tokens_ = nullptr, *keys_ = nullptr, *context_ = nullptr, *start_ = nullptr;
+  int64_t threads_ = 1, output_parts_ = 1, slots_ = 0, start_stride_ = 0;
+  bool copies_values_ = true;
+  int64_t k_floats_ = 0, kv_floats_ = 0;  // of the keys, and of keys and values, of one head
+  Layout slot_;                           // what a sample has
+  int64_t tokens_ = 0, rotary_ = 0, key_tokens_ = 0, key_rotary_ = 0, kv_ = 0, context_ = 0;
+  Layout scratch_;  // what a pair has
+  int64_t q_ = 0, own_kv_ = 0, attend_ = 0;
+  float *workspace_ = nullptr, *start_ = nullptr;
 };
 
 }  // namespace
@@ -295,23 +554,16 @@ std::string attention_cpu_refusal(const AttentionProblem& problem) {
   if (problem.gate.defined() && problem.gate.dim() == 3) {
     return "the CPU kernels take one gate for a head of a sample, not [B, T, H]";
   }
-  if (problem.attn_bias.defined()) return "the CPU kernels take no attn_bias";
   if (problem.dropout_p > 0.0) return "the CPU kernels have no dropout";
-  if (problem.keys_given()) return "the CPU kernels take no given keys and values";
-  if (problem.kv.defined()) return "the CPU kernels have no cross attention";
-  if (!problem.own_kv_heads()) return "the CPU kernels have no grouped queries";
-  if (!problem.q_transform.empty() || !problem.k_transform.empty()) {
-    return "the CPU kernels have no rotary embedding and no norms of queries and keys";
+  if (problem.keys_given() && problem.x.scalar_type() != at::kFloat) {
+    return "given keys and values are read in float32 only";
   }
-  if (problem.window) return "the CPU kernels have no window";
   return "";
 }
 
 at::Tensor attention_cpu(const AttentionProblem& problem) {
   at::Tensor out = at::empty(problem.x.sizes(), problem.x.options().dtype(at::kFloat));
-  if (out.numel() == 0) return out.to(problem.x.scalar_type());
-  const auto packed = packed_weights(problem.weights, problem.heads, problem.head_dim);
-  Launch(problem, *packed, out).run();
+  if (out.numel() > 0) Launch(problem, out).run();
   return out.to(problem.x.scalar_type());
 }
 

@@ -3,98 +3,154 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+
 #include "kernels/dispatch.h"
 #include "operators/float32.h"
 
 namespace headkit {
 namespace {
 
-// Weights as the kernels read them, and the arguments of the packing of each head.
-class HeadWeights {
- public:
-  HeadWeights(const AttentionWeights& weights, int64_t head_dim)
-      : q_(in_float32(weights.q)),
-        k_(in_float32(weights.k)),
-        v_(in_float32(weights.v)),
-        o_(in_float32(weights.o)),
-        q_bias_(in_float32(weights.q_bias)),
-        k_bias_(in_float32(weights.k_bias)),
-        v_bias_(in_float32(weights.v_bias)),
-        head_dim_(head_dim) {}
+using Part = PackedHeads::Part;
 
-  int64_t width() const { return q_.size(1); }
+constexpr int64_t kLine = 16;  // floats
 
-  kernels::PackHeadParams of(int64_t head, float* packed) const {
-    const auto row = [&](const at::Tensor& tensor) -> const float* {
-      if (!tensor.defined()) return nullptr;
-      return tensor.const_data_ptr<float>() +
-             head * head_dim_ * (tensor.dim() == 2 ? tensor.size(1) : 1);
-    };
-    return {.q = row(q_),
-            .k = row(k_),
-            .v = row(v_),
-            .o = o_.const_data_ptr<float>() + head * head_dim_,
-            .q_bias = row(q_bias_),
-            .k_bias = row(k_bias_),
-            .v_bias = row(v_bias_),
-            .packed = packed,
-            .width = width(),
-            .head_dim = head_dim_,
-            .o_stride = o_.size(1)};
+int64_t part_floats(const Part& part) {
+  const kernels::KernelTable& table = kernels::kernel_table();
+  switch (part.layout) {
+    case Part::kBlocks:
+      return table.block_floats(part.count, part.depth);
+    case Part::kColumnPanels:
+      return table.column_panel_floats(part.count, part.depth);
+    case Part::kVector:
+      break;
   }
-
- private:
-  const at::Tensor q_, k_, v_, o_, q_bias_, k_bias_, v_bias_;
-  const int64_t head_dim_;
-};
-
-PackedWeights room_for(int64_t heads, int64_t head_floats) {
-  PackedWeights packed;
-  packed.head_floats = head_floats;
-  packed.data = aligned_floats(heads * head_floats);
-  return packed;
+  return (part.count + table.vector_length - 1) / table.vector_length * table.vector_length;
 }
 
-std::shared_ptr<const PackedWeights> pack(const AttentionWeights& weights, int64_t heads,
-                                          int64_t head_dim) {
+void pack_part(const Part& part, int64_t head, float* packed) {
   const kernels::KernelTable& table = kernels::kernel_table();
-  const HeadWeights from(weights, head_dim);
-  auto packed = std::make_shared<PackedWeights>(
-      room_for(heads, table.packed_head_floats(from.width(), head_dim)));
-  at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t head = begin; head < end; ++head) {
-      table.pack_head(from.of(head, packed->data.get() + head * packed->head_floats));
-    }
-  });
-  return packed;
+  const float* from =
+      part.from.defined() ? part.from.const_data_ptr<float>() + head * part.head_step : nullptr;
+  if (part.layout == Part::kVector) {
+    std::fill_n(packed, part_floats(part), 0.0f);
+    if (from != nullptr) std::copy_n(from, part.count, packed);
+    return;
+  }
+  const kernels::PackMatrixParams matrix{.from = from,
+                                         .packed = packed,
+                                         .stride = part.stride,
+                                         .count = part.count,
+                                         .depth = part.depth,
+                                         .transposed = part.transposed};
+  part.layout == Part::kBlocks ? table.pack_blocks(matrix) : table.pack_column_panels(matrix);
+}
+
+Part vector(const at::Tensor& bias, int64_t head_dim) {
+  return {.layout = Part::kVector, .from = bias, .head_step = head_dim, .count = head_dim};
+}
+
+// Rows head * dh ... of W [heads * dh, D], x W^T.
+Part projection(Part::Layout layout, const at::Tensor& weight, int64_t head_dim) {
+  const int64_t width = weight.size(1);
+  return {.layout = layout,
+          .from = weight,
+          .head_step = head_dim * width,
+          .count = head_dim,
+          .depth = width,
+          .stride = width};
+}
+
+// The same rows, y W.
+Part projection_backward(const at::Tensor& weight, int64_t head_dim) {
+  const int64_t width = weight.size(1);
+  return {.layout = Part::kColumnPanels,
+          .from = weight,
+          .head_step = head_dim * width,
+          .count = width,
+          .depth = head_dim,
+          .stride = width,
+          .transposed = true};
+}
+
+std::vector<Part> query_parts(const AttentionWeights& w, int64_t head_dim) {
+  return {projection(Part::kBlocks, w.q, head_dim),
+          vector(w.q_bias, head_dim),
+          {.layout = Part::kColumnPanels,
+           .from = w.o,
+           .head_step = head_dim,
+           .count = w.o.size(0),
+           .depth = head_dim,
+           .stride = w.o.size(1)}};
+}
+
+std::vector<Part> key_value_parts(const AttentionWeights& w, int64_t head_dim) {
+  return {projection(Part::kBlocks, w.k, head_dim), vector(w.k_bias, head_dim),
+          projection(Part::kColumnPanels, w.v, head_dim), vector(w.v_bias, head_dim)};
 }
 
 }  // namespace
 
-std::shared_ptr<const PackedWeights> packed_weights(const AttentionWeights& weights, int64_t heads,
-                                                    int64_t head_dim) {
-  return std::static_pointer_cast<const PackedWeights>(cached_packing(
-      {weights.q, weights.k, weights.v, weights.o, weights.q_bias, weights.k_bias, weights.v_bias},
-      {kAttentionPacking, heads}, [&] { return pack(weights, heads, head_dim); }));
-}
-
-PackedBackwardWeights pack_backward_weights(const AttentionWeights& weights,
-                                            const std::vector<bool>& wanted, int64_t head_dim) {
-  const kernels::KernelTable& table = kernels::kernel_table();
-  const HeadWeights from(weights, head_dim);
-  const int64_t heads = static_cast<int64_t>(wanted.size());
-  PackedBackwardWeights packed{
-      room_for(heads, table.packed_head_floats(from.width(), head_dim)),
-      room_for(heads, table.packed_head_backward_floats(from.width(), head_dim))};
+PackedHeads::PackedHeads(std::vector<Part> parts, int64_t heads, const std::vector<bool>& wanted) {
+  for (Part& part : parts) {
+    part.from = in_float32(part.from);
+    offset_.push_back(head_floats_);
+    head_floats_ += (part_floats(part) + kLine - 1) / kLine * kLine;
+  }
+  data_ = aligned_floats(heads * head_floats_);
   at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; ++head) {
-      if (!wanted[head]) continue;
-      table.pack_head(from.of(head, packed.forward.data.get() + head * packed.forward.head_floats));
-      table.pack_head_backward(
-          from.of(head, packed.backward.data.get() + head * packed.backward.head_floats));
+      if (!wanted.empty() && !wanted[head]) continue;
+      for (size_t i = 0; i < parts.size(); ++i) {
+        pack_part(parts[i], head, data_.get() + head * head_floats_ + offset_[i]);
+      }
     }
   });
-  return packed;
+}
+
+std::shared_ptr<const PackedHeads> packed_query_heads(const AttentionWeights& weights,
+                                                      int64_t heads, int64_t head_dim) {
+  return std::static_pointer_cast<const PackedHeads>(cached_packing(
+      {weights.q, weights.o, weights.q_bias}, {kQueryPacking, heads},
+      [&] { return std::make_shared<PackedHeads>(query_parts(weights, head_dim), heads); }));
+}
+
+std::shared_ptr<const PackedHeads> packed_key_value_heads(const AttentionWeights& weights,
+                                                          int64_t kv_heads, int64_t head_dim) {
+  return std::static_pointer_cast<const PackedHeads>(cached_packing(
+      {weights.k, weights.v, weights.k_bias, weights.v_bias}, {kKeyValuePacking, kv_heads},
+      [&] { return std::make_shared<PackedHeads>(key_value_parts(weights, head_dim), kv_heads); }));
+}
+
+PackedHeads pack_query_heads(const AttentionWeights& weights, int64_t head_dim,
+                             const std::vector<bool>& wanted) {
+  return {query_parts(weights, head_dim), static_cast<int64_t>(wanted.size()), wanted};
+}
+
+PackedHeads pack_key_value_heads(const AttentionWeights& weights, int64_t head_dim,
+                                 const std::vector<bool>& wanted) {
+  return {key_value_parts(weights, head_dim), static_cast<int64_t>(wanted.size()), wanted};
+}
+
+PackedHeads pack_query_heads_backward(const AttentionWeights& weights, int64_t head_dim,
+                                      const std::vector<bool>& wanted) {
+  return {{projection_backward(weights.q, head_dim),
+           {.layout = Part::kBlocks,
+            .from = weights.o,
+            .head_step = head_dim,
+            .count = head_dim,
+            .depth = weights.o.size(0),
+            .stride = weights.o.size(1),
+            .transposed = true}},
+          static_cast<int64_t>(wanted.size()),
+          wanted};
+}
+
+PackedHeads pack_key_value_heads_backward(const AttentionWeights& weights, int64_t head_dim,
+                                          const std::vector<bool>& wanted) {
+  return {{projection_backward(weights.k, head_dim), projection_backward(weights.v, head_dim)},
+          static_cast<int64_t>(wanted.size()),
+          wanted};
 }
 
 }  // namespace headkit

@@ -11,22 +11,56 @@
 
 namespace headkit {
 
-/// Weights of one layer in the layout of the CPU kernels: `head_floats` floats for each head.
-struct PackedWeights {
-  AlignedFloats data{nullptr, nullptr};
-  int64_t head_floats = 0;
+/// Some weights of one layer in the layouts of the CPU kernels (kernels/params.h), in float32
+/// whatever their dtype: the same parts for every head.
+class PackedHeads {
+ public:
+  /// One part of a head.
+  struct Part {
+    enum Layout { kBlocks, kColumnPanels, kVector };
+    Layout layout;
+    at::Tensor from;    // a vector may be undefined: zeros
+    int64_t head_step;  // floats of `from` between heads
+    int64_t count;      // of a vector: its length, rounded up to full vectors with zeros
+    int64_t depth = 1;
+    int64_t stride = 1;
+    bool transposed = false;
+  };
+
+  /// `wanted` [heads]: heads to pack, empty = all; the others stay unset.
+  PackedHeads(std::vector<Part> parts, int64_t heads, const std::vector<bool>& wanted = {});
+
+  const float* at(int64_t head, int64_t part) const {
+    return data_.get() + head * head_floats_ + offset_[part];
+  }
+
+ private:
+  AlignedFloats data_{nullptr, nullptr};
+  std::vector<int64_t> offset_;
+  int64_t head_floats_ = 0;
 };
 
-/// The packed form of weights on CPU, in float32 whatever their dtype, from `cached_packing`.
-std::shared_ptr<const PackedWeights> packed_weights(const AttentionWeights& weights, int64_t heads,
-                                                    int64_t head_dim);
+/// The parts of a query head, and of a KV head.
+enum QueryPart : int64_t { kQueryBlocks, kQueryBias, kOutputPanels };
+enum KeyValuePart : int64_t { kKeyBlocks, kKeyBias, kValuePanels, kValueBias };
+/// What a backward wants beside them.
+enum QueryBackwardPart : int64_t { kQueryPanels, kOutputBlocks };
+enum KeyValueBackwardPart : int64_t { kKeyPanels, kValueBackwardPanels };
 
-/// The packed forms that a backward wants. Never from the cache: somebody trains these weights.
-struct PackedBackwardWeights {
-  PackedWeights forward, backward;
-};
-/// `wanted` [heads]: heads that run; the others stay unset.
-PackedBackwardWeights pack_backward_weights(const AttentionWeights& weights,
-                                            const std::vector<bool>& wanted, int64_t head_dim);
+/// The packed forms, from `cached_packing`.
+std::shared_ptr<const PackedHeads> packed_query_heads(const AttentionWeights& weights,
+                                                      int64_t heads, int64_t head_dim);
+std::shared_ptr<const PackedHeads> packed_key_value_heads(const AttentionWeights& weights,
+                                                          int64_t kv_heads, int64_t head_dim);
+
+/// Never from the cache: somebody trains these weights.
+PackedHeads pack_query_heads(const AttentionWeights& weights, int64_t head_dim,
+                             const std::vector<bool>& wanted);
+PackedHeads pack_key_value_heads(const AttentionWeights& weights, int64_t head_dim,
+                                 const std::vector<bool>& wanted);
+PackedHeads pack_query_heads_backward(const AttentionWeights& weights, int64_t head_dim,
+                                      const std::vector<bool>& wanted);
+PackedHeads pack_key_value_heads_backward(const AttentionWeights& weights, int64_t head_dim,
+                                          const std::vector<bool>& wanted);
 
 }  // namespace headkit

@@ -12,30 +12,36 @@ struct KernelTable {
   int64_t panel;          // P, tokens of a panel
   int64_t vector_length;  // VL, floats of a vector
 
-  int64_t (*packed_head_floats)(int64_t width, int64_t head_dim);
-  int64_t (*pair_scratch_floats)(int64_t num_tokens, int64_t num_keys, int64_t head_dim);
-  void (*pack_head)(const PackHeadParams&);
+  // Layouts.
+  int64_t (*block_floats)(int64_t count, int64_t depth);
+  int64_t (*column_panel_floats)(int64_t count, int64_t depth);
+  void (*pack_blocks)(const PackMatrixParams&);
+  void (*pack_column_panels)(const PackMatrixParams&);
   void (*pack_tokens)(const PackTokensParams&);
-  void (*attention_pair)(const PairParams&);
-  void (*attention_output)(const OutputParams&);
 
-  int64_t (*packed_head_backward_floats)(int64_t width, int64_t head_dim);
-  int64_t (*packed_columns_floats)(int64_t rows, int64_t width);
-  int64_t (*pair_backward_scratch_floats)(int64_t num_tokens, int64_t num_keys, int64_t head_dim);
+  // Forward, in the order of the data.
+  void (*project_panels)(const ProjectParams&);
+  void (*project_rows)(const ProjectParams&);
+  void (*transform)(const TransformParams&);
+  int64_t (*attend_scratch_floats)(int64_t num_keys);
+  void (*attend)(const AttendParams&);
+  void (*sum_projections)(const SumProjectionsParams&);
+
+  // Backward; `sum_projections` makes the gradient of the input.
+  void (*prepare_keys)(const PrepareKeysParams&);
+  int64_t (*attend_backward_scratch_floats)(int64_t num_keys, int64_t head_dim);
+  void (*attend_backward)(const AttendBackwardParams&);
+  void (*place_keys)(const PlaceKeysParams&);
   int64_t (*weight_gradient_scratch_floats)(int64_t head_dim);
-  void (*pack_head_backward)(const PackHeadParams&);  // reads no biases
-  void (*pack_columns)(const PackColumnsParams&);
-  void (*attention_pair_backward)(const PairBackwardParams&);
-  // As attention_output, with the gradients of q, k, v for the context, three segments a head, and
-  // what `pack_head_backward` packed for the weights.
-  void (*input_gradient)(const OutputParams&);
   void (*weight_gradient)(const WeightGradientParams&);
 
+  // Feed-forward; `sum_projections` makes its output, with what lies `packed_block_output` floats
+  // behind the start of a packed block.
   int64_t (*packed_block_floats)(int64_t width, int64_t block_size, bool gated);
+  int64_t (*packed_block_output)(int64_t width, int64_t block_size, bool gated);
   int64_t (*hidden_scratch_floats)(int64_t block_size);
   void (*pack_block)(const PackBlockParams&);
   void (*feed_forward_hidden)(const HiddenParams&);
-  void (*feed_forward_output)(const FeedForwardOutputParams&);
 
   // y[i] = exp(x[i]) as in the softmax: 0 below the smallest normal number.
   void (*exponential)(const float* x, float* y, int64_t count);

@@ -4,12 +4,12 @@
 //
 //   P  tokens of a panel, R  rows of a weight block, VL  floats of a vector: properties of an
 //      instruction-set level, see KernelTable
-//   token panels   [ceil(T / P)][D][P]   x transposed in groups of P tokens, zero beyond T
-//   context        [ceil(T / P)][n * dh][P]   outputs of the n heads of a sample, transposed alike
-//   column panels  [panels of D][T][panel width]   rows as they are, cut into groups of columns;
-//   the
-//                  columns beyond D are zero. Panels are as equal as can be and at most P wide
+//   token panels   [ceil(T / P)][D][P]   x transposed in groups of P tokens, zero beyond T up to a
+//                  full vector
 //   rows           [T][dh rounded up to VL]
+//   weight blocks  [ceil(n / R)][D][R]   operand A of a product with token panels
+//   column panels  [panels of n][D][panel width]   operand B. Panels are as equal as can be and at
+//                  most P wide; columns beyond n are zero
 //
 // Both operands of every product are read along contiguous lanes that way: an input is transposed
 // once, a weight when it is packed, and nothing is ever transposed inside a product.
@@ -28,56 +28,87 @@ struct PackTokensParams {
   int64_t width;   // D
 };
 
-// Weights of one head, in PyTorch's layout, y = x W^T + b.
-struct PackHeadParams {
-  const float* q;       // [head_dim, width], rows `width` floats apart
-  const float* k;       // as q
-  const float* v;       // as q
-  const float* o;       // [width, head_dim], rows `o_stride` floats apart
-  const float* q_bias;  // [head_dim] or nullptr
-  const float* k_bias;  // as q_bias
-  const float* v_bias;  // as q_bias
-  float* packed;        // `packed_head_floats` floats, 64-byte aligned
-  int64_t width;
-  int64_t head_dim;
-  int64_t o_stride;
+// A matrix M [count][depth] -> weight blocks or column panels.
+struct PackMatrixParams {
+  const float* from;  // M(i, k) at from[i * stride + k], or at from[k * stride + i] if transposed
+  float* packed;      // `block_floats` or `column_panel_floats` floats
+  int64_t stride;
+  int64_t count;
+  int64_t depth;
+  bool transposed;
 };
 
-// One pair: context of one head of one sample.
-struct PairParams {
-  const float* tokens;          // token panels of the queries
-  const float* keys;            // token panels of the keys; may be `tokens`
-  const int32_t* key_position;  // causal: [num_keys] ascending tokens of the keys; else nullptr
-  const float* head;            // packed weights of the head
-  float* context;               // [head_dim][P] of the first panel
-  float* scratch;               // `pair_scratch_floats` floats, 64-byte aligned
+// out = scale * (x W^T + bias), of a range of tokens that begins with a panel.
+struct ProjectParams {
+  const float* tokens;   // token panels
+  const float* weights;  // weight blocks for `project_panels`, column panels for `project_rows`
+  const float* bias;     // [head_dim], readable up to a full VL for `project_rows`; or nullptr
+  float* out;            // token panels of head_dim, or rows
+  int64_t num_tokens;
+  int64_t width;
+  int64_t head_dim;
+  float scale;  // 1 for `project_rows`
+};
+
+// What happens to projected queries or keys before they meet, in place: RMS norm over dh, rotary
+// embedding (dimension i turns together with i + rotary_dim / 2), a factor.
+struct TransformParams {
+  float* panels;             // token panels of head_dim
+  const float* norm_weight;  // [head_dim]; nullptr = no norm
+  const float* cosines;      // token panels of rotary_dim; nullptr = no rotary embedding
+  const float* sines;        // as cosines
+  int64_t num_tokens;
+  int64_t head_dim;
+  int64_t rotary_dim;
+  float norm_eps;
+  float scale;
+};
+
+// What a query may see, and what is added to its scores.
+struct ScoreParams {
+  const int32_t* key_position;  // [num_keys] ascending; nullptr = 0, 1, 2, ...
+  const float* bias;            // of query t and position s: bias[t * query_stride + s *
+                                // key_stride]; nullptr = none
+  int64_t bias_query_stride;
+  int64_t bias_key_stride;
+  int64_t query_offset;  // query t stands at position query_offset + t
+  int64_t window;        // positions less than this far away are seen; 0 = any
+  bool causal;           // positions up to the query's own are seen
+};
+
+// Context of one head of one sample.
+struct AttendParams {
+  const float* q;      // token panels, scaled
+  const float* k;      // token panels of the keys
+  const float* v;      // [num_keys] rows, `v_stride` floats apart, readable up to a full VL
+  float* context;      // [head_dim][P] of the first panel
+  float* log_sum_exp;  // [num_tokens] of the scores, +infinity where nothing is seen; or nullptr
+  float* scratch;      // `attend_scratch_floats` floats, 64-byte aligned
+  ScoreParams scores;
   int64_t num_tokens;
   int64_t num_keys;
+  int64_t head_dim;
+  int64_t v_stride;
+  int64_t context_stride;  // floats from one panel of the context to the next
+  float gate;              // on the context
+};
+
+// Rows of an output: out = start + sum over segments of context_s W_s.
+struct SumProjectionsParams {
+  const float* context;         // first panel of the rows, [num_segments * head_dim][P]
+  const float* const* weights;  // [num_segments] column panels of [width][head_dim]
+  const float* start;           // [width]: bias and what closed heads add; readable up to a full VL
+  float* out;                   // [num_tokens, width], contiguous
+  int64_t num_segments;
+  int64_t num_tokens;
   int64_t width;
   int64_t head_dim;
   int64_t context_stride;  // floats from one panel of the context to the next
-  float scale;             // on the scores
-  float gate;              // on the context
-  bool causal;             // query t sees keys at positions <= t
-};
-
-// Rows of the output of one sample: out = start + sum over its heads of context W_O^T.
-struct OutputParams {
-  const float* context;       // first panel of the row block, [num_heads * head_dim][P]
-  const float* packed;        // packed weights of all heads of the layer
-  const int32_t* head_index;  // [num_heads] heads of the sample, in the order of the context
-  const float* start;         // [width]: bias and what skipped heads add; readable up to a full VL
-  float* out;                 // [num_tokens, width], contiguous
-  int64_t num_heads;
-  int64_t num_tokens;
-  int64_t width;
-  int64_t head_dim;
-  int64_t context_stride;
-  int64_t
-      part;  // this part of the columns, 0 <= part < parts; whole panels, so a part may be empty
+  int64_t part;            // this part of the columns, 0 <= part < parts; whole panels, so a part
+                           // may be empty
   int64_t parts;
-  bool add = false;    // to what `out` holds: the sum over earlier heads
-  bool finish = true;  // adds `start`: no further heads follow
+  bool add = false;    // to what `out` holds: the sum over earlier segments
+  bool finish = true;  // adds `start`: no further segments follow
 };
 
 enum class Activation : int8_t { kGelu, kGeluTanh, kRelu, kSilu };
@@ -114,36 +145,45 @@ struct HiddenParams {
   bool gated;  // the layer has an up weight
 };
 
-// Rows of the output of a feed-forward block: as OutputParams, whose heads are blocks of neurons
-// and whose context is what HiddenParams gave.
-struct FeedForwardOutputParams {
-  OutputParams output;
-  bool gated;
+// Keys and values of one head as the backward reads them, beside k in panels and v in rows.
+struct PrepareKeysParams {
+  const float* k;   // token panels
+  const float* v;   // rows
+  float* k_rows;    // [num_keys] rows
+  float* v_panels;  // token panels
+  int64_t num_keys;
+  int64_t head_dim;
 };
 
-// Column panels of the rows of x.
-struct PackColumnsParams {
-  const float* x;  // [rows, width], rows `row_stride` floats apart
-  float* panels;   // `packed_columns_floats` floats
-  int64_t row_stride;
-  int64_t rows;
-  int64_t width;
-};
-
-// Backward of one pair. With `scores` false only the gate's gradient and the context are computed,
+// Backward of `attend`. With `scores` false only the gate's gradient and the context are computed,
 // which is all that the gate and W_O want.
-struct PairBackwardParams {
-  // As in the forward, but for the context, which is not used, the scratch, which has
-  // `pair_backward_scratch_floats`, and key_position, which is always given.
-  PairParams pair;
-  const float* output_gradient;  // token panels of the gradient of the output
-  const float* head_backward;    // what `pack_head_backward` packed of the head
-  float* panels;                 // gradients of q, k, v: [3 * head_dim][P] of the first token panel
-  float* rows;            // gradients of q, k, v, then gate * context: [4] rows of all tokens
+struct AttendBackwardParams {
+  AttendParams forward;   // context and log_sum_exp are not used; v in rows without a gap;
+                          // scratch of `attend_backward_scratch_floats`
+  const float* u;         // token panels: gradient of the gated context, dOut W_O
+  const float* k_rows;    // see PrepareKeysParams
+  const float* v_panels;  // see PrepareKeysParams
+  float* dq;              // [head_dim][P] of the first panel: of q before its factor `scale`
+  float* dq_rows;         // the same in rows
+  float* context_rows;    // gate * context, in rows
+  float* dk;              // [num_keys] rows, added to
+  float* dv;              // as dk
   float* gate_gradient;   // of this pair
-  int64_t panel_stride;   // floats from one token panel of `panels` to the next
-  int64_t matrix_stride;  // floats from one of the four `rows` to the next
+  int64_t dq_stride;      // floats from one panel of dq to the next
+  float scale;
   bool scores;
+};
+
+// Rows of keys -> rows of tokens, zero where a token is no key, and their panels.
+struct PlaceKeysParams {
+  const float* of_keys;         // [num_keys] rows
+  const int32_t* key_position;  // [num_keys] ascending tokens; nullptr = 0, 1, 2, ...
+  float* rows;                  // [num_tokens] rows
+  float* panels;                // [head_dim][P] of the first token panel
+  int64_t num_keys;
+  int64_t num_tokens;
+  int64_t head_dim;
+  int64_t panel_stride;  // floats from one token panel to the next
 };
 
 // Gradient of one weight matrix of one head: the sum over its samples of rows^T x.

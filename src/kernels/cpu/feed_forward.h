@@ -1,7 +1,7 @@
 #pragma once
 
 #include "kernels/cpu/activation.h"
-#include "kernels/cpu/attention.h"
+#include "kernels/cpu/sum_projections.h"
 
 namespace headkit::kernels::HEADKIT_ISA {
 namespace {
@@ -35,6 +35,14 @@ struct PackedBlock {
 
 int64_t packed_block_floats(int64_t width, int64_t block_size, bool gated) {
   return PackedBlock(width, block_size, gated).floats;
+}
+
+int64_t packed_block_output(int64_t width, int64_t block_size, bool gated) {
+  return PackedBlock(width, block_size, gated).out;
+}
+
+HEADKIT_INLINE void pack_bias(const float* bias, int64_t count, int64_t padded, float* out) {
+  for (int64_t i = 0; i < padded; ++i) out[i] = bias != nullptr && i < count ? bias[i] : 0.0f;
 }
 
 void pack_block(const PackBlockParams& p) {
@@ -88,10 +96,10 @@ void feed_forward_hidden(const HiddenParams& p) {
       const float* x = p.tokens + token * p.width;
       float* hidden = p.hidden + token / kPanel * p.hidden_stride + i * p.block_size * kPanel;
       for_vectors(vectors_of(panel_size(token, p.num_tokens)), [&]<int NV>() {
-        project_rows<NV>(block, block + at.in_bias, x, p.width, p.block_size, 1.0f, hidden);
+        project_panel<NV>(block, block + at.in_bias, x, p.width, p.block_size, 1.0f, hidden);
         if (p.gated) {
-          project_rows<NV>(block + at.up, block + at.up_bias, x, p.width, p.block_size, 1.0f,
-                           p.scratch);
+          project_panel<NV>(block + at.up, block + at.up_bias, x, p.width, p.block_size, 1.0f,
+                            p.scratch);
         }
         for_activation(p.activation, [&]<Activation kind>() {
           activate_rows<kind, NV>(hidden, p.gated ? p.scratch : nullptr, p.block_size, p.scale[i]);
@@ -99,13 +107,6 @@ void feed_forward_hidden(const HiddenParams& p) {
       });
     }
   }
-}
-
-void feed_forward_output(const FeedForwardOutputParams& p) {
-  const OutputParams& output = p.output;
-  const PackedBlock at(output.width, output.head_dim, p.gated);
-  output_part(output, output.num_heads,
-              [&](int64_t s) { return output.packed + output.head_index[s] * at.floats + at.out; });
 }
 
 }  // namespace

@@ -35,6 +35,7 @@ HEADKIT_INLINE Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 HEADKIT_INLINE Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 HEADKIT_INLINE Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 HEADKIT_INLINE Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+HEADKIT_INLINE Vec square_root(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 HEADKIT_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 HEADKIT_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 HEADKIT_INLINE Vec round(Vec a) {
@@ -105,6 +106,7 @@ HEADKIT_INLINE Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 HEADKIT_INLINE Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
 HEADKIT_INLINE Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
 HEADKIT_INLINE Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+HEADKIT_INLINE Vec square_root(Vec a) { return {_mm256_sqrt_ps(a.v)}; }
 HEADKIT_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 HEADKIT_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 HEADKIT_INLINE Vec round(Vec a) {
@@ -169,6 +171,10 @@ HEADKIT_INLINE Vec add(Vec a, Vec b) { return {a.v + b.v}; }
 HEADKIT_INLINE Vec sub(Vec a, Vec b) { return {a.v - b.v}; }
 HEADKIT_INLINE Vec mul(Vec a, Vec b) { return {a.v * b.v}; }
 HEADKIT_INLINE Vec div(Vec a, Vec b) { return {a.v / b.v}; }
+HEADKIT_INLINE Vec square_root(Vec a) {
+  for (int i = 0; i < 4; ++i) a.v[i] = __builtin_sqrtf(a.v[i]);
+  return a;
+}
 HEADKIT_INLINE Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
 HEADKIT_INLINE Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
 HEADKIT_INLINE Vec if_less(Vec a, Vec b, Vec x, Vec y) { return {a.v < b.v ? x.v : y.v}; }

@@ -124,6 +124,12 @@ inline std::vector<float> run_feed_forward(const KernelTable& table, const FeedF
   const Floats tokens = pack_rows(table, p.x, p.tokens, p.width);
   const int64_t count = static_cast<int64_t>(p.open.size());
   const int64_t panels = (p.tokens + table.panel - 1) / table.panel;
+  std::vector<const float*> weights;
+  for (const int32_t block : p.open) {
+    weights.push_back(packed.data() +
+                      block * table.packed_block_floats(p.width, p.block_size, p.gated) +
+                      table.packed_block_output(p.width, p.block_size, p.gated));
+  }
   if (chunk == 0) chunk = count;
   Floats start(p.width + table.vector_length, 0.0f);
   for (int64_t i = 0; i < p.width; ++i) start[i] = p.start[i];
@@ -147,21 +153,19 @@ inline std::vector<float> run_feed_forward(const KernelTable& table, const FeedF
                                .gated = p.gated});
     EXPECT_TRUE(hidden.intact() && scratch.intact()) << "written beyond the hidden panels";
     for (int64_t part = 0; part < parts; ++part) {
-      table.feed_forward_output({.output = {.context = hidden.data(),
-                                            .packed = packed.data(),
-                                            .head_index = p.open.data() + first,
-                                            .start = start.data(),
-                                            .out = y.data(),
-                                            .num_heads = blocks,
-                                            .num_tokens = p.tokens,
-                                            .width = p.width,
-                                            .head_dim = p.block_size,
-                                            .context_stride = stride,
-                                            .part = part,
-                                            .parts = parts,
-                                            .add = first > 0,
-                                            .finish = first + blocks == count},
-                                 .gated = p.gated});
+      table.sum_projections({.context = hidden.data(),
+                             .weights = weights.data() + first,
+                             .start = start.data(),
+                             .out = y.data(),
+                             .num_segments = blocks,
+                             .num_tokens = p.tokens,
+                             .width = p.width,
+                             .head_dim = p.block_size,
+                             .context_stride = stride,
+                             .part = part,
+                             .parts = parts,
+                             .add = first > 0,
+                             .finish = first + blocks == count});
     }
   }
   EXPECT_TRUE(y.intact()) << "written beyond the output";

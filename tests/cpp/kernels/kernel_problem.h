@@ -59,11 +59,13 @@ struct Problem {
   int64_t tokens = 1, width = 1, heads = 1, head_dim = 1;
   bool bias = true;
   bool causal = false;
+  int64_t query_offset = 0, window = 0;
+  bool attn_bias = false;
   std::vector<int32_t> keys = {};  ///< tokens that may be attended to, ascending
   std::vector<int32_t> open = {};  ///< heads that run
   std::vector<float> gates = {};   ///< of the open heads
   std::vector<float> x = {}, q = {}, k = {}, v = {}, o = {}, q_bias = {}, k_bias = {}, v_bias = {},
-                     start = {};
+                     start = {}, score_bias = {};  ///< the last [tokens][largest key + 1]
 
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(head_dim)); }
 
@@ -81,6 +83,8 @@ struct Problem {
       v_bias = random_floats(inner, seed + 7);
     }
     start = random_floats(width, seed + 8);
+    // Queries attend to tokens of the same sample, so the largest position is the last token's.
+    if (attn_bias) score_bias = random_floats(tokens * tokens, seed + 9);
     if (keys.empty()) {
       for (int32_t t = 0; t < tokens; ++t) keys.push_back(t);
     }
@@ -90,8 +94,23 @@ struct Problem {
     if (gates.empty()) gates.assign(open.size(), 1.0f);
   }
 
-  const float* head_bias(const std::vector<float>& values, int64_t head) const {
-    return values.empty() ? nullptr : values.data() + head * head_dim;
+  /// Whether query t may see the key at a position.
+  bool sees(int64_t t, int64_t position) const {
+    const int64_t distance = t + query_offset - position;
+    return (!causal || distance >= 0) && (window == 0 || std::abs(distance) < window);
+  }
+  float bias_of(int64_t t, int64_t position) const {
+    return attn_bias ? score_bias[t * tokens + position] : 0.0f;
+  }
+
+  ScoreParams scores() const {
+    return {.key_position = keys.data(),
+            .bias = attn_bias ? score_bias.data() : nullptr,
+            .bias_query_stride = tokens,
+            .bias_key_stride = 1,
+            .query_offset = query_offset,
+            .window = window,
+            .causal = causal};
   }
 };
 
@@ -120,17 +139,20 @@ std::vector<Number> plain_context(const Problem& p, int64_t place) {
   }
   for (int64_t t = 0; t < p.tokens; ++t) {
     std::vector<Number> weight;
+    std::vector<int64_t> seen;
     Number largest = -std::numeric_limits<Number>::infinity(), sum = 0;
-    for (int64_t j = 0; j < n && (!p.causal || p.keys[j] <= t); ++j) {
+    for (int64_t j = 0; j < n; ++j) {
+      if (!p.sees(t, p.keys[j])) continue;
       Number score = 0;
       for (int64_t d = 0; d < dh; ++d) score += q[t * dh + d] * k[j * dh + d];
-      weight.push_back(score * Number(p.scale()));
+      seen.push_back(j);
+      weight.push_back(score * Number(p.scale()) + Number(p.bias_of(t, p.keys[j])));
       largest = std::max(largest, weight.back());
     }
     for (Number& w : weight) sum += w = std::exp(w - largest);
     for (size_t j = 0; j < weight.size(); ++j) {
       for (int64_t d = 0; d < dh; ++d) {
-        context[t * dh + d] += weight[j] / sum * v[j * dh + d] * Number(p.gates[place]);
+        context[t * dh + d] += weight[j] / sum * v[seen[j] * dh + d] * Number(p.gates[place]);
       }
     }
   }
@@ -159,6 +181,14 @@ std::vector<Number> plain_output(const Problem& p) {
   return out;
 }
 
+/// Floats of one row of a head, and of the panels of some tokens.
+inline int64_t row_floats(const KernelTable& table, int64_t head_dim) {
+  return (head_dim + table.vector_length - 1) / table.vector_length * table.vector_length;
+}
+inline int64_t panel_floats(const KernelTable& table, int64_t tokens, int64_t width) {
+  return (tokens + table.panel - 1) / table.panel * table.panel * width;
+}
+
 inline Floats pack_tokens(const KernelTable& table, const Problem& p,
                           const std::vector<int32_t>* rows = nullptr) {
   const int64_t count = rows == nullptr ? p.tokens : static_cast<int64_t>(rows->size());
@@ -175,52 +205,124 @@ inline Floats pack_tokens(const KernelTable& table, const Problem& p,
   return packed;
 }
 
-inline Floats pack_heads(const KernelTable& table, const Problem& p) {
-  const int64_t floats = table.packed_head_floats(p.width, p.head_dim);
-  Floats packed(p.heads * floats);
+/// Weights of a layer in the layouts of the kernels, one entry a head.
+struct PackedLayer {
+  std::vector<Floats> q, k, v, o, q_bias, k_bias, v_bias;
+
+  bool intact() const {
+    for (const auto* parts : {&q, &k, &v, &o, &q_bias, &k_bias, &v_bias}) {
+      for (const Floats& part : *parts) {
+        if (!part.intact()) return false;
+      }
+    }
+    return true;
+  }
+};
+
+inline Floats pack_blocks(const KernelTable& table, const PackMatrixParams& matrix) {
+  Floats packed(table.block_floats(matrix.count, matrix.depth));
+  PackMatrixParams params = matrix;
+  params.packed = packed.data();
+  table.pack_blocks(params);
+  return packed;
+}
+
+inline Floats pack_column_panels(const KernelTable& table, const PackMatrixParams& matrix) {
+  Floats packed(table.column_panel_floats(matrix.count, matrix.depth));
+  PackMatrixParams params = matrix;
+  params.packed = packed.data();
+  table.pack_column_panels(params);
+  return packed;
+}
+
+inline PackedLayer pack_heads(const KernelTable& table, const Problem& p) {
+  PackedLayer packed;
+  const int64_t dh = p.head_dim, row = row_floats(table, dh);
+  const auto rows = [&](const std::vector<float>& weight, int64_t head) {
+    return PackMatrixParams{.from = weight.data() + head * dh * p.width,
+                            .packed = nullptr,
+                            .stride = p.width,
+                            .count = dh,
+                            .depth = p.width,
+                            .transposed = false};
+  };
+  const auto bias = [&](const std::vector<float>& values, int64_t head) {
+    Floats padded(row, 0.0f);
+    for (int64_t d = 0; d < dh && !values.empty(); ++d) padded[d] = values[head * dh + d];
+    return padded;
+  };
   for (int64_t head = 0; head < p.heads; ++head) {
-    table.pack_head({.q = p.q.data() + head * p.head_dim * p.width,
-                     .k = p.k.data() + head * p.head_dim * p.width,
-                     .v = p.v.data() + head * p.head_dim * p.width,
-                     .o = p.o.data() + head * p.head_dim,
-                     .q_bias = p.head_bias(p.q_bias, head),
-                     .k_bias = p.head_bias(p.k_bias, head),
-                     .v_bias = p.head_bias(p.v_bias, head),
-                     .packed = packed.data() + head * floats,
-                     .width = p.width,
-                     .head_dim = p.head_dim,
-                     .o_stride = p.heads * p.head_dim});
+    packed.q.push_back(pack_blocks(table, rows(p.q, head)));
+    packed.k.push_back(pack_blocks(table, rows(p.k, head)));
+    packed.v.push_back(pack_column_panels(table, rows(p.v, head)));
+    packed.o.push_back(pack_column_panels(table, {.from = p.o.data() + head * dh,
+                                                  .packed = nullptr,
+                                                  .stride = p.heads * dh,
+                                                  .count = p.width,
+                                                  .depth = dh,
+                                                  .transposed = false}));
+    packed.q_bias.push_back(bias(p.q_bias, head));
+    packed.k_bias.push_back(bias(p.k_bias, head));
+    packed.v_bias.push_back(bias(p.v_bias, head));
   }
   return packed;
 }
 
+/// q and k in panels, v in rows, of one head.
+struct HeadOperands {
+  Floats q, k, v;
+};
+
+inline HeadOperands project(const KernelTable& table, const Problem& p, const PackedLayer& packed,
+                            const Floats& tokens, const Floats& keys, int64_t head) {
+  const int64_t num_keys = static_cast<int64_t>(p.keys.size());
+  HeadOperands operands{Floats(panel_floats(table, p.tokens, p.head_dim)),
+                        Floats(panel_floats(table, num_keys, p.head_dim)),
+                        Floats(num_keys * row_floats(table, p.head_dim))};
+  const auto params = [&](const Floats& from, const Floats& weights, const Floats& bias,
+                          Floats& out, int64_t count, float scale) {
+    return ProjectParams{.tokens = from.data(),
+                         .weights = weights.data(),
+                         .bias = p.bias ? bias.data() : nullptr,
+                         .out = out.data(),
+                         .num_tokens = count,
+                         .width = p.width,
+                         .head_dim = p.head_dim,
+                         .scale = scale};
+  };
+  table.project_panels(
+      params(tokens, packed.q[head], packed.q_bias[head], operands.q, p.tokens, p.scale()));
+  table.project_panels(
+      params(keys, packed.k[head], packed.k_bias[head], operands.k, num_keys, 1.0f));
+  table.project_rows(params(keys, packed.v[head], packed.v_bias[head], operands.v, num_keys, 1.0f));
+  EXPECT_TRUE(operands.q.intact() && operands.k.intact() && operands.v.intact());
+  return operands;
+}
+
 /// All contexts of the sample, in the layout of the kernels.
-inline Floats run_pairs(const KernelTable& table, const Problem& p, const Floats& packed) {
-  bool whole = p.keys.size() <= static_cast<size_t>(p.tokens);
-  for (size_t j = 0; j < p.keys.size(); ++j) whole = whole && p.keys[j] == static_cast<int32_t>(j);
-  const Floats tokens = pack_tokens(table, p);
-  const Floats keys = whole ? Floats(0) : pack_tokens(table, p, &p.keys);
+inline Floats run_pairs(const KernelTable& table, const Problem& p, const PackedLayer& packed) {
+  const Floats tokens = pack_tokens(table, p), keys = pack_tokens(table, p, &p.keys);
   const int64_t panels = (p.tokens + table.panel - 1) / table.panel;
   const int64_t stride = static_cast<int64_t>(p.open.size()) * p.head_dim * table.panel;
   const int64_t num_keys = static_cast<int64_t>(p.keys.size());
   Floats context(panels * stride);
   for (size_t place = 0; place < p.open.size(); ++place) {
-    Floats scratch(table.pair_scratch_floats(p.tokens, num_keys, p.head_dim));
-    table.attention_pair(
-        {.tokens = tokens.data(),
-         .keys = whole ? tokens.data() : keys.data(),
-         .key_position = p.keys.data(),
-         .head = packed.data() + p.open[place] * table.packed_head_floats(p.width, p.head_dim),
+    const HeadOperands operands = project(table, p, packed, tokens, keys, p.open[place]);
+    Floats scratch(table.attend_scratch_floats(num_keys));
+    table.attend(
+        {.q = operands.q.data(),
+         .k = operands.k.data(),
+         .v = operands.v.data(),
          .context = context.data() + static_cast<int64_t>(place) * p.head_dim * table.panel,
+         .log_sum_exp = nullptr,
          .scratch = scratch.data(),
+         .scores = p.scores(),
          .num_tokens = p.tokens,
          .num_keys = num_keys,
-         .width = p.width,
          .head_dim = p.head_dim,
+         .v_stride = row_floats(table, p.head_dim),
          .context_stride = stride,
-         .scale = p.scale(),
-         .gate = p.gates[place],
-         .causal = p.causal});
+         .gate = p.gates[place]});
     EXPECT_TRUE(scratch.intact()) << "written beyond the scratch";
   }
   EXPECT_TRUE(context.intact()) << "written beyond the context";
@@ -228,32 +330,33 @@ inline Floats run_pairs(const KernelTable& table, const Problem& p, const Floats
 }
 
 inline std::vector<float> run_output(const KernelTable& table, const Problem& p,
-                                     const Floats& packed, const Floats& context,
+                                     const PackedLayer& packed, const Floats& context,
                                      int64_t parts = 1) {
-  const int64_t stride = static_cast<int64_t>(p.open.size()) * p.head_dim * table.panel;
+  std::vector<const float*> weights;
+  for (const int32_t head : p.open) weights.push_back(packed.o[head].data());
   Floats start(p.width + table.vector_length, 0.0f);
   for (int64_t i = 0; i < p.width; ++i) start[i] = p.start[i];
   Floats out(p.tokens * p.width);
   for (int64_t part = 0; part < parts; ++part) {
-    table.attention_output({.context = context.data(),
-                            .packed = packed.data(),
-                            .head_index = p.open.data(),
-                            .start = start.data(),
-                            .out = out.data(),
-                            .num_heads = static_cast<int64_t>(p.open.size()),
-                            .num_tokens = p.tokens,
-                            .width = p.width,
-                            .head_dim = p.head_dim,
-                            .context_stride = stride,
-                            .part = part,
-                            .parts = parts});
+    table.sum_projections(
+        {.context = context.data(),
+         .weights = weights.data(),
+         .start = start.data(),
+         .out = out.data(),
+         .num_segments = static_cast<int64_t>(p.open.size()),
+         .num_tokens = p.tokens,
+         .width = p.width,
+         .head_dim = p.head_dim,
+         .context_stride = static_cast<int64_t>(p.open.size()) * p.head_dim * table.panel,
+         .part = part,
+         .parts = parts});
   }
   EXPECT_TRUE(out.intact()) << "written beyond the output";
   return {out.data(), out.data() + out.size()};
 }
 
 inline std::vector<float> run_all(const KernelTable& table, const Problem& p, int64_t parts = 1) {
-  const Floats packed = pack_heads(table, p);
+  const PackedLayer packed = pack_heads(table, p);
   EXPECT_TRUE(packed.intact()) << "written beyond the packed weights";
   return run_output(table, p, packed, run_pairs(table, p, packed), parts);
 }

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cpp/kernels/kernel_problem.h"
 
 namespace headkit::kernels {
@@ -44,21 +46,41 @@ TEST_P(PackingTest, RowsMayBeChosen) {
   }
 }
 
-TEST_P(PackingTest, PackedWeightsFillTheirRoomWithFiniteNumbers) {
-  for (const int64_t head_dim : {1, 5, 8, 32, 64, 80}) {
-    for (const int64_t width : {7, 48, 65}) {
-      Problem p{.tokens = 1, .width = width, .heads = 2, .head_dim = head_dim};
-      p.fill(3);
-      Floats packed = pack_heads(table(), p);
-      ASSERT_TRUE(packed.intact());
-      double sum = 0.0, expected = 0.0;
-      for (int64_t i = 0; i < packed.size(); ++i) {
-        if (std::isfinite(packed[i])) sum += packed[i];
+// Blocks and column panels hold every element once, zeros behind the last of a depth, whichever way
+// round the matrix was read.
+TEST_P(PackingTest, MatricesArePackedFromRowsAndFromColumns) {
+  const int64_t VL = table().vector_length;
+  for (const int64_t count : {1, 5, 8, 32, 47, 64, 80, 130}) {
+    for (const int64_t depth : {1, 7, 48, 65}) {
+      const std::vector<float> rows = random_floats(count * depth, 3);
+      std::vector<float> columns(rows.size());
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t k = 0; k < depth; ++k) columns[k * count + i] = rows[i * depth + k];
       }
-      for (const auto* values : {&p.q, &p.k, &p.v, &p.o, &p.q_bias, &p.k_bias, &p.v_bias}) {
-        for (const float value : *values) expected += value;
+      PackMatrixParams straight{rows.data(), nullptr, depth, count, depth, false};
+      PackMatrixParams transposed{columns.data(), nullptr, count, count, depth, true};
+      const auto check = [&](const Floats& one, const Floats& other) {
+        ASSERT_TRUE(one.intact() && other.intact());
+        std::vector<float> values;
+        for (int64_t i = 0; i < one.size(); ++i) {
+          if (std::isnan(one[i])) continue;  // behind the last element: alignment
+          ASSERT_EQ(one[i], other[i]) << count << " x " << depth;
+          if (one[i] != 0.0f) values.push_back(one[i]);
+        }
+        std::vector<float> expected = rows;
+        std::sort(values.begin(), values.end());
+        std::sort(expected.begin(), expected.end());
+        EXPECT_EQ(values, expected) << count << " x " << depth;
+      };
+      check(pack_blocks(table(), straight), pack_blocks(table(), transposed));
+      const Floats panels = pack_column_panels(table(), straight);
+      check(panels, pack_column_panels(table(), transposed));
+      if (count > VL) continue;
+      for (int64_t k = 0; k < depth; ++k) {
+        for (int64_t i = 0; i < VL; ++i) {
+          ASSERT_EQ(panels[k * VL + i], i < count ? rows[i * depth + k] : 0.0f);
+        }
       }
-      EXPECT_NEAR(sum, expected, 1e-6 * packed.size()) << head_dim << " x " << width;
     }
   }
 }

@@ -5,12 +5,13 @@
 namespace headkit::kernels {
 namespace {
 
-class AttentionPairTest : public LevelTest {
+class AttendTest : public LevelTest {
  protected:
   void expect_contexts(Problem p) {
     SCOPED_TRACE(testing::Message()
                  << p.tokens << " tokens, " << p.keys.size() << " keys, width " << p.width
-                 << ", head size " << p.head_dim << (p.causal ? ", causal" : ""));
+                 << ", head size " << p.head_dim << (p.causal ? ", causal" : "") << ", window "
+                 << p.window << ", offset " << p.query_offset << (p.attn_bias ? ", biased" : ""));
     const Floats context = run_pairs(table(), p, pack_heads(table(), p));
     const int64_t P = table().panel, n = static_cast<int64_t>(p.open.size());
     for (int64_t place = 0; place < n; ++place) {
@@ -25,7 +26,7 @@ class AttentionPairTest : public LevelTest {
   }
 };
 
-TEST_P(AttentionPairTest, AgreesWithFloat64OnAwkwardSizes) {
+TEST_P(AttendTest, AgreesWithFloat64OnAwkwardSizes) {
   for (const int64_t tokens : {1, 2, 7, 16, 33, 49, 97}) {
     for (const int64_t head_dim : {1, 5, 8, 24, 32, 64, 80}) {
       Problem p{.tokens = tokens, .width = 19, .heads = 2, .head_dim = head_dim};
@@ -35,7 +36,7 @@ TEST_P(AttentionPairTest, AgreesWithFloat64OnAwkwardSizes) {
   }
 }
 
-TEST_P(AttentionPairTest, RunsOverSeveralBlocksOfKeys) {
+TEST_P(AttendTest, RunsOverSeveralBlocksOfKeys) {
   for (const bool causal : {false, true}) {
     Problem p{.tokens = 1201, .width = 9, .heads = 1, .head_dim = 8, .causal = causal};
     p.fill(5);
@@ -45,7 +46,7 @@ TEST_P(AttentionPairTest, RunsOverSeveralBlocksOfKeys) {
   }
 }
 
-TEST_P(AttentionPairTest, LeavesOutKeys) {
+TEST_P(AttendTest, LeavesOutKeys) {
   for (const bool causal : {false, true}) {
     for (const int64_t tokens : {3, 40, 101}) {
       Problem padded{.tokens = tokens, .width = 12, .heads = 1, .head_dim = 5, .causal = causal};
@@ -60,7 +61,71 @@ TEST_P(AttentionPairTest, LeavesOutKeys) {
   }
 }
 
-TEST_P(AttentionPairTest, WorksWithoutBiasAndScalesByTheGate) {
+TEST_P(AttendTest, KnowsWindowsOffsetsAndBiases) {
+  for (const int64_t tokens : {1, 5, 50, 331}) {
+    for (const bool causal : {false, true}) {
+      for (const int64_t window : {0, 1, 4, 60}) {
+        for (const int64_t offset : {0, -3, 7}) {
+          for (const bool attn_bias : {false, true}) {
+            Problem p{.tokens = tokens, .width = 9, .heads = 1, .head_dim = 6, .causal = causal};
+            p.window = window, p.query_offset = offset, p.attn_bias = attn_bias;
+            if (offset < 0) {
+              for (int32_t t = 0; t < tokens; t += 1 + t % 2) p.keys.push_back(t);
+            }
+            p.fill(tokens);
+            expect_contexts(p);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(AttendTest, LogSumExpIsThatOfTheScores) {
+  Problem p{.tokens = 301, .width = 9, .heads = 1, .head_dim = 6, .causal = true};
+  p.window = 40, p.query_offset = -2;  // the first two queries see nothing
+  p.fill(3);
+  const PackedLayer packed = pack_heads(table(), p);
+  const Floats tokens = pack_tokens(table(), p);
+  const HeadOperands operands = project(table(), p, packed, tokens, tokens, 0);
+  Floats context(panel_floats(table(), p.tokens, p.head_dim)), lse(p.tokens);
+  Floats scratch(table().attend_scratch_floats(p.tokens));
+  table().attend({.q = operands.q.data(),
+                  .k = operands.k.data(),
+                  .v = operands.v.data(),
+                  .context = context.data(),
+                  .log_sum_exp = lse.data(),
+                  .scratch = scratch.data(),
+                  .scores = p.scores(),
+                  .num_tokens = p.tokens,
+                  .num_keys = p.tokens,
+                  .head_dim = p.head_dim,
+                  .v_stride = row_floats(table(), p.head_dim),
+                  .context_stride = p.head_dim * table().panel,
+                  .gate = 1.0f});
+  ASSERT_TRUE(lse.intact());
+  const auto value = [&](const Floats& panels, int64_t t, int64_t d) {
+    const int64_t P = table().panel;
+    return double(panels[t / P * P * p.head_dim + d * P + t % P]);
+  };
+  for (int64_t t = 0; t < p.tokens; ++t) {
+    double sum = 0.0;
+    for (int64_t s = 0; s < p.tokens; ++s) {
+      double score = 0.0;
+      for (int64_t d = 0; d < p.head_dim; ++d) {
+        score += value(operands.q, t, d) * value(operands.k, s, d);
+      }
+      if (p.sees(t, s)) sum += std::exp(score);
+    }
+    if (sum == 0.0) {
+      EXPECT_EQ(lse[t], std::numeric_limits<float>::infinity()) << t;
+    } else {
+      EXPECT_NEAR(lse[t], std::log(sum), 1e-5) << t;
+    }
+  }
+}
+
+TEST_P(AttendTest, WorksWithoutBiasAndScalesByTheGate) {
   Problem p{.tokens = 20, .width = 16, .heads = 3, .head_dim = 16, .bias = false};
   p.open = {0, 2};
   p.gates = {0.25f, -3.0f};
@@ -68,7 +133,7 @@ TEST_P(AttentionPairTest, WorksWithoutBiasAndScalesByTheGate) {
   expect_contexts(p);
 }
 
-TEST_P(AttentionPairTest, SurvivesScoresFarApart) {
+TEST_P(AttendTest, SurvivesScoresFarApart) {
   Problem p{.tokens = 37, .width = 10, .heads = 1, .head_dim = 6};
   p.fill(9);
   for (float& value : p.q) value *= 60.0f;
@@ -84,7 +149,7 @@ TEST_P(AttentionPairTest, SurvivesScoresFarApart) {
 }
 
 // What right-padding means: the same keys, more queries.
-TEST_P(AttentionPairTest, PaddingDoesNotChangeABit) {
+TEST_P(AttendTest, PaddingDoesNotChangeABit) {
   for (const bool causal : {false, true}) {
     Problem p{.tokens = 61, .width = 33, .heads = 1, .head_dim = 20, .causal = causal};
     p.fill(10);
@@ -103,7 +168,7 @@ TEST_P(AttentionPairTest, PaddingDoesNotChangeABit) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Levels, AttentionPairTest, every_level(), level_name);
+INSTANTIATE_TEST_SUITE_P(Levels, AttendTest, every_level(), level_name);
 
 }  // namespace
 }  // namespace headkit::kernels

@@ -149,31 +149,37 @@ Floats token_panels(const KernelTable& table, const Problem& p, const std::vecto
 
 Floats column_panels(const KernelTable& table, const std::vector<float>& x, int64_t rows,
                      int64_t width) {
-  Floats panels(table.packed_columns_floats(rows, width));
-  table.pack_columns(
-      {.x = x.data(), .panels = panels.data(), .row_stride = width, .rows = rows, .width = width});
+  Floats panels = pack_column_panels(table, {.from = x.data(),
+                                             .packed = nullptr,
+                                             .stride = width,
+                                             .count = width,
+                                             .depth = rows,
+                                             .transposed = true});
   EXPECT_TRUE(panels.intact()) << "written beyond the column panels";
   return panels;
 }
 
-Floats pack_heads_backward(const KernelTable& table, const Problem& p) {
-  const int64_t floats = table.packed_head_backward_floats(p.width, p.head_dim);
-  Floats packed(p.heads * floats);
-  for (int64_t head = 0; head < p.heads; ++head) {
-    table.pack_head_backward({.q = p.q.data() + head * p.head_dim * p.width,
-                              .k = p.k.data() + head * p.head_dim * p.width,
-                              .v = p.v.data() + head * p.head_dim * p.width,
-                              .o = p.o.data() + head * p.head_dim,
-                              .q_bias = nullptr,
-                              .k_bias = nullptr,
-                              .v_bias = nullptr,
-                              .packed = packed.data() + head * floats,
-                              .width = p.width,
-                              .head_dim = p.head_dim,
-                              .o_stride = p.heads * p.head_dim});
-  }
-  EXPECT_TRUE(packed.intact()) << "written beyond the packed weights";
-  return packed;
+// Weights of one head as the backward reads them.
+struct BackwardWeights {
+  Floats q, k, v, o;
+};
+
+BackwardWeights pack_backward(const KernelTable& table, const Problem& p, int64_t head) {
+  const auto panels = [&](const std::vector<float>& weight) {
+    return pack_column_panels(table, {.from = weight.data() + head * p.head_dim * p.width,
+                                      .packed = nullptr,
+                                      .stride = p.width,
+                                      .count = p.width,
+                                      .depth = p.head_dim,
+                                      .transposed = true});
+  };
+  return {panels(p.q), panels(p.k), panels(p.v),
+          pack_blocks(table, {.from = p.o.data() + head * p.head_dim,
+                              .packed = nullptr,
+                              .stride = p.heads * p.head_dim,
+                              .count = p.head_dim,
+                              .depth = p.width,
+                              .transposed = true})};
 }
 
 struct PairGradients {
@@ -182,47 +188,79 @@ struct PairGradients {
 };
 
 PairGradients run_pairs_backward(const KernelTable& table, const Problem& p,
-                                 const std::vector<float>& seed, const Floats& packed_backward,
-                                 bool scores = true) {
+                                 const std::vector<float>& seed, bool scores = true) {
   const int64_t n = static_cast<int64_t>(p.open.size()), P = table.panel;
   const int64_t num_keys = static_cast<int64_t>(p.keys.size());
-  const int64_t VL = table.vector_length, row = (p.head_dim + VL - 1) / VL * VL;
+  const int64_t row = row_floats(table, p.head_dim);
   const int64_t panels = (p.tokens + P - 1) / P, stride = 3 * n * p.head_dim * P;
-  const Floats packed = pack_heads(table, p), tokens = pack_tokens(table, p);
-  const Floats keys = pack_tokens(table, p, &p.keys), output = token_panels(table, p, seed);
+  const PackedLayer packed = pack_heads(table, p);
+  const Floats tokens = pack_tokens(table, p), keys = pack_tokens(table, p, &p.keys);
+  const Floats output = token_panels(table, p, seed);
   PairGradients found{.panels = Floats(panels * stride),
                       .rows = Floats(n * 4 * p.tokens * row),
                       .gate = Floats(n),
                       .matrix = n * p.tokens * row,
                       .row = row};
   for (int64_t place = 0; place < n; ++place) {
-    Floats scratch(table.pair_backward_scratch_floats(p.tokens, num_keys, p.head_dim));
-    table.attention_pair_backward(
-        {.pair = {.tokens = tokens.data(),
-                  .keys = keys.data(),
-                  .key_position = p.keys.data(),
-                  .head =
-                      packed.data() + p.open[place] * table.packed_head_floats(p.width, p.head_dim),
-                  .context = nullptr,
-                  .scratch = scratch.data(),
-                  .num_tokens = p.tokens,
-                  .num_keys = num_keys,
-                  .width = p.width,
-                  .head_dim = p.head_dim,
-                  .context_stride = 0,
-                  .scale = p.scale(),
-                  .gate = p.gates[place],
-                  .causal = p.causal},
-         .output_gradient = output.data(),
-         .head_backward = packed_backward.data() +
-                          p.open[place] * table.packed_head_backward_floats(p.width, p.head_dim),
-         .panels = found.panels.data() + place * 3 * p.head_dim * P,
-         .rows = found.rows.data() + place * p.tokens * row,
-         .gate_gradient = found.gate.data() + place,
-         .panel_stride = stride,
-         .matrix_stride = found.matrix,
-         .scores = scores});
-    EXPECT_TRUE(scratch.intact()) << "written beyond the scratch";
+    const BackwardWeights weights = pack_backward(table, p, p.open[place]);
+    const HeadOperands operands = project(table, p, packed, tokens, keys, p.open[place]);
+    Floats u(panel_floats(table, p.tokens, p.head_dim));
+    table.project_panels({.tokens = output.data(),
+                          .weights = weights.o.data(),
+                          .bias = nullptr,
+                          .out = u.data(),
+                          .num_tokens = p.tokens,
+                          .width = p.width,
+                          .head_dim = p.head_dim,
+                          .scale = 1.0f});
+    Floats k_rows(num_keys * row), v_panels(panel_floats(table, num_keys, p.head_dim));
+    table.prepare_keys({.k = operands.k.data(),
+                        .v = operands.v.data(),
+                        .k_rows = k_rows.data(),
+                        .v_panels = v_panels.data(),
+                        .num_keys = num_keys,
+                        .head_dim = p.head_dim});
+    EXPECT_TRUE(k_rows.intact() && v_panels.intact());
+    Floats dk(num_keys * row, 0.0f), dv(num_keys * row, 0.0f);
+    Floats scratch(table.attend_backward_scratch_floats(num_keys, p.head_dim));
+    float* to_panels = found.panels.data() + place * 3 * p.head_dim * P;
+    float* to_rows = found.rows.data() + place * p.tokens * row;
+    table.attend_backward({.forward = {.q = operands.q.data(),
+                                       .k = operands.k.data(),
+                                       .v = operands.v.data(),
+                                       .context = nullptr,
+                                       .log_sum_exp = nullptr,
+                                       .scratch = scratch.data(),
+                                       .scores = p.scores(),
+                                       .num_tokens = p.tokens,
+                                       .num_keys = num_keys,
+                                       .head_dim = p.head_dim,
+                                       .v_stride = row,
+                                       .context_stride = 0,
+                                       .gate = p.gates[place]},
+                           .u = u.data(),
+                           .k_rows = k_rows.data(),
+                           .v_panels = v_panels.data(),
+                           .dq = to_panels,
+                           .dq_rows = to_rows,
+                           .context_rows = to_rows + 3 * found.matrix,
+                           .dk = dk.data(),
+                           .dv = dv.data(),
+                           .gate_gradient = found.gate.data() + place,
+                           .dq_stride = stride,
+                           .scale = p.scale(),
+                           .scores = scores});
+    EXPECT_TRUE(scratch.intact() && dk.intact() && dv.intact()) << "written beyond the room";
+    for (int m = 1; m < 3 && scores; ++m) {
+      table.place_keys({.of_keys = m == 1 ? dk.data() : dv.data(),
+                        .key_position = p.keys.data(),
+                        .rows = to_rows + m * found.matrix,
+                        .panels = to_panels + m * p.head_dim * P,
+                        .num_keys = num_keys,
+                        .num_tokens = p.tokens,
+                        .head_dim = p.head_dim,
+                        .panel_stride = stride});
+    }
   }
   EXPECT_TRUE(found.panels.intact() && found.rows.intact() && found.gate.intact());
   return found;
@@ -232,23 +270,27 @@ Gradients<float> run_backward(const KernelTable& table, const Problem& p,
                               const std::vector<float>& seed, int64_t parts = 1) {
   Gradients<float> g = zero_gradients<float>(p);
   const int64_t n = static_cast<int64_t>(p.open.size()), P = table.panel, dh = p.head_dim;
-  const Floats packed_backward = pack_heads_backward(table, p);
-  const PairGradients pairs = run_pairs_backward(table, p, seed, packed_backward);
+  const PairGradients pairs = run_pairs_backward(table, p, seed);
+  std::vector<BackwardWeights> packed;
+  std::vector<const float*> segments;
+  for (const int32_t head : p.open) packed.push_back(pack_backward(table, p, head));
+  for (const BackwardWeights& w : packed) {
+    segments.insert(segments.end(), {w.q.data(), w.k.data(), w.v.data()});
+  }
   const Floats start(p.width + table.vector_length, 0.0f);
   Floats dx(p.tokens * p.width);
   for (int64_t part = 0; part < parts; ++part) {
-    table.input_gradient({.context = pairs.panels.data(),
-                          .packed = packed_backward.data(),
-                          .head_index = p.open.data(),
-                          .start = start.data(),
-                          .out = dx.data(),
-                          .num_heads = n,
-                          .num_tokens = p.tokens,
-                          .width = p.width,
-                          .head_dim = dh,
-                          .context_stride = 3 * n * dh * P,
-                          .part = part,
-                          .parts = parts});
+    table.sum_projections({.context = pairs.panels.data(),
+                           .weights = segments.data(),
+                           .start = start.data(),
+                           .out = dx.data(),
+                           .num_segments = 3 * n,
+                           .num_tokens = p.tokens,
+                           .width = p.width,
+                           .head_dim = dh,
+                           .context_stride = 3 * n * dh * P,
+                           .part = part,
+                           .parts = parts});
   }
   EXPECT_TRUE(dx.intact()) << "written beyond the gradient of the input";
   g.x.assign(dx.data(), dx.data() + dx.size());
@@ -288,7 +330,7 @@ Gradients<float> run_backward(const KernelTable& table, const Problem& p,
   return g;
 }
 
-class AttentionBackwardTest : public LevelTest {
+class AttendBackwardTest : public LevelTest {
  protected:
   // The rule of `expect_accurate`, over four random fillings together, a bias as the weight of a
   // constant 1: alone they have so few gradients that the largest error is luck.
@@ -316,7 +358,7 @@ class AttentionBackwardTest : public LevelTest {
   }
 };
 
-TEST_P(AttentionBackwardTest, AgreesWithFloat64OnAwkwardSizes) {
+TEST_P(AttendBackwardTest, AgreesWithFloat64OnAwkwardSizes) {
   for (const int64_t tokens : {1, 2, 17, 49, 97}) {
     for (const int64_t head_dim : {1, 5, 24, 64, 80}) {
       Problem p{.tokens = tokens, .width = 11, .heads = 2, .head_dim = head_dim};
@@ -325,7 +367,7 @@ TEST_P(AttentionBackwardTest, AgreesWithFloat64OnAwkwardSizes) {
   }
 }
 
-TEST_P(AttentionBackwardTest, AgreesWithFloat64OnAnyWidth) {
+TEST_P(AttendBackwardTest, AgreesWithFloat64OnAnyWidth) {
   for (const int64_t width : {3, 16, 47, 65, 300}) {
     Problem p{.tokens = 21, .width = width, .heads = 3, .head_dim = 6, .open = {0, 2}};
     p.gates = {0.5f, -2.0f};
@@ -333,7 +375,7 @@ TEST_P(AttentionBackwardTest, AgreesWithFloat64OnAnyWidth) {
   }
 }
 
-TEST_P(AttentionBackwardTest, LeavesOutKeys) {
+TEST_P(AttendBackwardTest, LeavesOutKeys) {
   for (const bool causal : {false, true}) {
     for (const int64_t tokens : {3, 40, 101}) {
       Problem padded{.tokens = tokens, .width = 12, .heads = 1, .head_dim = 5, .causal = causal};
@@ -346,19 +388,19 @@ TEST_P(AttentionBackwardTest, LeavesOutKeys) {
   }
 }
 
-TEST_P(AttentionBackwardTest, RunsOverManyKeys) {
+TEST_P(AttendBackwardTest, RunsOverManyKeys) {
   for (const bool causal : {false, true}) {
     Problem p{.tokens = 601, .width = 9, .heads = 1, .head_dim = 8, .causal = causal};
     expect_gradients(p, 5);
   }
 }
 
-TEST_P(AttentionBackwardTest, WorksWithoutBias) {
+TEST_P(AttendBackwardTest, WorksWithoutBias) {
   Problem p{.tokens = 20, .width = 16, .heads = 2, .head_dim = 16, .bias = false};
   expect_gradients(p, 8);
 }
 
-TEST_P(AttentionBackwardTest, PartsOfTheColumnsDoNotChangeABit) {
+TEST_P(AttendBackwardTest, PartsOfTheColumnsDoNotChangeABit) {
   for (const int64_t width : {5, 300}) {
     Problem p{.tokens = 30, .width = width, .heads = 2, .head_dim = 7};
     p.fill(12);
@@ -373,18 +415,17 @@ TEST_P(AttentionBackwardTest, PartsOfTheColumnsDoNotChangeABit) {
   }
 }
 
-TEST_P(AttentionBackwardTest, GateAndContextDoNotNeedTheScores) {
+TEST_P(AttendBackwardTest, GateAndContextDoNotNeedTheScores) {
   Problem p{.tokens = 53, .width = 20, .heads = 2, .head_dim = 12, .gates = {0.5f, 2.0f}};
   p.fill(13);
   const std::vector<float> seed = random_floats(p.tokens * p.width, 1);
-  const Floats packed = pack_heads_backward(table(), p);
-  const PairGradients all = run_pairs_backward(table(), p, seed, packed);
-  const PairGradients few = run_pairs_backward(table(), p, seed, packed, false);
+  const PairGradients all = run_pairs_backward(table(), p, seed);
+  const PairGradients few = run_pairs_backward(table(), p, seed, false);
   for (int64_t i = 0; i < 2; ++i) EXPECT_EQ(few.gate[i], all.gate[i]);
   for (int64_t i = 3 * all.matrix; i < 4 * all.matrix; ++i) ASSERT_EQ(few.rows[i], all.rows[i]);
 }
 
-TEST_P(AttentionBackwardTest, WeightGradientSumsOverSamples) {
+TEST_P(AttendBackwardTest, WeightGradientSumsOverSamples) {
   const int64_t batch = 6, width = 70, head_dim = 13;
   const int64_t VL = table().vector_length, row = (head_dim + VL - 1) / VL * VL;
   const std::vector<int32_t> samples = {0, 1, 3, 4};
@@ -396,14 +437,15 @@ TEST_P(AttentionBackwardTest, WeightGradientSumsOverSamples) {
     for (int64_t i = 0; i < n * tokens; ++i) {
       for (int64_t d = 0; d < head_dim; ++d) rows[i * row + d] = given[i * head_dim + d];
     }
-    const int64_t stride = table().packed_columns_floats(tokens, width);
+    const int64_t stride = table().column_panel_floats(width, tokens);
     Floats columns(batch * stride);
     for (int64_t b = 0; b < batch; ++b) {
-      table().pack_columns({.x = x.data() + b * tokens * width,
-                            .panels = columns.data() + b * stride,
-                            .row_stride = width,
-                            .rows = tokens,
-                            .width = width});
+      table().pack_column_panels({.from = x.data() + b * tokens * width,
+                                  .packed = columns.data() + b * stride,
+                                  .stride = width,
+                                  .count = width,
+                                  .depth = tokens,
+                                  .transposed = true});
     }
     for (const bool transposed : {false, true}) {
       for (const bool add : {false, true}) {
@@ -453,7 +495,7 @@ TEST_P(AttentionBackwardTest, WeightGradientSumsOverSamples) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Levels, AttentionBackwardTest, every_level(), level_name);
+INSTANTIATE_TEST_SUITE_P(Levels, AttendBackwardTest, every_level(), level_name);
 
 }  // namespace
 }  // namespace headkit::kernels

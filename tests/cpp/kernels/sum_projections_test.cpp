@@ -3,9 +3,9 @@
 namespace headkit::kernels {
 namespace {
 
-using AttentionOutputTest = LevelTest;
+using SumProjectionsTest = LevelTest;
 
-TEST_P(AttentionOutputTest, AgreesWithFloat64OverAnyListOfHeads) {
+TEST_P(SumProjectionsTest, AgreesWithFloat64OverAnyListOfHeads) {
   const std::vector<std::vector<int32_t>> lists = {{0}, {4}, {1, 3}, {0, 2, 3, 4}, {0, 1, 2, 3, 4}};
   for (const auto& open : lists) {
     for (const int64_t tokens : {1, 2, 17, 50, 97}) {
@@ -20,16 +20,16 @@ TEST_P(AttentionOutputTest, AgreesWithFloat64OverAnyListOfHeads) {
   }
 }
 
-TEST_P(AttentionOutputTest, WithoutHeadsWritesTheStart) {
+TEST_P(SumProjectionsTest, WithoutHeadsWritesTheStart) {
   Problem p{.tokens = 21, .width = 37, .heads = 1, .head_dim = 4};
   p.fill(11);
-  const Floats packed = pack_heads(table(), p);
+  const PackedLayer packed = pack_heads(table(), p);
   p.open.clear();
   const std::vector<float> out = run_output(table(), p, packed, Floats(0));
   for (int64_t i = 0; i < p.tokens * p.width; ++i) ASSERT_EQ(out[i], p.start[i % p.width]);
 }
 
-TEST_P(AttentionOutputTest, PartsOfTheColumnsDoNotChangeABit) {
+TEST_P(SumProjectionsTest, PartsOfTheColumnsDoNotChangeABit) {
   for (const int64_t width : {5, 64, 131}) {
     Problem p{.tokens = 30, .width = width, .heads = 3, .head_dim = 7};
     p.fill(12);
@@ -38,7 +38,7 @@ TEST_P(AttentionOutputTest, PartsOfTheColumnsDoNotChangeABit) {
   }
 }
 
-TEST_P(AttentionOutputTest, RowsDoNotDependOnTheOthers) {
+TEST_P(SumProjectionsTest, RowsDoNotDependOnTheOthers) {
   Problem p{.tokens = 100, .width = 40, .heads = 2, .head_dim = 9};
   p.fill(13);
   for (int32_t t = 0; t < 60; ++t) p.keys.push_back(t);
@@ -51,7 +51,7 @@ TEST_P(AttentionOutputTest, RowsDoNotDependOnTheOthers) {
   for (size_t i = 0; i < part.size(); ++i) ASSERT_EQ(part[i], all[i]);
 }
 
-INSTANTIATE_TEST_SUITE_P(Levels, AttentionOutputTest, every_level(), level_name);
+INSTANTIATE_TEST_SUITE_P(Levels, SumProjectionsTest, every_level(), level_name);
 
 }  // namespace
 }  // namespace headkit::kernels

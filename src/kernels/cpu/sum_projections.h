@@ -1,0 +1,95 @@
+#pragma once
+
+#include "kernels/cpu/project.h"
+
+namespace headkit::kernels::HEADKIT_ISA {
+namespace {
+
+// Rows [first, first + count) of one panel of columns of the output; `first` is at the start of a
+// token panel. A chain covers whole segments of head_dim steps as far as they fit into it.
+template <int NV>
+void output_panel(const SumProjectionsParams& p, int64_t panel_width, int64_t column, int64_t first,
+                  int64_t count, float* out, int64_t stride) {
+  const int64_t segments = p.num_segments;
+  const int64_t group = p.head_dim < kChain ? kChain / p.head_dim : 1;
+  const float* start = p.start + column;
+  for (int64_t s = 0; s < segments; s += group) {
+    const int64_t in_chain = segments - s < group ? segments - s : group;
+    for_chains(p.head_dim, [&](int64_t k, int64_t steps, bool first_chain, bool last_chain) {
+      const bool opens = s == 0 && first_chain && !p.add;
+      const bool closes = s + in_chain == segments && last_chain && p.finish;
+      const auto b_of = [&](int64_t i) {
+        return p.weights[s + i] + column * p.head_dim + k * panel_width;
+      };
+      // While this chain runs, the weights of the next one come closer: one segment a tile.
+      const bool next_panel = s + in_chain == segments;
+      const int64_t next = next_panel ? 0 : s + in_chain;
+      const int64_t next_offset = (column + (next_panel ? panel_width : 0)) * p.head_dim;
+      int64_t tiles = 0;
+      for (int64_t token = 0; token < count; token += kPanel) {
+        const int64_t left = count - token < kPanel ? count - token : kPanel;
+        const float* context =
+            p.context + (first + token) / kPanel * p.context_stride + (s * p.head_dim + k) * kPanel;
+        for_row_tiles<kTileRows[NV]>(left, [&]<int MR>(int64_t i) {
+          float* to = out + (token + i) * stride;
+          const float* ahead = context;
+          if (tiles < in_chain && next + tiles < segments) {
+            ahead = p.weights[next + tiles] + next_offset;
+          }
+          ++tiles;
+          tile<MR, NV>(in_chain, steps, context + i, kPanel, b_of, panel_width, ahead, kLine,
+                       [&](int r, int j, Vec c) {
+                         float* at = to + r * stride + j * kLanes;
+                         if (!opens) c = add(load(at), c);
+                         if (closes) c = add(c, load(start + j * kLanes));
+                         store(at, c);
+                       });
+        });
+      }
+    });
+  }
+}
+
+void sum_projections(const SumProjectionsParams& p) {
+  if (p.num_segments == 0) {
+    for (int64_t t = 0; t < p.num_tokens && p.part == 0; ++t) {
+      for (int64_t i = 0; i < p.width; ++i) p.out[t * p.width + i] = p.start[i];
+    }
+    return;
+  }
+  const ColumnPanels panels(p.width);
+  const int64_t end = panels.panels * (p.part + 1) / p.parts;
+  for (int64_t panel = panels.panels * p.part / p.parts; panel < end; ++panel) {
+    const int64_t column = panel * panels.width();
+    const int64_t vectors = panels.vectors_of(panel);
+    const int64_t left = p.width - column;
+    if (left >= vectors * kLanes) {
+      for_vectors(vectors, [&]<int NV>() {
+        output_panel<NV>(p, panels.width(), column, 0, p.num_tokens, p.out + column, p.width);
+      });
+      continue;
+    }
+    // The last columns of a width that is no multiple of VL go through a buffer: nothing is ever
+    // written beyond the output.
+    for (int64_t token = 0; token < p.num_tokens; token += kPanel) {
+      const int64_t count = p.num_tokens - token < kPanel ? p.num_tokens - token : kPanel;
+      float buffer[kPanel * kPanel];
+      for (int64_t i = 0; i < count && p.add; ++i) {
+        for (int64_t j = 0; j < kPanel; ++j) {
+          buffer[i * kPanel + j] = j < left ? p.out[(token + i) * p.width + column + j] : 0.0f;
+        }
+      }
+      for_vectors(vectors, [&]<int NV>() {
+        output_panel<NV>(p, panels.width(), column, token, count, buffer, kPanel);
+      });
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t j = 0; j < left; ++j) {
+          p.out[(token + i) * p.width + column + j] = buffer[i * kPanel + j];
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace headkit::kernels::HEADKIT_ISA
