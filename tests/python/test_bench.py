@@ -1,67 +1,191 @@
-"""The benchmark runs, checks its peers and writes every row."""
+"""Every routine of ``headkit bench`` checks its peers, times them and reports what it found."""
 
+import dataclasses
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from headkit.bench import app
-from headkit.bench import attention as attention_bench
+from headkit.bench import compiled_ways, dense_ways
+from headkit.bench.attention import Attention
+from headkit.bench.baseline import changes
+from headkit.bench.open_units import random_gates
+from headkit.bench.peer import Peer, Work
+from headkit.bench.plots import plot_roofline, plot_shares
+from headkit.bench.rounds import measure
+from headkit.bench.routine import Report, run
+from headkit.cli import app
 
-TINY = {"batch": 2, "lengths": (8,), "dim": 16, "heads": 4, "threads": (1,), "rounds": 2}
+TINY = {"batch": 2, "lengths": (8,), "dim": 16, "heads": 4, "peers": ("dense", "sparse")}
+DENSE = {"nn.MultiheadAttention", "linear + SDPA"}
+SPARSE = {"mask multiply", "gather by pair", "gather by head", "pruned, linear + SDPA"}
 
 
-def test_rows_name_every_peer_and_share():
-    steps = []
-    rows = attention_bench.run(
-        attention_bench.Config(**TINY),
-        lambda label, done, total: steps.append((label, done, total)),
-    )
-    shares = {(row.name, row.share) for row in rows}
-    assert {("headkit", share) for share in (1.0, 0.75, 0.5, 0.25)} <= shares
-    assert {("nn.MultiheadAttention", 1.0), ("linear + SDPA", 1.0)} <= shares
-    assert steps[-1][2] == 2
-    for row in rows:
-        assert row.threads == 1 and row.length == 8
-        assert row.useful_flops == 4 * 8 * 4 * (2 * 16 + 8) * 2 * 4 * row.share
-        assert row.max_error < 1e-5
+def rows_by_name(report):
+    return {(row.name, row.share): row for row in report.rows}
+
+
+@pytest.fixture(scope="module")
+def report():
+    return run([Attention(**TINY)], threads=(1,), rounds=2)
+
+
+def test_a_layer_is_measured_beside_every_peer_and_share(report):
+    rows = rows_by_name(report)
+    assert {("headkit", share) for share in (1.0, 0.75, 0.5, 0.25)} <= rows.keys()
+    assert {(name, 1.0) for name in DENSE} <= rows.keys()
+    assert {(name, share) for name in SPARSE for share in (0.75, 0.5, 0.25)} <= rows.keys()
+    for row in report.rows:
+        assert row.routine == "attention" and row.threads == 1 and row.setting["T"] == 8
+        assert row.flops == 4 * 8 * 4 * (2 * 16 + 8) * 2 * 4 * row.share
+        assert row.max_error < 1e-5 and row.of_peak > 0 and row.copy_bytes_per_second > 0
         assert (row.of_ideal is None) == (row.name != "headkit")
+        # x and output, then the weights of heads open anywhere, in float32.
+        assert 0 < row.bytes - 4 * 2 * (2 * 8 * 16) <= 4 * 4 * 16 * 16
 
 
-def test_command_writes_every_row(tmp_path):
-    out = tmp_path / "bench" / "rows.json"
-    arguments = "attention --batch 1 --length 4,6 --dim 16 --heads 2 --threads 1 --rounds 1 --json"
-    result = CliRunner().invoke(app, [*arguments.split(), str(out)])
-    assert result.exit_code == 0, result.output
-    summary = json.loads(out.read_text())
-    assert {row["length"] for row in summary["rows"]} == {4, 6}
-    assert summary["config"]["dim"] == 16
-    assert summary["machine"]["isa"]
-    assert "T=6" in result.output
+@pytest.mark.parametrize(("measure", "flops"), [("backward", (16, 10)), ("training", (24, 14))])
+def test_gradients_of_every_peer_are_checked_and_timed(measure, flops):
+    report = run([Attention(**TINY, measures=(measure,), gates="skewed")], threads=(1,), rounds=1)
+    names = {row.name for row in report.rows}
+    assert DENSE | SPARSE | {"headkit"} == names
+    assert any("no derivative" in absent.reason for absent in report.absent)
+    for row in report.rows:
+        assert row.flops == 8 * 4 * (flops[0] * 16 + flops[1] * 8) * 2 * 4 * row.share
+        assert row.max_error < 1e-5
 
 
-@pytest.mark.parametrize("arguments", ["--heads 5", "--threads few", "--length x", "--rounds 0"])
-def test_command_refuses_nonsense(arguments):
-    result = CliRunner().invoke(app, ["attention", "--dim", "16", *arguments.split()])
-    assert result.exit_code == 2
+def test_reduced_precision_is_held_to_its_own_tolerance():
+    report = run([Attention(**TINY, dtype="bfloat16")], threads=(1,), rounds=1)
+    assert {row.name for row in report.rows} >= DENSE | SPARSE | {"headkit"}
+    assert all(0 < row.max_error < 0.1 for row in report.rows)
 
 
 def test_a_wrong_peer_is_not_timed(monkeypatch):
+    original = dense_ways.functional.scaled_dot_product_attention
     monkeypatch.setattr(
-        attention_bench._Layer, "with_linear", lambda self: self.x.mul(2.0), raising=True
+        dense_ways.functional, "scaled_dot_product_attention", lambda *qkv: 2 * original(*qkv)
     )
     with pytest.raises(RuntimeError, match=r"\[bench\] expected the output of the reference"):
-        attention_bench.run(attention_bench.Config(**TINY))
+        run([Attention(**TINY)], threads=(1,), rounds=1)
 
 
-@pytest.mark.parametrize("measure", ["backward", "training"])
-def test_gradients_are_checked_and_timed(measure):
-    config = attention_bench.Config(**TINY, measure=measure)
-    rows = attention_bench.run(config)
-    assert {row.name for row in rows} == {"nn.MultiheadAttention", "linear + SDPA", "headkit"}
-    of_weights, of_core = (16, 10) if measure == "backward" else (24, 14)
-    for row in rows:
-        assert row.useful_flops == 8 * 4 * (of_weights * 16 + of_core * 8) * 2 * 4 * row.share
-        assert row.max_error < 1e-5
-    with pytest.raises(ValueError, match=r"\[bench\] expected measure"):
-        attention_bench.Config(measure="sideways")
+def test_peers_that_cannot_be_compiled_are_named_with_the_reason(monkeypatch):
+    def no_compiler(*arguments, **options):
+        raise RuntimeError("no C++ compiler\nand a long trace")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    routine = Attention(**{**TINY, "peers": ("compiled",), "shares": (0.5,)})
+    report = run([routine], threads=(1,), rounds=1)
+    assert {row.name for row in report.rows} == {"headkit"}
+    assert {(absent.name, absent.reason) for absent in report.absent} == {
+        (name, "RuntimeError: no C++ compiler")
+        for name in (compiled_ways.COMPILED, compiled_ways.FLEX)
+    }
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [{"heads": 5}, {"lengths": (0,)}, {"dtype": "int8"}, {"measures": ("up",)}, {"peers": ("x",)}],
+)
+def test_nonsense_is_refused(refused):
+    with pytest.raises(ValueError, match=r"\[bench\] expected"):
+        Attention(**{**TINY, **refused})
+
+
+def test_gates_keep_their_share():
+    for kind in ("equal", "skewed"):
+        gates = random_gates(3, 8, (0.5, 0.01), kind)
+        assert {share: gate.mean().item() for share, gate in gates.items()} == {
+            1.0: 1.0,
+            0.5: 0.5,
+            0.125: 0.125,
+        }
+    assert sorted(random_gates(4, 8, (0.5,), "skewed")[0.5].sum(1).tolist()) == [0, 0, 8, 8]
+    with pytest.raises(ValueError, match="shares between 0 and 1"):
+        random_gates(1, 2, (1.5,))
+
+
+def test_disturbed_rounds_do_not_count():
+    # Two readings a round; the second round is disturbed.
+    readings = iter([100, 98, 90, 100, 99, 100, 100, 100])
+    peers = [Peer(name, 1.0, lambda: None, Work(0, 0), 0.0) for name in ("a", "b")]
+    measured = measure(peers, 3, lambda: next(readings), lambda done: None)
+    assert measured.probes == [98, 99, 100] and measured.repeated == 1
+    assert {key: len(times) for key, times in measured.seconds.items()} == {
+        ("a", 1.0): 3,
+        ("b", 1.0): 3,
+    }
+
+
+def test_a_report_comes_back_from_its_file(report, tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(report.to_dict()))
+    assert Report.read(path) == report
+    path.write_text('{"rows": [{"name": "headkit"}]}')
+    with pytest.raises(ValueError, match=r"\[bench\] expected a report that headkit bench"):
+        Report.read(path)
+
+
+def test_the_baseline_compares_ratios_of_rows_that_count(report):
+    def altered(**values):
+        rows = [dataclasses.replace(row, **values) for row in report.rows if row.name == "headkit"]
+        return dataclasses.replace(report, rows=rows)
+
+    slower = altered(of_peak=1e-9)
+    worse = [change for change in changes(slower, report) if change.is_regression(0.4)]
+    assert {(change.name, change.ratio) for change in worse} == {
+        (f"headkit {share}%", "of_peak") for share in (100, 75, 50, 25)
+    }
+    assert not [change for change in changes(report, slower) if change.is_regression(0.4)]
+    with pytest.raises(ValueError, match="none that counts"):
+        changes(report, altered(void=True))
+    elsewhere = dataclasses.replace(report, machine={**report.machine, "cpu": "another"})
+    with pytest.raises(ValueError, match="expected a baseline measured on"):
+        changes(report, elsewhere)
+
+
+def test_pictures_are_drawn(report, tmp_path):
+    for draw, name in ((plot_shares, "shares.svg"), (plot_roofline, "roofline.png")):
+        draw(report, tmp_path / "new" / name)
+        assert (tmp_path / "new" / name).stat().st_size > 1000
+    nothing = Report(report.machine, [], [])
+    for draw in (plot_shares, plot_roofline):
+        with pytest.raises(ValueError, match=r"\[bench\] expected"):
+            draw(nothing, tmp_path / "nothing.png")
+
+
+SMALL = (
+    "bench attention --batch 1 --length 4,6 --dim 16 --heads 2 --threads 1 --rounds 1 --peers dense"
+)
+
+
+def test_the_command_prints_writes_and_compares(tmp_path):
+    out = tmp_path / "bench" / "report.json"
+    result = CliRunner().invoke(app, [*SMALL.split(), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    found = json.loads(out.read_text())
+    assert {row["setting"]["T"] for row in found["rows"]} == {4, 6}
+    assert found["machine"]["isa"] in result.stdout and "T=6" in result.stdout
+
+    again = [*SMALL.split(), "--json", "--baseline", str(out), "--tolerance"]
+    result = CliRunner().invoke(app, [*again, "1"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["rows"][0]["setting"] == found["rows"][0]["setting"]
+
+    for row in found["rows"]:
+        row["of_peak"] *= 1e6
+    out.write_text(json.dumps(found))
+    result = CliRunner().invoke(app, [*again, "0.5"])
+    assert result.exit_code == 1
+    assert "worse:" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--heads 5", "--threads few", "--length x", "--rounds 0", "--shares 2", "--shares 1/0"],
+)
+def test_the_command_refuses_nonsense(arguments):
+    result = CliRunner().invoke(app, ["bench", "attention", "--dim", "16", *arguments.split()])
+    assert result.exit_code == 2

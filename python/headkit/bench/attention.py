@@ -1,84 +1,100 @@
-"""One attention layer against dense peers, and against itself with fewer heads.
-
-All peers run in one process on the same random inputs, one after the other in every round, between
-two runs of a probe that measures what the processor can do at that moment. What is reported are
-medians over the rounds of ratios within a round, so that a drifting clock or a busy neighbour
-cancels out. A peer whose output is wrong is not timed.
-"""
+"""One attention layer: headkit at shares of open heads beside what else one can do."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
-from torch import nn
-from torch.nn import functional
+from torch._functorch import config as functorch_config
 
 import headkit
-from headkit import _C
+from headkit.bench.attention_layer import AttentionLayer, Way
+from headkit.bench.compiled_ways import COMPILED, FLEX, compiled_way, flex_way
+from headkit.bench.dense_ways import dense_ways
+from headkit.bench.exactness import require_close
+from headkit.bench.open_units import KINDS, random_gates
+from headkit.bench.peer import HEADKIT, Absent, Case, Peer, Result, Setting, Work
+from headkit.bench.routine import Routine
+from headkit.bench.sparse_ways import gather_by_head, gather_by_pair, mask_multiply, pruned_ways
 
-HEADKIT = "headkit"
-MAX_PROBE_SPREAD = 0.05
 MEASURES = ("forward", "backward", "training")
+PEERS = ("dense", "compiled", "sparse")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What to measure.
+class Attention(Routine):
+    """One self-attention layer.
 
     Attributes:
         batch: samples, B.
-        lengths: tokens in a sample, T; one table row block for each.
+        lengths: tokens in a sample, T; a case for each.
         dim: width, D.
         heads: H, a divisor of ``dim``.
-        threads: thread counts; 1 is pinned to one core, 0 stands for all cores.
-        rounds: undisturbed rounds to collect.
-        shares: shares of open heads beside 1.
+        dtype: ``float32`` or ``bfloat16``.
+        measures: ``forward``; ``backward``, the gradients of x, weights and biases alone, by a
+            graph recorded before; ``training``, both. A case for each.
+        shares: of open heads beside 1.
+        gates: ``equal`` or ``skewed``: see ``random_gates``.
+        peers: kinds of peers: ``dense``, ``compiled``, ``sparse``.
         seed: of inputs, weights and gates.
-        measure: ``forward``; ``backward``, the gradients of x, weights and biases alone, by a graph
-            recorded before; or ``training``, both.
+
+    Raises:
+        ValueError: if the sizes do not fit together.
 
     Example:
-        >>> Config(dim=64, heads=4).head_dim
-        16
+        >>> Attention(dim=64, heads=4, lengths=(8,), measures=("forward",)).settings()
+        [{'B': 8, 'T': 8, 'D': 64, 'H': 4, 'dtype': 'float32', 'measure': 'forward'}]
     """
+
+    NAME: ClassVar[str] = "attention"
 
     batch: int = 8
     lengths: tuple[int, ...] = (128, 512)
     dim: int = 768
     heads: int = 12
-    threads: tuple[int, ...] = (1, 0)
-    rounds: int = 15
-    shares: tuple[float, ...] = (0.75, 0.5, 0.25)
+    dtype: str = "float32"
+    measures: tuple[str, ...] = ("forward",)
+    shares: tuple[float, ...] = (0.75, 0.5, 0.25, 1 / 12)
+    gates: str = "equal"
+    peers: tuple[str, ...] = PEERS
     seed: int = 0
-    measure: str = "forward"
 
     def __post_init__(self) -> None:
-        sizes = (self.batch, self.dim, self.heads, self.rounds, *self.lengths)
-        if min(sizes) < 1 or self.dim % self.heads or min(self.threads) < 0:
+        if min(self.batch, self.dim, self.heads, *self.lengths) < 1 or self.dim % self.heads:
             raise ValueError(
-                "[bench] expected positive sizes, heads that divide dim and threads >= 0; found "
-                f"{self}"
+                f"[bench] expected positive sizes and heads that divide dim; found {self}"
             )
-        if not all(0 < share < 1 for share in self.shares):
-            raise ValueError(f"[bench] expected shares between 0 and 1; found {self.shares}")
-        if self.measure not in MEASURES:
-            raise ValueError(
-                f"[bench] expected measure to be one of {', '.join(MEASURES)}; found {self.measure}"
-            )
+        for given, known in (
+            ((self.dtype,), tuple(DTYPES)),
+            (self.measures, MEASURES),
+            ((self.gates,), KINDS),
+            (self.peers, PEERS),
+        ):
+            if unknown := [name for name in given if name not in known]:
+                raise ValueError(
+                    f"[bench] expected {', '.join(known)}; found {', '.join(unknown) or 'nothing'}"
+                )
 
-    @property
-    def head_dim(self) -> int:
-        """Width of one head."""
-        return self.dim // self.heads
+    def settings(self) -> list[Setting]:
+        """One for each measure and length."""
+        return [
+            {
+                "B": self.batch,
+                "T": length,
+                "D": self.dim,
+                "H": self.heads,
+                "dtype": self.dtype,
+                "measure": measure,
+                **({} if self.gates == "equal" else {"gates": self.gates}),
+            }
+            for measure in self.measures
+            for length in self.lengths
+        ]
 
-    def pair_flops(self, length: int) -> float:
+    def pair_flops(self, length: int, measure: str) -> float:
         """Useful FLOPs of one head of one sample.
 
         Forward: 8 T D dh of the projections and 4 T^2 dh of the core. Backward: 16 T D dh and
@@ -86,349 +102,127 @@ class Config:
         count.
         """
         of_weights, of_core = {"forward": (8, 4), "backward": (16, 10), "training": (24, 14)}[
-            self.measure
+            measure
         ]
-        return length * self.head_dim * (float(of_weights) * self.dim + of_core * length)
+        head_dim = self.dim // self.heads
+        return length * head_dim * (float(of_weights) * self.dim + of_core * length)
 
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One peer at one length on one number of threads.
-
-    Attributes:
-        name: ``headkit`` or the dense peer.
-        threads: threads it ran on.
-        length: tokens in a sample.
-        share: open heads over all heads.
-        milliseconds: median over the rounds, and their minimum.
-        useful_flops: FLOPs of the open heads alone: see ``Config.pair_flops``.
-        of_probe: useful FLOP/s over the probe of the same round, median.
-        times_headkit: its time over headkit's at share 1 in the same round, median.
-        of_ideal: time at share 1 times ``share`` over its time, median; None for dense peers.
-        max_error: largest difference from the float64 reference, of the output or the gradients.
-        rounds: rounds that count, and how many were measured again because the probe dipped.
-        probe_flops: median of the probe, FLOP/s, and its spread over the rounds that count.
-        void: the probe never settled: do not quote this row.
-    """
-
-    name: str
-    threads: int
-    length: int
-    share: float
-    milliseconds: float
-    min_milliseconds: float
-    useful_flops: float
-    of_probe: float
-    times_headkit: float
-    of_ideal: float | None
-    max_error: float
-    rounds: int
-    repeated_rounds: int
-    probe_flops: float
-    probe_spread: float
-    void: bool
-
-
-Progress = Callable[[str, int, int], None]
-Result = torch.Tensor | tuple[torch.Tensor, ...]
-
-
-def machine() -> dict[str, str | int]:
-    """Describe what a measurement depends on.
-
-    Example:
-        >>> sorted(machine())[:3]
-        ['compiled_with', 'cores', 'cpu']
-    """
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    config = dict(
-        line.split(" ", 1) for line in headkit.show_config().splitlines() if " " in line.strip()
-    )
-    return {
-        "cpu": name,
-        "cores": len(os.sched_getaffinity(0)),
-        "isa": _C.active_isa(),
-        "torch": torch.__version__,
-        "headkit": config.get("headkit", ""),
-        "compiled_with": config.get("compiler", ""),
-        "python": platform.python_version(),
-    }
-
-
-@contextlib.contextmanager
-def _on_threads(count: int) -> Iterator[int]:
-    before, allowed = torch.get_num_threads(), os.sched_getaffinity(0)
-    threads = count or len(allowed)
-    torch.set_num_threads(threads)
-    if threads == 1:
-        os.sched_setaffinity(0, {max(allowed)})
-    try:
-        yield threads
-    finally:
-        os.sched_setaffinity(0, allowed)
-        torch.set_num_threads(before)
-
-
-@dataclasses.dataclass
-class _Layer:
-    """The same random layer in every form that a peer needs."""
-
-    config: Config
-    length: int
-
-    def __post_init__(self) -> None:
-        config = self.config
-        torch.manual_seed(config.seed)
-        self.x = torch.randn(config.batch, self.length, config.dim)
-        self.torch_module = nn.MultiheadAttention(config.dim, config.heads, batch_first=True).eval()
-        nn.init.normal_(self.torch_module.in_proj_bias)
-        nn.init.normal_(self.torch_module.out_proj.bias)
-        self.module = headkit.nn.MultiHeadAttention.from_torch(self.torch_module).eval()
-        self.direction = torch.randn(config.batch, self.length, config.dim)
-        self.gates = {1.0: torch.ones(config.batch, config.heads)}
-        for share in config.shares:
-            count = max(1, round(share * config.heads))
-            gate = torch.zeros(config.batch, config.heads)
-            for row in gate:
-                row[torch.randperm(config.heads)[:count]] = 1.0
-            self.gates[count / config.heads] = gate
-
-    def split_heads(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        config = self.config
-        shape = (config.batch, self.length, 3, config.heads, config.head_dim)
-        return qkv.view(shape).permute(2, 0, 3, 1, 4).unbind(0)
-
-    def merge_heads(self, context: torch.Tensor) -> torch.Tensor:
-        return context.transpose(1, 2).reshape(self.config.batch, self.length, self.config.dim)
-
-    def with_linear(self) -> torch.Tensor:
-        module = self.torch_module
-        qkv = functional.linear(self.x, module.in_proj_weight, module.in_proj_bias)
-        context = functional.scaled_dot_product_attention(*self.split_heads(qkv))
-        return functional.linear(
-            self.merge_heads(context), module.out_proj.weight, module.out_proj.bias
+    def work(self, length: int, measure: str, gate: torch.Tensor) -> Work:
+        """FLOPs of the open pairs; x, output and the weights of heads open anywhere, or as many
+        again for their gradients."""
+        of_tokens = 2.0 * self.batch * length * self.dim
+        of_weights = 4.0 * self.dim * (self.dim // self.heads) * int((gate != 0).any(0).sum())
+        times = {"forward": 1, "backward": 2, "training": 3}[measure]
+        size = DTYPES[self.dtype].itemsize
+        return Work(
+            self.pair_flops(length, measure) * int((gate != 0).sum()),
+            times * size * (of_tokens + of_weights),
         )
 
-    def with_packed_linear(self) -> Callable[[], torch.Tensor] | None:
-        """Linear layers whose weights oneDNN has laid out; None where torch lacks oneDNN."""
-        if not torch.backends.mkldnn.is_available():
-            return None
-        module, rows = self.torch_module, self.config.batch * self.length
-        reorder = torch.ops.mkldnn._reorder_linear_weight
-        in_weight = reorder(module.in_proj_weight.detach(), rows)
-        out_weight = reorder(module.out_proj.weight.detach(), rows)
-        linear = torch.ops.mkldnn._linear_pointwise
+    def case(self, setting: Setting) -> Case:
+        """Every peer at one length, checked."""
+        measure, length = str(setting["measure"]), int(setting["T"])
+        trained = measure != "forward"
+        torch.manual_seed(self.seed)
+        layer = AttentionLayer(self.batch, length, self.dim, self.heads, DTYPES[self.dtype])
+        layer.x.requires_grad_(trained)
+        for parameter in (*layer.torch_module.parameters(), *layer.module.parameters()):
+            parameter.requires_grad_(trained)
+        case = Case([], [], layer.dtype)
+        exact = _Exact(layer, trained)
+        for name, build in self._builders(layer, trained):
+            try:
+                ways = build()
+                calls = [
+                    (way, _call(layer, way, measure)) for way in ways if not _out(way, trained)
+                ]
+                results = [(way, call, call()) for way, call in calls]
+            except Exception as error:
+                # What torch.compile needs differs from machine to machine; the rest must run.
+                if name not in (COMPILED, FLEX):
+                    raise
+                case.absent.append(Absent(name, _reason(error)))
+                continue
+            case.absent += [Absent(way.name, way.note) for way in ways if _out(way, trained)]
+            for way, call, result in results:
+                worst = exact.max_error(way, result, f"{way.name} at T={length}, {way.share:.0%}")
+                work = self.work(length, measure, way.gate)
+                case.peers.append(Peer(way.name, way.share, call, work, worst))
+        names = [peer.name for peer in case.peers]
+        case.peers.sort(key=lambda peer: names.index(peer.name))
+        case.absent = list({absent.name: absent for absent in case.absent}.values())
+        choice = headkit.attention_backend(layer.x, layer.module.weights(), self.heads)
+        if choice.name != "cpu":
+            case.note = f"headkit ran on backend {choice.name}: {choice.reason}."
+        return case
+
+    def _builders(
+        self, layer: AttentionLayer, trained: bool
+    ) -> list[tuple[str, Callable[[], list[Way]]]]:
+        gates = random_gates(self.batch, self.heads, self.shares, self.gates)
+        sparse = {share: gate for share, gate in gates.items() if share < 1}
+        found: list[tuple[str, Callable[[], list[Way]]]] = []
+        if "dense" in self.peers:
+            found.append(("dense", lambda: dense_ways(layer)))
+        if "compiled" in self.peers:
+            found.append((COMPILED, lambda: [compiled_way(layer, trained=trained)]))
+            for share, gate in sparse.items():
+                found.append((FLEX, lambda s=share, g=gate: [flex_way(layer, s, g)]))
+        if "sparse" in self.peers:
+            for make in (mask_multiply, gather_by_pair, gather_by_head):
+                for share, gate in sparse.items():
+                    found.append(("sparse", lambda m=make, s=share, g=gate: [m(layer, s, g)]))
+            for share in sparse:
+                found.append(("sparse", lambda s=share: pruned_ways(layer, s)))
+        found.append((HEADKIT, lambda: [_headkit_way(layer, *each) for each in gates.items()]))
+        return found
+
+
+def _headkit_way(layer: AttentionLayer, share: float, gate: torch.Tensor) -> Way:
+    leaves = [layer.x, *layer.module.parameters()]
+    return Way(HEADKIT, share, lambda: layer.module(layer.x, gate=gate), leaves, list, gate)
+
+
+def _out(way: Way, trained: bool) -> bool:
+    return trained and bool(way.note)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:200]
+
+
+def _call(layer: AttentionLayer, way: Way, measure: str) -> Callable[[], Result]:
+    if measure == "forward":
 
         def forward() -> torch.Tensor:
-            qkv = linear(self.x, in_weight, module.in_proj_bias, "none", [], "")
-            context = functional.scaled_dot_product_attention(*self.split_heads(qkv))
-            merged = self.merge_heads(context)
-            return linear(merged, out_weight, module.out_proj.bias, "none", [], "")
+            with torch.no_grad():
+                return way.forward()
 
         return forward
-
-    def forwards(self) -> dict[tuple[str, float], Callable[[], torch.Tensor]]:
-        calls: dict[tuple[str, float], Callable[[], torch.Tensor]] = {
-            ("nn.MultiheadAttention", 1.0): lambda: self.torch_module(
-                self.x, self.x, self.x, need_weights=False
-            )[0],
-            ("linear + SDPA", 1.0): self.with_linear,
-        }
-        # oneDNN's packed linear has no derivative.
-        packed = self.with_packed_linear() if self.config.measure == "forward" else None
-        if packed is not None:
-            calls[("oneDNN-packed linear + SDPA", 1.0)] = packed
-        for share, gate in self.gates.items():
-            calls[(HEADKIT, share)] = lambda gate=gate: self.module(self.x, gate=gate)
-        return calls
-
-    def leaves(self, name: str) -> list[torch.Tensor]:
-        """What a peer's gradients are taken for: x, then weights and biases."""
-        module = self.module if name == HEADKIT else self.torch_module
-        return [self.x, *module.parameters()]
-
-    def peers(self) -> dict[tuple[str, float], Callable[[], Result]]:
-        forwards = self.forwards()
-        if self.config.measure == "forward":
-            return dict(forwards)
-        self.x.requires_grad_()
-        calls: dict[tuple[str, float], Callable[[], Result]] = {}
-        for key, forward in forwards.items():
-            leaves = self.leaves(key[0])
-            if self.config.measure == "training":
-                calls[key] = lambda forward=forward, leaves=leaves: torch.autograd.grad(
-                    forward(), leaves, self.direction
-                )
-                continue
-            y = forward()
-            calls[key] = lambda y=y, leaves=leaves: torch.autograd.grad(
-                y, leaves, self.direction, retain_graph=True
-            )
-        return calls
-
-    def exact(self, share: float) -> list[torch.Tensor]:
-        """Output, or gradients in the order of ``leaves`` of headkit, in float64."""
-        with torch.set_grad_enabled(self.config.measure != "forward"):
-            x = self.x.detach().double().requires_grad_(self.config.measure != "forward")
-            module = headkit.nn.MultiHeadAttention.from_torch(self.torch_module).double()
-            y = headkit.reference_attention(
-                x, module.weights(), self.config.heads, gate=self.gates[share].double()
-            )
-            if self.config.measure == "forward":
-                return [y]
-            leaves = [x, *module.parameters()]
-            return list(torch.autograd.grad(y, leaves, self.direction.double()))
-
-    def in_order_of_headkit(self, name: str, found: Result) -> list[torch.Tensor]:
-        if isinstance(found, torch.Tensor):
-            return [found]
-        if name == HEADKIT:
-            return list(found)
-        x, in_weight, in_bias, out_weight, out_bias = found
-        weights, biases = in_weight.chunk(3), in_bias.chunk(3)
-        pairs = [pair for both in zip(weights, biases, strict=True) for pair in both]
-        return [x, *pairs, out_weight, out_bias]
-
-    def max_error(self, name: str, share: float, found: Result) -> float:
-        worst, exact_values = 0.0, self.exact(share)
-        # The bias of K has gradient 0 in theory: what is left of sums as large as the other biases.
-        of_biases = max((t.abs().max().item() for t in exact_values if t.dim() == 1), default=0.0)
-        for value, exact in zip(self.in_order_of_headkit(name, found), exact_values, strict=True):
-            error = (value.double() - exact).abs().max().item()
-            size = of_biases if exact.dim() == 1 else exact.abs().max().item()
-            if not error <= 1e-5 * max(1.0, size):
-                raise RuntimeError(
-                    f"[bench] expected the output of the reference to 1e-5; found a difference of "
-                    f"{error:.2e} at length {self.length}, share {share}, {name}"
-                )
-            worst = max(worst, error)
-        return worst
+    if measure == "training":
+        return lambda: torch.autograd.grad(way.forward(), way.leaves, layer.direction)
+    # A graph that is run again must keep what torch.compile would give away.
+    with functorch_config.patch(donated_buffer=False):
+        y = way.forward()
+    return lambda: torch.autograd.grad(y, way.leaves, layer.direction, retain_graph=True)
 
 
-def _time(call: Callable[[], Result]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+class _Exact:
+    """The truth for each gate, computed once."""
 
+    def __init__(self, layer: AttentionLayer, trained: bool) -> None:
+        self.layer, self.trained = layer, trained
+        self.known: dict[bytes, list[torch.Tensor]] = {}
 
-@dataclasses.dataclass
-class _Rounds:
-    """Times of all peers, in seconds, and the probe of each round, in FLOP/s."""
-
-    seconds: dict[tuple[str, float], list[float]]
-    probes: list[float]
-    repeated: int = 0
-
-    def drop_disturbed(self) -> None:
-        best = max(self.probes)
-        kept = [i for i, probe in enumerate(self.probes) if probe >= (1 - MAX_PROBE_SPREAD) * best]
-        self.repeated += len(self.probes) - len(kept)
-        self.probes = [self.probes[i] for i in kept]
-        self.seconds = {key: [times[i] for i in kept] for key, times in self.seconds.items()}
-
-
-def _measure(
-    calls: dict[tuple[str, float], Callable[[], Result]],
-    rounds: int,
-    progress: Callable[[int], None],
-) -> _Rounds:
-    for call in calls.values():
-        call()
-    result = _Rounds({key: [] for key in calls}, [])
-    keys = list(calls)
-    for attempt in range(3 * rounds):
-        before = _C.peak_flops()
-        turn = attempt % len(keys)
-        for key in keys[turn:] + keys[:turn]:
-            result.seconds[key].append(_time(calls[key]))
-        # The slower of the two: a disturbance during the round shows in one of them.
-        result.probes.append(min(before, _C.peak_flops()))
-        result.drop_disturbed()
-        progress(len(result.probes))
-        if len(result.probes) >= rounds:
-            break
-    return result
-
-
-def _median_ratio(above: list[float], below: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
-
-
-def run(config: Config, progress: Progress | None = None) -> list[Row]:
-    """Measure one attention layer: headkit at every share of open heads, and the dense peers.
-
-    Args:
-        config: what to measure.
-        progress: called with (what is measured, rounds done, rounds in all).
-
-    Returns:
-        list[Row]: one row for each number of threads, length, peer and share.
-
-    Raises:
-        RuntimeError: if the output or a gradient of a peer differs from the float64 reference.
-
-    Example:
-        >>> rows = run(Config(batch=1, lengths=(4,), dim=16, heads=2, threads=(1,), rounds=1))
-        >>> [row.share for row in rows if row.name == "headkit"]
-        [1.0, 0.5]
-    """
-    rows = []
-    for count in config.threads:
-        for length in config.lengths:
-            grad = torch.set_grad_enabled(config.measure != "forward")
-            with _on_threads(count) as threads, grad:
-                layer = _Layer(config, length)
-                calls = layer.peers()
-                errors = {key: layer.max_error(*key, call()) for key, call in calls.items()}
-                label = f"{threads} thread{'s' * (threads > 1)}, T={length}"
-
-                def report(done: int, label: str = label) -> None:
-                    if progress is not None:
-                        progress(label, done, config.rounds)
-
-                measured = _measure(calls, config.rounds, report)
-            rows += _rows(config, threads, length, measured, errors)
-    return rows
-
-
-def _rows(
-    config: Config,
-    threads: int,
-    length: int,
-    measured: _Rounds,
-    errors: dict[tuple[str, float], float],
-) -> list[Row]:
-    probes = measured.probes
-    dense = measured.seconds[(HEADKIT, 1.0)]
-    pair_flops = config.pair_flops(length)
-    rows = []
-    for (name, share), seconds in measured.seconds.items():
-        flops = pair_flops * config.batch * config.heads * share
-        rows.append(
-            Row(
-                name=name,
-                threads=threads,
-                length=length,
-                share=share,
-                milliseconds=1e3 * statistics.median(seconds),
-                min_milliseconds=1e3 * min(seconds),
-                useful_flops=flops,
-                of_probe=statistics.median(
-                    flops / s / p for s, p in zip(seconds, probes, strict=True)
-                ),
-                times_headkit=_median_ratio(seconds, dense),
-                of_ideal=share * _median_ratio(dense, seconds) if name == HEADKIT else None,
-                max_error=errors[(name, share)],
-                rounds=len(seconds),
-                repeated_rounds=measured.repeated,
-                probe_flops=statistics.median(probes),
-                probe_spread=1.0 - min(probes) / max(probes),
-                void=len(seconds) < config.rounds,
-            )
-        )
-    return rows
+    def max_error(self, way: Way, result: Result, what: str) -> float:
+        key = way.gate.numpy().tobytes()
+        if key not in self.known:
+            gate = way.gate.double()
+            if self.trained:
+                self.known[key] = self.layer.exact_gradients(gate)
+            else:
+                with torch.no_grad():
+                    self.known[key] = [self.layer.exact_output(gate)]
+        found = way.canonical(result) if self.trained else [result]
+        return require_close(found, self.known[key], self.layer.dtype, what)

@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from headkit.cli.bench import app as bench
 from headkit.cli.explain_command import explain
 from headkit.cli.fit_command import fit
 from headkit.cli.options import Json
@@ -130,12 +131,4 @@ def rows_table(rows: list[dict[str, Any]]) -> Table:
 
 for _command in (score, prune, fit, run, explain):
     app.command()(_command)
-
-
-def _mount_benchmarks() -> None:
-    from headkit.bench import app as benchmarks
-
-    app.add_typer(benchmarks, name="bench", help="Measure headkit beside dense peers.")
-
-
-_mount_benchmarks()
+app.add_typer(bench, name="bench", help="Measure headkit beside its peers.")

@@ -1,0 +1,113 @@
+"""Rounds: all peers one after the other, between two readings of a probe."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from headkit.bench.peer import Peer
+
+MAX_PROBE_SPREAD = 0.05
+SHORTEST_SECONDS = 5e-4
+
+Key = tuple[str, float]
+
+
+@contextlib.contextmanager
+def on_threads(count: int) -> Iterator[int]:
+    """Run on so many threads, 0 = all cores; one thread is pinned to a core.
+
+    Example:
+        >>> with on_threads(1) as threads:
+        ...     threads, torch.get_num_threads()
+        (1, 1)
+    """
+    before, allowed = torch.get_num_threads(), os.sched_getaffinity(0)
+    threads = count or len(allowed)
+    torch.set_num_threads(threads)
+    if threads == 1:
+        os.sched_setaffinity(0, {max(allowed)})
+    try:
+        yield threads
+    finally:
+        os.sched_setaffinity(0, allowed)
+        torch.set_num_threads(before)
+
+
+@dataclasses.dataclass
+class Rounds:
+    """Seconds of all peers and the probe of each round that counts.
+
+    Attributes:
+        seconds: of each peer by (name, share), one for each round.
+        probes: the slower reading of each round, FLOP/s.
+        repeated: rounds that do not count, because their probe was more than 5 % below the best.
+    """
+
+    seconds: dict[Key, list[float]]
+    probes: list[float]
+    repeated: int = 0
+
+    def drop_disturbed(self) -> None:
+        """Forget the rounds in which something else used the processor."""
+        best = max(self.probes)
+        kept = [i for i, probe in enumerate(self.probes) if probe >= (1 - MAX_PROBE_SPREAD) * best]
+        self.repeated += len(self.probes) - len(kept)
+        self.probes = [self.probes[i] for i in kept]
+        self.seconds = {key: [times[i] for i in kept] for key, times in self.seconds.items()}
+
+
+def _seconds(call: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def measure(
+    peers: list[Peer],
+    rounds: int,
+    probe: Callable[[], float],
+    progress: Callable[[int], None],
+) -> Rounds:
+    """Time all peers in every round, each in turn the first.
+
+    Calls shorter than half a millisecond are repeated until they last so long.
+
+    Args:
+        peers: with different (name, share).
+        rounds: undisturbed rounds to collect; at most three times as many are tried.
+        probe: FLOP/s that the processor can do now.
+        progress: called with the number of rounds that count.
+
+    Example:
+        >>> from headkit.bench.peer import Peer, Work
+        >>> peer = Peer("sum", 1.0, lambda: sum(range(99)), Work(99, 8), 0.0)
+        >>> len(measure([peer], 2, lambda: 1.0, lambda done: None).seconds["sum", 1.0])
+        2
+    """
+    repeats = {}
+    for peer in peers:
+        peer.call()
+        once = _seconds(peer.call, 1)
+        repeats[peer.name, peer.share] = max(1, math.ceil(SHORTEST_SECONDS / once))
+    result = Rounds({key: [] for key in repeats}, [])
+    for attempt in range(3 * rounds):
+        before = probe()
+        turn = attempt % len(peers)
+        for peer in peers[turn:] + peers[:turn]:
+            key = (peer.name, peer.share)
+            result.seconds[key].append(_seconds(peer.call, repeats[key]))
+        # The slower of the two: a disturbance during the round shows in one of them.
+        result.probes.append(min(before, probe()))
+        result.drop_disturbed()
+        progress(len(result.probes))
+        if len(result.probes) >= rounds:
+            break
+    return result
