@@ -1,14 +1,15 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <atomic>
+#include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "attention/attention_problem.h"
 #include "attention/cpu_pairs.h"
+#include "attention/output_start.h"
 #include "attention/packed_weights.h"
+#include "attention/sample_queue.h"
 #include "kernels/dispatch.h"
 #include "operators/float32.h"
 #include "operators/task_queue.h"
@@ -30,27 +31,7 @@ struct Sample {
   int64_t first_pair = 0, num_pairs = 0;
   int64_t first_kv = 0, num_kv = 0;  // KV heads that tasks of their own compute
   int64_t num_keys = 0;
-  int64_t prepare_tasks = 1;
-  int64_t output_tasks = 0;
 };
-
-enum class Stage : int8_t { kPrepare, kKeys, kPair, kOutput };
-
-struct Task {
-  Stage stage;
-  int32_t place;  // of the sample in the order of work
-  int32_t item;
-};
-
-// What is left of a sample's stages. A task waits for counters of tasks before it in the queue and
-// for nothing else; those have been taken by running threads, so waiting always ends.
-struct Progress {
-  std::atomic<int64_t> prepare{0}, keys{0}, pairs{0}, outputs{0};
-};
-
-void wait_for(const std::atomic<int64_t>& left) {
-  while (left.load(std::memory_order_acquire) != 0) std::this_thread::yield();
-}
 
 // Offsets of parts that lie one after the other, each at the start of a cache line.
 class Layout {
@@ -79,8 +60,6 @@ class Launch {
         problem_(problem),
         x_(in_float32(problem.x)),
         source_(problem.kv.defined() ? in_float32(problem.kv) : x_),
-        o_bias_(in_float32(problem.weights.o_bias)),
-        dropped_(in_float32(problem.dropped_output)),
         cosines_(in_float32(problem.q_transform.rotary_cos)),
         sines_(in_float32(problem.q_transform.rotary_sin)),
         q_norm_(in_float32(problem.q_transform.norm_weight)),
@@ -97,7 +76,8 @@ class Launch {
         output_panels_(std::max<int64_t>(1, kOutputRows / table_.panel)),
         // A KV head that one pair alone reads is computed with it, while its tokens are near.
         fused_(!problem.keys_given() && problem.own_kv_heads()),
-        pairs_(problem) {
+        pairs_(problem),
+        start_(problem, pairs_) {
     queries_ = packed_query_heads(problem.weights, problem.heads, head_dim_);
     if (problem.keys_given()) {
       k_ = unit_rows(problem.k);
@@ -114,10 +94,9 @@ class Launch {
 
   void run() {
     thread_local Arena shared;
-    workspace_ = shared.reserve(slots_ * slot_.floats() + batch_ * start_stride_);
-    start_ = workspace_ + slots_ * slot_.floats();
-    run_queue(threads_, static_cast<int64_t>(tasks_.size()), scratch_.floats(),
-              [this](int64_t task, float* scratch) { run_task(tasks_[task], scratch); });
+    workspace_ = shared.reserve(queue_->slots() * slot_.floats());
+    queue_->run(scratch_.floats(),
+                [this](const SampleTask& task, float* scratch) { run_task(task, scratch); });
   }
 
  private:
@@ -161,51 +140,33 @@ class Launch {
   }
 
   void plan_tasks() {
-    threads_ = queue_threads();
+    const int64_t threads = queue_threads();
     const int64_t row_blocks = ceil_div(panels_, output_panels_);
     // One small batch on many threads: cut the columns of the output too.
     output_parts_ =
-        threads_ == 1 ? 1 : std::clamp<int64_t>(2 * threads_ / (batch_ * row_blocks), 1, 16);
-    int64_t most_pairs = 0, most_kv = 0, most_keys = 0, pairs = 0;
+        threads == 1 ? 1 : std::clamp<int64_t>(2 * threads / (batch_ * row_blocks), 1, 16);
+    int64_t most_pairs = 0, most_kv = 0, most_keys = 0;
     bool own_keys = false, holes = false;
-    for (Sample& sample : samples_) {
+    std::vector<SampleTasks> counts;
+    for (const Sample& sample : samples_) {
+      SampleTasks& tasks = counts.emplace_back();
       most_pairs = std::max(most_pairs, sample.num_pairs);
       most_kv = std::max(most_kv, sample.num_kv);
-      pairs += sample.num_pairs;
       if (sample.num_pairs > 0) {
         most_keys = std::max(most_keys, sample.num_keys);
         holes = holes || pairs_.key_rows(sample.index) != nullptr;
-        sample.prepare_tasks = panels_;
+        tasks.prepare = panels_;
         if (packs_keys(sample)) {
           own_keys = true;
-          sample.prepare_tasks += ceil_div(sample.num_keys, table_.panel);
+          tasks.prepare += ceil_div(sample.num_keys, table_.panel);
         }
       }
-      sample.output_tasks = row_blocks * output_parts_;
+      tasks.keys = sample.num_kv;
+      tasks.pairs = sample.num_pairs;
+      tasks.outputs = row_blocks * output_parts_;
     }
-    // The output of a sample waits until its pairs are done; with other pairs between, nobody
-    // idles. Tokens and contexts live in a ring of slots, long enough for that delay.
-    const int64_t delay =
-        threads_ == 1 ? 0
-                      : std::min(batch_, ceil_div(threads_ * batch_, std::max<int64_t>(1, pairs)));
-    const int64_t ahead = threads_ == 1 ? 0 : 1;
-    slots_ = std::min(batch_, delay + ahead + 1);
+    queue_.emplace(std::move(counts), threads);
     place_slot(most_pairs, most_kv, most_keys, own_keys, holes);
-    start_stride_ = ceil_div(width_, 16) * 16;
-
-    progress_ = std::vector<Progress>(batch_);
-    for (int64_t place = 0; place < batch_; ++place) {
-      progress_[place].prepare = samples_[place].prepare_tasks;
-      progress_[place].keys = samples_[place].num_kv;
-      progress_[place].pairs = samples_[place].num_pairs;
-      progress_[place].outputs = samples_[place].output_tasks;
-    }
-    for (int64_t turn = -ahead; turn < batch_ + delay; ++turn) {
-      push(Stage::kPrepare, turn + ahead);
-      push(Stage::kKeys, turn);
-      push(Stage::kPair, turn);
-      push(Stage::kOutput, turn - delay);
-    }
   }
 
   void place_slot(int64_t most_pairs, int64_t most_kv, int64_t most_keys, bool own_keys,
@@ -231,60 +192,30 @@ class Launch {
     attend_ = scratch_.place(table_.attend_scratch_floats(most_keys));
   }
 
-  void push(Stage stage, int64_t place) {
-    if (place < 0 || place >= batch_) return;
-    const Sample& sample = samples_[place];
-    const int64_t count = stage == Stage::kPrepare ? sample.prepare_tasks
-                          : stage == Stage::kKeys  ? sample.num_kv
-                          : stage == Stage::kPair  ? sample.num_pairs
-                                                   : sample.output_tasks;
-    for (int64_t item = 0; item < count; ++item) {
-      tasks_.push_back({stage, static_cast<int32_t>(place), static_cast<int32_t>(item)});
-    }
-  }
-
-  void run_task(const Task& task, float* scratch) {
-    Progress& now = progress_[task.place];
-    const int64_t before = task.place - slots_;  // the sample that had the slot
+  void run_task(const SampleTask& task, float* scratch) {
     switch (task.stage) {
       case Stage::kPrepare:
-        if (before >= 0) wait_for(progress_[before].pairs);
-        prepare(task);
-        now.prepare.fetch_sub(1, std::memory_order_release);
-        break;
+        return prepare(task);
       case Stage::kKeys:
-        wait_for(now.prepare);
-        problem_.keys_given() ? place_keys(task) : project_keys(task);
-        now.keys.fetch_sub(1, std::memory_order_release);
-        break;
+        return problem_.keys_given() ? place_keys(task) : project_keys(task);
       case Stage::kPair:
-        wait_for(now.prepare);
-        wait_for(now.keys);
-        if (before >= 0) wait_for(progress_[before].outputs);
-        attend(task, scratch);
-        now.pairs.fetch_sub(1, std::memory_order_release);
-        break;
+        return attend(task, scratch);
       case Stage::kOutput:
-        wait_for(now.prepare);
-        wait_for(now.pairs);
-        sum_heads(task);
-        now.outputs.fetch_sub(1, std::memory_order_release);
-        break;
+        return sum_heads(task);
     }
   }
 
   float* slot(int64_t place, int64_t offset) const {
-    return workspace_ + place % slots_ * slot_.floats() + offset;
+    return workspace_ + place % queue_->slots() * slot_.floats() + offset;
   }
-  float* start(const Sample& sample) const { return start_ + sample.index * start_stride_; }
   Rotary rotary(int64_t place, int64_t offset, int64_t floats) const {
     if (rotary_dim_ == 0) return {};
     return {slot(place, offset), slot(place, offset) + floats};
   }
 
-  void prepare(const Task& task) {
+  void prepare(const SampleTask& task) {
     const Sample& sample = samples_[task.place];
-    if (task.item == 0) begin_output(sample);
+    if (task.item == 0) start_.write(sample.index);
     if (sample.num_pairs == 0) return;
     const bool of_keys = task.item >= panels_;
     const int64_t first = (of_keys ? task.item - panels_ : task.item) * table_.panel;
@@ -307,21 +238,6 @@ class Launch {
     float* angles = slot(task.place, of_keys ? key_rotary_ : rotary_);
     pack(cosines_, angles);
     pack(sines_, angles + ceil_div(total, table_.panel) * table_.panel * rotary_dim_);
-  }
-
-  // Bias and what closed heads add: the first value of every row of the output.
-  void begin_output(const Sample& sample) {
-    float* row = start(sample);
-    std::fill_n(row, start_stride_, 0.0f);
-    if (o_bias_.defined()) std::copy_n(o_bias_.const_data_ptr<float>(), width_, row);
-    if (!dropped_.defined()) return;
-    const float* gate = pairs_.gate.const_data_ptr<float>() + sample.index * pairs_.list.heads;
-    for (int64_t head = 0; head < pairs_.list.heads; ++head) {
-      const float share = 1.0f - gate[head];
-      if (share == 0.0f) continue;
-      const float* dropped = dropped_.const_data_ptr<float>() + head * width_;
-      for (int64_t d = 0; d < width_; ++d) row[d] += share * dropped[d];
-    }
   }
 
   // Tokens of one sample, and what is made of them for one head; nullptr = not wanted.
@@ -394,7 +310,7 @@ class Launch {
     return slot(place, shares_tokens(sample) ? tokens_ : key_tokens_);
   }
 
-  void project_keys(const Task& task) const {
+  void project_keys(const SampleTask& task) const {
     const Sample& sample = samples_[task.place];
     float* k = slot(task.place, kv_ + task.item * kv_floats_);
     project({.tokens = key_tokens(sample, task.place),
@@ -413,7 +329,7 @@ class Launch {
            kv_head * tensor.stride(1);
   }
 
-  void place_keys(const Task& task) const {
+  void place_keys(const SampleTask& task) const {
     const Sample& sample = samples_[task.place];
     const CpuPairs::Keys& keys = pairs_.keys[sample.index];
     const int64_t kv_head = pairs_.kv.head_index[sample.first_kv + task.item];
@@ -438,7 +354,7 @@ class Launch {
   }
 
   // Keys, values and the floats between values of a pair whose KV head has had its own task.
-  kernels::AttendParams shared_keys(const Task& task, int64_t head) const {
+  kernels::AttendParams shared_keys(const SampleTask& task, int64_t head) const {
     const Sample& sample = samples_[task.place];
     const int32_t kv_head = static_cast<int32_t>(problem_.kv_head[head]);
     const auto begin = pairs_.kv.head_index.begin() + sample.first_kv;
@@ -453,7 +369,7 @@ class Launch {
     return params;
   }
 
-  void attend(const Task& task, float* scratch) const {
+  void attend(const SampleTask& task, float* scratch) const {
     const Sample& sample = samples_[task.place];
     const int64_t pair = sample.first_pair + task.item;
     const int64_t head = pairs_.list.head_index[pair];
@@ -502,14 +418,14 @@ class Launch {
     return sample.num_pairs * head_dim_ * table_.panel;
   }
 
-  void sum_heads(const Task& task) {
+  void sum_heads(const SampleTask& task) {
     const Sample& sample = samples_[task.place];
     const int64_t first_panel = task.item / output_parts_ * output_panels_;
     const int64_t first = first_panel * table_.panel;
     table_.sum_projections(
         {.context = slot(task.place, context_) + first_panel * context_stride(sample),
          .weights = output_weights_.data() + sample.first_pair,
-         .start = start(sample),
+         .start = start_.row(sample.index),
          .out = out_.mutable_data_ptr<float>() + (sample.index * length_ + first) * width_,
          .num_segments = sample.num_pairs,
          .num_tokens = std::min(output_panels_ * table_.panel, length_ - first),
@@ -522,26 +438,26 @@ class Launch {
 
   const KernelTable& table_;
   const AttentionProblem& problem_;
-  const at::Tensor x_, source_, o_bias_, dropped_, cosines_, sines_, q_norm_, k_norm_;
+  const at::Tensor x_, source_, cosines_, sines_, q_norm_, k_norm_;
   at::Tensor k_, v_;  // given
   at::Tensor& out_;
   const int64_t batch_, length_, width_, source_width_, head_dim_, row_, rotary_dim_, panels_,
       output_panels_;
   const bool fused_;
   const CpuPairs pairs_;
+  OutputStart start_;
   std::shared_ptr<const PackedHeads> queries_, keys_values_;
   std::vector<const float*> output_weights_;  // of each pair
   std::vector<Sample> samples_;
-  std::vector<Task> tasks_;
-  std::vector<Progress> progress_;
-  int64_t threads_ = 1, output_parts_ = 1, slots_ = 0, start_stride_ = 0;
+  std::optional<SampleQueue> queue_;
+  int64_t output_parts_ = 1;
   bool copies_values_ = true;
   int64_t k_floats_ = 0, kv_floats_ = 0;  // of the keys, and of keys and values, of one head
   Layout slot_;                           // what a sample has
   int64_t tokens_ = 0, rotary_ = 0, key_tokens_ = 0, key_rotary_ = 0, kv_ = 0, context_ = 0;
   Layout scratch_;  // what a pair has
   int64_t q_ = 0, own_kv_ = 0, attend_ = 0;
-  float *workspace_ = nullptr, *start_ = nullptr;
+  float* workspace_ = nullptr;
 };
 
 }  // namespace
