@@ -15,6 +15,8 @@
 #include "headkit/core/system.h"
 #include "headkit/core/version.h"
 #include "headkit/explain/decision_record.h"
+#include "headkit/feed_forward/gated_feed_forward.h"
+#include "headkit/feed_forward/reference.h"
 #include "headkit/gates/conformal.h"
 #include "headkit/gates/escalation.h"
 #include "headkit/gates/gate_policy.h"

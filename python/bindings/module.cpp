@@ -6,6 +6,7 @@ PYBIND11_MODULE(_C, m) {
   register_core(m);
   register_kernels(m);
   register_attention(m);
+  register_feed_forward(m);
   register_models(m);
   register_scorers(m);
   register_gates(m);

@@ -9,6 +9,7 @@ namespace headkit::bindings {
 void register_core(pybind11::module_& m);
 void register_kernels(pybind11::module_& m);
 void register_attention(pybind11::module_& m);
+void register_feed_forward(pybind11::module_& m);
 void register_models(pybind11::module_& m);
 void register_scorers(pybind11::module_& m);
 void register_gates(pybind11::module_& m);

@@ -8,28 +8,13 @@
 
 #include "attention/attention_call.h"
 #include "headkit/core/error.h"
+#include "operators/recording.h"
 
 namespace headkit {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-variable_list defined_only(const DifferentiableTensors& tensors) {
-  variable_list list;
-  for (const at::Tensor& tensor : tensors) {
-    if (tensor.defined()) list.push_back(tensor);
-  }
-  return list;
-}
-
-bool records_graph(at::TensorList tensors) {
-  if (!at::GradMode::is_enabled()) return false;
-  for (const at::Tensor& tensor : tensors) {
-    if (tensor.requires_grad()) return true;
-  }
-  return false;
-}
 
 void save_call(AutogradContext* ctx, const AttentionCall& call) {
   const DifferentiableTensors tensors = differentiable_tensors(call);
@@ -141,7 +126,7 @@ at::Tensor attention_autograd(const AttentionCall& call) {
 std::vector<at::Tensor> attention_backward_autograd(const at::Tensor& grad,
                                                     const AttentionCall& call, GradientMask mask) {
   const variable_list tensors = defined_only(differentiable_tensors(call));
-  if (records_graph(tensors) || records_graph(grad)) {
+  if (records_graph(tensors) || records_graph({grad})) {
     return GatedAttentionBackward::apply(at::TensorList(tensors), grad, call, mask);
   }
   const at::AutoDispatchBelowADInplaceOrView below;

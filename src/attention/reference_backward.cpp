@@ -3,22 +3,9 @@
 
 #include "attention/composite_backward.h"
 #include "attention/pair_block.h"
+#include "operators/recording.h"
 
 namespace headkit {
-namespace {
-
-// Kernels run below autograd; the reference needs it.
-struct AutogradGuard {
-  AutogradGuard()
-      : keys(c10::impl::tls_local_dispatch_key_set().included_,
-             c10::impl::tls_local_dispatch_key_set().excluded_ -
-                 (c10::autograd_dispatch_keyset_with_ADInplaceOrView)),
-        mode(true) {}
-  c10::impl::ForceDispatchKeyGuard keys;
-  at::AutoGradMode mode;
-};
-
-}  // namespace
 
 DifferentiableTensors attention_reference_backward(const AttentionCall& call,
                                                    const at::Tensor& grad, GradientMask mask) {

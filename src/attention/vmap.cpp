@@ -1,5 +1,4 @@
 #include <ATen/ATen.h>
-#include <ATen/functorch/DynamicLayer.h>
 #include <ATen/functorch/PlumbingHelper.h>
 #include <torch/library.h>
 
@@ -8,6 +7,7 @@
 
 #include "attention/attention_call.h"
 #include "operators/operator_signature.h"
+#include "operators/vmap_level.h"
 
 namespace headkit {
 namespace {
@@ -20,27 +20,17 @@ struct BatchedCall {
   int64_t size = -1;                               // of that dimension; -1 if no tensor carries it
 };
 
-// Takes the dimension of `level` out of `tensor`, to the front.
-bool unwrap(at::Tensor& tensor, int64_t level, int64_t& size) {
-  auto [value, dim] = at::functorch::unwrapTensorAtLevel(tensor, level);
-  tensor = dim ? value.movedim(*dim, 0) : value;
-  if (dim) size = tensor.size(0);
-  return dim.has_value();
-}
-
-int64_t current_level() { return at::functorch::maybeCurrentDynamicLayer()->layerId(); }
-
 BatchedCall unwrap_call(const AttentionCall& call) {
   check_call(call);
-  const int64_t level = current_level();
+  const int64_t level = current_vmap_level();
   BatchedCall result;
   DifferentiableTensors tensors = differentiable_tensors(call);
   for (size_t i = 0; i < kDifferentiable; ++i) {
-    if (tensors[i].defined()) result.batched[i] = unwrap(tensors[i], level, result.size);
+    if (tensors[i].defined()) result.batched[i] = unwrap_vmap(tensors[i], level, result.size);
   }
   FixedTensors fixed = fixed_tensors(call);
   for (size_t i = 0; i < kFixed; ++i) {
-    if (fixed[i].defined()) result.fixed_batched[i] = unwrap(fixed[i], level, result.size);
+    if (fixed[i].defined()) result.fixed_batched[i] = unwrap_vmap(fixed[i], level, result.size);
   }
   result.call = with_fixed(with_differentiable(call, tensors), fixed);
   return result;
@@ -111,7 +101,7 @@ AttentionCall fold(const BatchedCall& batch) {
 
 at::Tensor forward_rule(const AttentionCall& call) {
   const BatchedCall batch = unwrap_call(call);
-  const int64_t level = current_level();
+  const int64_t level = current_vmap_level();
   const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
   if (batch.size < 0) return dispatch_attention(batch.call);
   at::Tensor y;
@@ -131,9 +121,9 @@ at::Tensor forward_rule(const AttentionCall& call) {
 std::vector<at::Tensor> backward_rule(const at::Tensor& grad, const AttentionCall& call,
                                       GradientMask mask) {
   BatchedCall batch = unwrap_call(call);
-  const int64_t level = current_level();
+  const int64_t level = current_vmap_level();
   at::Tensor dy = grad;
-  const bool grad_batched = unwrap(dy, level, batch.size);
+  const bool grad_batched = unwrap_vmap(dy, level, batch.size);
   const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
   if (batch.size < 0) return dispatch_attention_backward(dy, batch.call, mask);
   std::vector<std::vector<at::Tensor>> by_gradient;
