@@ -35,6 +35,12 @@ class FeedForwardLaunch {
       most_panels_ = std::max(most_panels_, panels);
       most_blocks_ = std::max(most_blocks_, blocks);
     }
+    output_weights_.resize(groups_.size());
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      for (const int32_t block : groups_[g].blocks) {
+        output_weights_[g].push_back(packed.output_of(block));
+      }
+    }
     begin_outputs();
   }
 
@@ -116,23 +122,20 @@ class FeedForwardLaunch {
 
   void project(const RowBlock& rows, int64_t first, int64_t count, const float* hidden,
                int64_t hidden_stride, float* out, int64_t part, int64_t parts) const {
-    const SampleGroup& group = groups_[rows.group];
-    const auto blocks = static_cast<int64_t>(group.blocks.size());
-    table_.feed_forward_output({.output = {.context = hidden,
-                                           .packed = packed_.data.get(),
-                                           .head_index = group.blocks.data() + first,
-                                           .start = start_.data() + rows.group * start_stride_,
-                                           .out = out,
-                                           .num_heads = count,
-                                           .num_tokens = rows.count,
-                                           .width = width_,
-                                           .head_dim = problem_.block_size,
-                                           .context_stride = hidden_stride,
-                                           .part = part,
-                                           .parts = parts,
-                                           .add = first > 0,
-                                           .finish = first + count >= blocks},
-                                .gated = problem_.weights.up.defined()});
+    const auto blocks = static_cast<int64_t>(groups_[rows.group].blocks.size());
+    table_.sum_projections({.context = hidden,
+                            .weights = output_weights_[rows.group].data() + first,
+                            .start = start_.data() + rows.group * start_stride_,
+                            .out = out,
+                            .num_segments = count,
+                            .num_tokens = rows.count,
+                            .width = width_,
+                            .head_dim = problem_.block_size,
+                            .context_stride = hidden_stride,
+                            .part = part,
+                            .parts = parts,
+                            .add = first > 0,
+                            .finish = first + count >= blocks});
   }
 
   // Where the rows of the output are summed up: in place where they lie beside each other.
@@ -229,7 +232,8 @@ class FeedForwardLaunch {
   const int64_t length_, width_, threads_, chunk_;
   const std::vector<SampleGroup> groups_;
   const std::vector<RowBlock> row_blocks_;
-  std::vector<float> start_;  // [groups] rows of start_stride_
+  std::vector<std::vector<const float*>> output_weights_;  // by group and block that runs
+  std::vector<float> start_;                               // [groups] rows of start_stride_
   int64_t start_stride_ = 0, most_panels_ = 0, most_blocks_ = 0;
 };
 

@@ -20,6 +20,7 @@ std::shared_ptr<const PackedBlocks> pack(const FeedForwardProblem& problem) {
   };
   auto packed = std::make_shared<PackedBlocks>();
   packed->block_floats = table.packed_block_floats(width, problem.block_size, up.defined());
+  packed->output = table.packed_block_output(width, problem.block_size, up.defined());
   packed->data = aligned_floats(problem.blocks * packed->block_floats);
   at::parallel_for(0, problem.blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {

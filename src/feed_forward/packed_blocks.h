@@ -11,6 +11,9 @@ namespace headkit {
 struct PackedBlocks {
   AlignedFloats data{nullptr, nullptr};
   int64_t block_floats = 0;
+  int64_t output = 0;  // where the weights of the output begin in those of a block
+
+  const float* output_of(int64_t block) const { return data.get() + block * block_floats + output; }
 };
 
 /// The packed form of weights on CPU, from `cached_packing`.
