@@ -5,10 +5,11 @@ import json
 
 import pytest
 import torch
+import transformers
 from typer.testing import CliRunner
 
-from headkit.bench import compiled_ways, dense_ways
-from headkit.bench.attention import Attention
+import headkit
+from headkit.bench import Attention, Decode, Model, Plan, compiled_ways, dense_ways, routine
 from headkit.bench.baseline import changes
 from headkit.bench.open_units import random_gates
 from headkit.bench.peer import Peer, Work
@@ -16,6 +17,7 @@ from headkit.bench.plots import plot_roofline, plot_shares
 from headkit.bench.rounds import measure
 from headkit.bench.routine import Report, run
 from headkit.cli import app
+from headkit.cli.bench import outcome
 
 TINY = {"batch": 2, "lengths": (8,), "dim": 16, "heads": 4, "peers": ("dense", "sparse")}
 DENSE = {"nn.MultiheadAttention", "linear + SDPA"}
@@ -26,8 +28,16 @@ def rows_by_name(report):
     return {(row.name, row.share): row for row in report.rows}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def steady_probe():
+    """No round is disturbed, whatever else the machine does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routine, "peak_flops", lambda dtype: 1e11)
+        yield
+
+
 @pytest.fixture(scope="module")
-def report():
+def report(steady_probe):
     return run([Attention(**TINY)], threads=(1,), rounds=2)
 
 
@@ -76,13 +86,87 @@ def test_peers_that_cannot_be_compiled_are_named_with_the_reason(monkeypatch):
         raise RuntimeError("no C++ compiler\nand a long trace")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    routine = Attention(**{**TINY, "peers": ("compiled",), "shares": (0.5,)})
-    report = run([routine], threads=(1,), rounds=1)
+    case = Attention(**{**TINY, "peers": ("compiled",), "shares": (0.5,)})
+    report = run([case], threads=(1,), rounds=1)
     assert {row.name for row in report.rows} == {"headkit"}
     assert {(absent.name, absent.reason) for absent in report.absent} == {
         (name, "RuntimeError: no C++ compiler")
         for name in (compiled_ways.COMPILED, compiled_ways.FLEX)
     }
+
+
+@pytest.mark.parametrize("kv_heads", [0, 2])
+def test_decoding_is_measured_against_the_cache(kv_heads):
+    sizes = {"batch": 2, "lengths": (9,), "dim": 16, "heads": 4, "kv_heads": kv_heads}
+    report = run([Decode(**sizes)], threads=(1,), rounds=1)
+    rows = rows_by_name(report)
+    assert {(name, share) for name in ("mask multiply", "headkit") for share in (0.75, 0.5)} <= (
+        rows.keys()
+    )
+    # Q and O of 8 pairs, K and V of each KV head, the core of 8 pairs.
+    kv_pairs = 2 * (kv_heads or 4)
+    dense = rows["headkit", 1.0]
+    assert dense.flops == 8 * 4 * 4 * 16 + kv_pairs * 4 * 4 * 16 + 8 * 4 * 9 * 4
+    assert dense.bytes == 4 * (2 * 16 * 16 + 2 * 16 * kv_pairs * 2 + 2 * 9 * 4 * kv_pairs + 2 * 32)
+    assert all(row.max_error < 1e-5 for row in report.rows)
+
+
+def test_the_work_list_is_measured_beside_the_layer():
+    report = run([Plan(batches=(2, 3), length=5, dim=16, heads=4)], threads=(1,), rounds=1)
+    assert [(row.setting["B"], row.name, row.share) for row in report.rows] == [
+        (batch, name, share)
+        for batch in (2, 3)
+        for name in ("work list", "headkit")
+        for share in (1.0, 0.5)
+    ]
+
+
+@pytest.fixture(scope="module")
+def tiny_folders(tmp_path_factory):
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 50,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    folder = tmp_path_factory.mktemp("models")
+    transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(folder / "bert")
+    llama = transformers.LlamaConfig(**sizes, num_key_value_heads=2)
+    transformers.LlamaForCausalLM(llama).save_pretrained(folder / "llama")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("family", "phase"), [("bert", "encode"), ("llama", "prefill"), ("llama", "decode")]
+)
+def test_a_whole_model_is_measured(tiny_folders, family, phase):
+    routine = Model(
+        model=str(tiny_folders / family), phases=(phase,), batch=2, length=5, shares=(0.5,)
+    )
+    rows = rows_by_name(run([routine], threads=(1,), rounds=1))
+    assert rows.keys() == {
+        ("transformers, sdpa", 1.0),
+        ("transformers, mask multiply", 0.5),
+        ("headkit", 1.0),
+        ("headkit", 0.5),
+    }
+    dense = rows["headkit", 1.0]
+    queries = 1 if phase == "decode" else 5
+    keys = {"encode": 5, "prefill": 3, "decode": 6}[phase]
+    kv_width, linear_maps = (24, 2) if family == "bert" else (12, 3)
+    weights = 2 * 24 * 24 + 2 * 24 * kv_width + linear_maps * 24 * 40
+    assert dense.flops == 2 * 2 * 2 * queries * (weights + 2 * keys * 24)
+    assert rows["headkit", 0.5].flops < dense.flops
+    assert rows["headkit", 0.5].max_error < 1e-4
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="or the folder of a model"):
+        run([Model(model=str(tmp_path))], threads=(1,), rounds=1)
+    with pytest.raises(ValueError, match="at least one input"):
+        Model(length=0)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +240,18 @@ def test_pictures_are_drawn(report, tmp_path):
             draw(nothing, tmp_path / "nothing.png")
 
 
+def test_all_runs_every_routine(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        outcome, "run", lambda routines, **options: made.extend(routines) or NOTHING
+    )
+    monkeypatch.setattr(headkit.assets, "fetch", lambda name: name)
+    result = CliRunner().invoke(app, ["bench", "all", "--json"])
+    assert result.exit_code == 0, result.output
+    assert {type(each) for each in made} == set(routine.Routine.__subclasses__())
+
+
+NOTHING = Report({"cpu": "none"}, [], [])
 SMALL = (
     "bench attention --batch 1 --length 4,6 --dim 16 --heads 2 --threads 1 --rounds 1 --peers dense"
 )

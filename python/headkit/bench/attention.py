@@ -17,11 +17,11 @@ from headkit.bench.exactness import require_close
 from headkit.bench.open_units import KINDS, random_gates
 from headkit.bench.peer import HEADKIT, Absent, Case, Peer, Result, Setting, Work
 from headkit.bench.routine import Routine
+from headkit.bench.sizes import DTYPES, require_known, require_layer
 from headkit.bench.sparse_ways import gather_by_head, gather_by_pair, mask_multiply, pruned_ways
 
 MEASURES = ("forward", "backward", "training")
 PEERS = ("dense", "compiled", "sparse")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,20 +63,11 @@ class Attention(Routine):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.batch, self.dim, self.heads, *self.lengths) < 1 or self.dim % self.heads:
-            raise ValueError(
-                f"[bench] expected positive sizes and heads that divide dim; found {self}"
-            )
-        for given, known in (
-            ((self.dtype,), tuple(DTYPES)),
-            (self.measures, MEASURES),
-            ((self.gates,), KINDS),
-            (self.peers, PEERS),
-        ):
-            if unknown := [name for name in given if name not in known]:
-                raise ValueError(
-                    f"[bench] expected {', '.join(known)}; found {', '.join(unknown) or 'nothing'}"
-                )
+        require_layer(self.batch, self.lengths, self.dim, self.heads)
+        require_known((self.dtype,), DTYPES)
+        require_known(self.measures, MEASURES)
+        require_known((self.gates,), KINDS)
+        require_known(self.peers, PEERS)
 
     def settings(self) -> list[Setting]:
         """One for each measure and length."""

@@ -62,7 +62,7 @@ def _table(rows: list[Row]) -> Table:
             f"{row.milliseconds:.3g}" if row.milliseconds < 10 else f"{row.milliseconds:.1f}",
             "" if row.of_peak is None else f"{row.of_peak:.2f}",
             f"{row.of_copy:.2f}" if row.bytes else "",
-            f"{row.times_headkit:.2f}",
+            f"{row.times_headkit:.2f}" if row.times_headkit > 0.1 else f"{row.times_headkit:.1g}",
             "" if row.of_ideal is None else f"{row.of_ideal:.2f}",
         )
     return table

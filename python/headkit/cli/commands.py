@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from headkit.cli.bench import app as bench
+from headkit.cli.bench.command import app as bench
 from headkit.cli.explain_command import explain
 from headkit.cli.fit_command import fit
 from headkit.cli.options import Json
@@ -131,4 +131,4 @@ def rows_table(rows: list[dict[str, Any]]) -> Table:
 
 for _command in (score, prune, fit, run, explain):
     app.command()(_command)
-app.add_typer(bench, name="bench", help="Measure headkit beside its peers.")
+app.add_typer(bench, name="bench")

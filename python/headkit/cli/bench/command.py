@@ -1,20 +1,20 @@
-"""The command ``headkit bench``."""
+"""The command ``headkit bench``: for each routine its own options."""
 
 from __future__ import annotations
 
 import typer
 
+import headkit
 from headkit.bench.attention import Attention
+from headkit.bench.decode import Decode
+from headkit.bench.model import FETCHED, Model
+from headkit.bench.plan import Plan
+from headkit.bench.routine import Routine
 from headkit.cli.bench import options
 from headkit.cli.bench.options import fractions, numbers, words
-from headkit.cli.bench.outcome import Wishes, carry_out
-from headkit.cli.terminal import exit_codes
+from headkit.cli.bench.outcome import measuring
 
-app = typer.Typer(
-    help="Measure headkit beside its peers.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()
@@ -31,6 +31,7 @@ def _group() -> None:
 
 
 @app.command()
+@measuring
 def attention(
     batch: options.Batch = 8,
     length: options.Lengths = "128,512",
@@ -42,23 +43,14 @@ def attention(
     gates: options.Gates = "equal",
     peers: options.Peers = "dense,compiled,sparse",
     seed: options.Seed = 0,
-    threads: options.Threads = "1,all",
-    rounds: options.RoundCount = 15,
-    isa: options.Isa = None,
-    as_json: options.Json = False,
-    out: options.Out = None,
-    baseline: options.Baseline = None,
-    tolerance: options.Tolerance = 0.05,
-    plot: options.Plot = None,
-    roofline: options.Roofline = None,
-) -> None:
+) -> list[Routine]:
     """Time one attention layer against dense, compiled and sparse peers.
 
     compiled: torch.compile and FlexAttention, some seconds a case. sparse: heads multiplied by 0,
     rows gathered by open head, weights without the closed heads.
     """
-    with exit_codes():
-        routine = Attention(
+    return [
+        Attention(
             batch=batch,
             lengths=numbers(length),
             dim=dim,
@@ -70,7 +62,106 @@ def attention(
             peers=words(peers),
             seed=seed,
         )
-        carry_out(
-            [routine],
-            Wishes(threads, rounds, isa, as_json, out, baseline, tolerance, plot, roofline),
+    ]
+
+
+@app.command()
+@measuring
+def decode(
+    batch: options.Batch = 16,
+    length: options.CacheLengths = "512,2048",
+    dim: options.Dim = 768,
+    heads: options.Heads = 12,
+    kv_heads: options.KvHeads = 0,
+    dtype: options.Dtype = "float32",
+    shares: options.Shares = "0.75,0.5,0.25",
+    seed: options.Seed = 0,
+) -> list[Routine]:
+    """Time one new token of a decoder's attention layer against its cache of keys and values."""
+    return [
+        Decode(
+            batch=batch,
+            lengths=numbers(length),
+            dim=dim,
+            heads=heads,
+            kv_heads=kv_heads,
+            dtype=dtype,
+            shares=fractions(shares),
+            seed=seed,
         )
+    ]
+
+
+@app.command()
+@measuring
+def model(
+    model: options.ModelName = "minilm",
+    phase: options.Phases = "encode",
+    batch: options.Batch = 8,
+    length: options.Length = 128,
+    dtype: options.Dtype = "float32",
+    shares: options.Shares = "0.5,1/12",
+    seed: options.Seed = 0,
+) -> list[Routine]:
+    """Time a whole model of transformers, as it is and attached."""
+    _prepare(model)
+    return [
+        Model(
+            model=model,
+            phases=words(phase),
+            batch=batch,
+            length=length,
+            dtype=dtype,
+            shares=fractions(shares),
+            seed=seed,
+        )
+    ]
+
+
+@app.command()
+@measuring
+def plan(
+    batch: options.Batches = "8,64",
+    length: options.Length = 128,
+    dim: options.Dim = 768,
+    heads: options.Heads = 12,
+    shares: options.Shares = "0.5",
+    seed: options.Seed = 0,
+) -> list[Routine]:
+    """Time making the work list of a gate against the layer that runs it."""
+    return [
+        Plan(
+            batches=numbers(batch),
+            length=length,
+            dim=dim,
+            heads=heads,
+            shares=fractions(shares),
+            seed=seed,
+        )
+    ]
+
+
+@app.command("all")
+@measuring
+def every(seed: options.Seed = 0) -> list[Routine]:
+    """Run every routine at few sizes, without peers that take long to compile."""
+    _prepare("minilm")
+    peers, shares = ("dense", "sparse"), (0.5, 0.25)
+    return [
+        Attention(
+            lengths=(128,),
+            measures=("forward", "training"),
+            shares=shares,
+            peers=peers,
+            seed=seed,
+        ),
+        Decode(lengths=(512,), shares=shares, seed=seed),
+        Model(shares=shares, seed=seed),
+        Plan(batches=(8,), seed=seed),
+    ]
+
+
+def _prepare(model: str) -> None:
+    """Fetch a model before minutes of measuring, not after."""
+    if model in FETCHED:
+        headkit.assets.fetch(FETCHED[model])

@@ -9,10 +9,20 @@ from typing import Annotated
 import typer
 
 Batch = Annotated[int, typer.Option(help="Samples in a batch.")]
+Batches = Annotated[str, typer.Option("--batch", help="Samples in a batch, with commas.")]
 Dim = Annotated[int, typer.Option(help="Width of the layer.")]
 Heads = Annotated[int, typer.Option(help="Heads of the layer.")]
+KvHeads = Annotated[int, typer.Option(help="Heads of keys and values; 0 = as many as heads.")]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 Lengths = Annotated[str, typer.Option("--length", help="Tokens in a sample, with commas.")]
+Length = Annotated[int, typer.Option(help="Tokens in a sample.")]
+CacheLengths = Annotated[
+    str, typer.Option("--length", help="Positions in the cache, with commas; the new one included.")
+]
+ModelName = Annotated[
+    str, typer.Option("--model", help="minilm, bert-base (random weights), smollm2, or a folder.")
+]
+Phases = Annotated[str, typer.Option("--phase", help="encode, prefill or decode, with commas.")]
 Measures = Annotated[
     str, typer.Option("--measure", help="forward, backward or training (both), with commas.")
 ]

@@ -1,12 +1,13 @@
-"""What a command does with its options that all routines share: run, show, keep, compare, draw."""
+"""What all commands of ``headkit bench`` do with their routines: run, show, keep, compare, draw."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+import inspect
 import json
 import os
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any, get_type_hints
 
 from rich.console import Console
 
@@ -15,57 +16,77 @@ from headkit.bench.baseline import changes
 from headkit.bench.plots import plot_roofline, plot_shares
 from headkit.bench.routine import Report, Routine, run
 from headkit.bench.table import tables
-from headkit.cli.bench.options import thread_counts
-from headkit.cli.terminal import errors, print_json, shown_progress
+from headkit.cli.bench import options
+from headkit.cli.terminal import errors, exit_codes, print_json, shown_progress
 
 
-@dataclasses.dataclass(frozen=True)
-class Wishes:
-    """The options that every command of ``headkit bench`` has: see ``options``."""
-
-    threads: str
-    rounds: int
-    isa: str | None
-    as_json: bool
-    out: Path | None
-    baseline: Path | None
-    tolerance: float
-    plot: Path | None
-    roofline: Path | None
-
-
-def carry_out(routines: Iterable[Routine], wishes: Wishes) -> None:
+def carry_out(
+    routines: list[Routine],
+    *,
+    threads: options.Threads = "1,all",
+    rounds: options.RoundCount = 15,
+    isa: options.Isa = None,
+    as_json: options.Json = False,
+    out: options.Out = None,
+    baseline: options.Baseline = None,
+    tolerance: options.Tolerance = 0.05,
+    plot: options.Plot = None,
+    roofline: options.Roofline = None,
+) -> None:
     """Run routines and do with the report what was asked for.
 
     Raises:
         ValueError: if a routine, the level or the baseline cannot be.
         RuntimeError: if a peer's output is wrong, or a ratio worse than in the baseline.
     """
-    before = None if wishes.baseline is None else Report.read(wishes.baseline)
-    if wishes.isa is not None:
-        _choose(wishes.isa)
+    counts = options.thread_counts(threads)
+    before = None if baseline is None else Report.read(baseline)
+    if isa is not None:
+        _choose(isa)
     with shown_progress() as show:
-        report = run(
-            routines,
-            threads=thread_counts(wishes.threads),
-            rounds=wishes.rounds,
-            progress=show,
-        )
-    if wishes.out is not None:
-        wishes.out.parent.mkdir(parents=True, exist_ok=True)
-        wishes.out.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-    if wishes.as_json:
+        report = run(routines, threads=counts, rounds=rounds, progress=show)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    if as_json:
         print_json(report.to_dict())
     else:
         console = Console()
         for part in tables(report):
             console.print(part, markup=False, highlight=False)
-    if wishes.plot is not None:
-        plot_shares(report, wishes.plot)
-    if wishes.roofline is not None:
-        plot_roofline(report, wishes.roofline)
+    if plot is not None:
+        plot_shares(report, plot)
+    if roofline is not None:
+        plot_roofline(report, roofline)
     if before is not None:
-        _compare(report, before, wishes.tolerance)
+        _compare(report, before, tolerance)
+
+
+def measuring(routines_of: Callable[..., list[Routine]]) -> Callable[..., None]:
+    """Make a command of a function from its own options to routines: it has those of
+    ``carry_out`` too."""
+    own, shared = _options(routines_of), _options(carry_out)
+    del shared["routines"]
+
+    @functools.wraps(routines_of)
+    def command(**values: Any) -> None:
+        with exit_codes():
+            routines = routines_of(**{name: values.pop(name) for name in own})
+            carry_out(routines, **values)
+
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*own.values(), *shared.values()]
+    )
+    command.__annotations__ = {name: p.annotation for name, p in {**own, **shared}.items()}
+    return command
+
+
+def _options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    hints = get_type_hints(function, include_extras=True)
+    return {
+        name: p.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, p in inspect.signature(function).parameters.items()
+    }
 
 
 def _choose(isa: str) -> None:
