@@ -9,7 +9,16 @@ import transformers
 from typer.testing import CliRunner
 
 import headkit
-from headkit.bench import Attention, Decode, Model, Plan, compiled_ways, dense_ways, routine
+from headkit.bench import (
+    Attention,
+    Decode,
+    FeedForward,
+    Model,
+    Plan,
+    compiled_ways,
+    dense_ways,
+    routine,
+)
 from headkit.bench.baseline import changes
 from headkit.bench.open_units import random_gates
 from headkit.bench.peer import Peer, Work
@@ -93,6 +102,21 @@ def test_peers_that_cannot_be_compiled_are_named_with_the_reason(monkeypatch):
         (name, "RuntimeError: no C++ compiler")
         for name in (compiled_ways.COMPILED, compiled_ways.FLEX)
     }
+
+
+@pytest.mark.parametrize(("measure", "factor"), [("forward", 1), ("backward", 2), ("training", 3)])
+def test_a_feed_forward_layer_is_measured_beside_every_peer(measure, factor):
+    sizes = {"batch": 2, "lengths": (3,), "dim": 6, "neurons": 16, "block": 4}
+    kinds = {"shares": (0.5,), "peers": ("dense", "sparse"), "measures": (measure,)}
+    rows = rows_by_name(run([FeedForward(**sizes, **kinds)], threads=(1,), rounds=1))
+    sparse = {"mask multiply", "gather by sample", "pruned, linear, gelu, linear"}
+    packed = {("oneDNN-packed, fused gelu", 1.0), ("pruned, oneDNN-packed", 0.5)}
+    assert rows.keys() - packed == {("linear, gelu, linear", 1.0), ("headkit", 1.0)} | {
+        (name, 0.5) for name in (*sparse, "headkit")
+    }
+    for row in rows.values():
+        assert row.flops == factor * 2 * 2 * 2 * 3 * 6 * 16 * row.share
+        assert row.max_error < 1e-5
 
 
 @pytest.mark.parametrize("kv_heads", [0, 2])

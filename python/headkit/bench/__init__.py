@@ -2,8 +2,9 @@
 
 from headkit.bench.attention import Attention
 from headkit.bench.decode import Decode
+from headkit.bench.feed_forward import FeedForward
 from headkit.bench.model import Model
 from headkit.bench.plan import Plan
 from headkit.bench.routine import Report, Routine, run
 
-__all__ = ["Attention", "Decode", "Model", "Plan", "Report", "Routine", "run"]
+__all__ = ["Attention", "Decode", "FeedForward", "Model", "Plan", "Report", "Routine", "run"]

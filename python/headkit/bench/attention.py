@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from torch._functorch import config as functorch_config
 
 import headkit
-from headkit.bench.attention_layer import AttentionLayer, Way
+from headkit.bench.attention_layer import AttentionLayer
 from headkit.bench.compiled_ways import COMPILED, FLEX, compiled_way, flex_way
 from headkit.bench.dense_ways import dense_ways
-from headkit.bench.exactness import require_close
 from headkit.bench.open_units import KINDS, random_gates
-from headkit.bench.peer import HEADKIT, Absent, Case, Peer, Result, Setting, Work
+from headkit.bench.peer import HEADKIT, Case, Setting, Work
 from headkit.bench.routine import Routine
-from headkit.bench.sizes import DTYPES, require_known, require_layer
+from headkit.bench.sizes import DTYPES, PEERS, require_known, require_layer
 from headkit.bench.sparse_ways import gather_by_head, gather_by_pair, mask_multiply, pruned_ways
-
-MEASURES = ("forward", "backward", "training")
-PEERS = ("dense", "compiled", "sparse")
+from headkit.bench.way import MEASURES, Layer, Maker, Way, layer_case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,101 +114,38 @@ class Attention(Routine):
         layer.x.requires_grad_(trained)
         for parameter in (*layer.torch_module.parameters(), *layer.module.parameters()):
             parameter.requires_grad_(trained)
-        case = Case([], [], layer.dtype)
-        exact = _Exact(layer, trained)
-        for name, build in self._builders(layer, trained):
-            try:
-                ways = build()
-                calls = [
-                    (way, _call(layer, way, measure)) for way in ways if not _out(way, trained)
-                ]
-                results = [(way, call, call()) for way, call in calls]
-            except Exception as error:
-                # What torch.compile needs differs from machine to machine; the rest must run.
-                if name not in (COMPILED, FLEX):
-                    raise
-                case.absent.append(Absent(name, _reason(error)))
-                continue
-            case.absent += [Absent(way.name, way.note) for way in ways if _out(way, trained)]
-            for way, call, result in results:
-                worst = exact.max_error(way, result, f"{way.name} at T={length}, {way.share:.0%}")
-                work = self.work(length, measure, way.gate)
-                case.peers.append(Peer(way.name, way.share, call, work, worst))
-        names = [peer.name for peer in case.peers]
-        case.peers.sort(key=lambda peer: names.index(peer.name))
-        case.absent = list({absent.name: absent for absent in case.absent}.values())
+        shared = Layer(
+            layer.direction,
+            layer.exact_output,
+            layer.exact_gradients,
+            lambda gate: self.work(length, measure, gate),
+        )
+        case = layer_case(shared, self._makers(layer, trained), measure, f"T={length}")
         choice = headkit.attention_backend(layer.x, layer.module.weights(), self.heads)
         if choice.name != "cpu":
             case.note = f"headkit ran on backend {choice.name}: {choice.reason}."
         return case
 
-    def _builders(
-        self, layer: AttentionLayer, trained: bool
-    ) -> list[tuple[str, Callable[[], list[Way]]]]:
+    def _makers(self, layer: AttentionLayer, trained: bool) -> list[Maker]:
         gates = random_gates(self.batch, self.heads, self.shares, self.gates)
         sparse = {share: gate for share, gate in gates.items() if share < 1}
-        found: list[tuple[str, Callable[[], list[Way]]]] = []
+        found = []
         if "dense" in self.peers:
-            found.append(("dense", lambda: dense_ways(layer)))
+            found.append(Maker(lambda: dense_ways(layer)))
         if "compiled" in self.peers:
-            found.append((COMPILED, lambda: [compiled_way(layer, trained=trained)]))
+            found.append(Maker(lambda: [compiled_way(layer, trained=trained)], COMPILED))
             for share, gate in sparse.items():
-                found.append((FLEX, lambda s=share, g=gate: [flex_way(layer, s, g)]))
+                found.append(Maker(lambda s=share, g=gate: [flex_way(layer, s, g)], FLEX))
         if "sparse" in self.peers:
             for make in (mask_multiply, gather_by_pair, gather_by_head):
                 for share, gate in sparse.items():
-                    found.append(("sparse", lambda m=make, s=share, g=gate: [m(layer, s, g)]))
+                    found.append(Maker(lambda m=make, s=share, g=gate: [m(layer, s, g)]))
             for share in sparse:
-                found.append(("sparse", lambda s=share: pruned_ways(layer, s)))
-        found.append((HEADKIT, lambda: [_headkit_way(layer, *each) for each in gates.items()]))
+                found.append(Maker(lambda s=share: pruned_ways(layer, s)))
+        found.append(Maker(lambda: [_headkit_way(layer, *each) for each in gates.items()]))
         return found
 
 
 def _headkit_way(layer: AttentionLayer, share: float, gate: torch.Tensor) -> Way:
     leaves = [layer.x, *layer.module.parameters()]
     return Way(HEADKIT, share, lambda: layer.module(layer.x, gate=gate), leaves, list, gate)
-
-
-def _out(way: Way, trained: bool) -> bool:
-    return trained and bool(way.note)
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:200]
-
-
-def _call(layer: AttentionLayer, way: Way, measure: str) -> Callable[[], Result]:
-    if measure == "forward":
-
-        def forward() -> torch.Tensor:
-            with torch.no_grad():
-                return way.forward()
-
-        return forward
-    if measure == "training":
-        return lambda: torch.autograd.grad(way.forward(), way.leaves, layer.direction)
-    # A graph that is run again must keep what torch.compile would give away.
-    with functorch_config.patch(donated_buffer=False):
-        y = way.forward()
-    return lambda: torch.autograd.grad(y, way.leaves, layer.direction, retain_graph=True)
-
-
-class _Exact:
-    """The truth for each gate, computed once."""
-
-    def __init__(self, layer: AttentionLayer, trained: bool) -> None:
-        self.layer, self.trained = layer, trained
-        self.known: dict[bytes, list[torch.Tensor]] = {}
-
-    def max_error(self, way: Way, result: Result, what: str) -> float:
-        key = way.gate.numpy().tobytes()
-        if key not in self.known:
-            gate = way.gate.double()
-            if self.trained:
-                self.known[key] = self.layer.exact_gradients(gate)
-            else:
-                with torch.no_grad():
-                    self.known[key] = [self.layer.exact_output(gate)]
-        found = way.canonical(result) if self.trained else [result]
-        return require_close(found, self.known[key], self.layer.dtype, what)

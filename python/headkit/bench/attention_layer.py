@@ -1,40 +1,13 @@
-"""One random attention layer, and a way of computing it with what its gradients are taken for."""
+"""One random attention layer, and the truth about it."""
 
 from __future__ import annotations
-
-import dataclasses
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 import headkit
-
-Tensors = Sequence[torch.Tensor]
-
-
-@dataclasses.dataclass
-class Way:
-    """One way to compute a layer under one gate.
-
-    Attributes:
-        name: of the peer.
-        share: open heads over all.
-        forward: the output, [B, T, D].
-        leaves: x, then the weights and biases of this way.
-        canonical: brings gradients of ``leaves`` into the order of ``AttentionLayer.exact``.
-        gate: [B, H], for the reference.
-        note: why it has no gradients, or "".
-    """
-
-    name: str
-    share: float
-    forward: Callable[[], torch.Tensor]
-    leaves: list[torch.Tensor]
-    canonical: Callable[[Tensors], list[torch.Tensor]]
-    gate: torch.Tensor
-    note: str = ""
+from headkit.bench.way import Tensors
 
 
 def from_packed_projection(gradients: Tensors) -> list[torch.Tensor]:
@@ -105,9 +78,15 @@ class AttentionLayer:
         return torch.cat(samples)
 
     def exact_gradients(self, gate: torch.Tensor) -> list[torch.Tensor]:
-        """Gradients of x, then weight and bias of q, k, v, o, in float64."""
+        """Gradients of x, then weight and bias of q, k, v, o, in float64, summed up by sample."""
         module = headkit.nn.MultiHeadAttention.from_torch(self.torch_module).double()
-        x = self.x.detach().double().requires_grad_()
-        y = headkit.reference_attention(x, module.weights(), self.heads, gate=gate)
-        leaves = [x, *module.parameters()]
-        return list(torch.autograd.grad(y, leaves, self.direction.double()))
+        direction, of_x = self.direction.double(), []
+        of_weights = [torch.zeros_like(parameter) for parameter in module.parameters()]
+        for b in range(self.batch):
+            x = self.x[b : b + 1].detach().double().requires_grad_()
+            y = headkit.reference_attention(x, module.weights(), self.heads, gate=gate[b : b + 1])
+            leaves = [x, *module.parameters()]
+            first, *others = torch.autograd.grad(y, leaves, direction[b : b + 1])
+            of_x.append(first)
+            of_weights = [total + one for total, one in zip(of_weights, others, strict=True)]
+        return [torch.cat(of_x), *of_weights]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from headkit.bench.attention_layer import AttentionLayer, Way, from_packed_projection
+from headkit.bench.attention_layer import AttentionLayer, from_packed_projection
 from headkit.bench.dense_ways import LinearSdpa
+from headkit.bench.way import Way
 
 COMPILED = "torch.compile(linear + SDPA)"
 FLEX = "FlexAttention, mask by head"

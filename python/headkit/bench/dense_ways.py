@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from headkit.bench.attention_layer import AttentionLayer, Way, from_packed_projection
+from headkit.bench.attention_layer import AttentionLayer, from_packed_projection
+from headkit.bench.way import Way
 
 NO_DERIVATIVE = "oneDNN's packed linear has no derivative"
 

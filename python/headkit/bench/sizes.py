@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PEERS = ("dense", "compiled", "sparse")
 
 
 def require_layer(batch: int, lengths: tuple[int, ...], dim: int, heads: int) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from headkit.bench.attention_layer import AttentionLayer, Tensors, Way, from_packed_projection
+from headkit.bench.attention_layer import AttentionLayer, from_packed_projection
 from headkit.bench.dense_ways import NO_DERIVATIVE, packed_linear
+from headkit.bench.way import Tensors, Way
 
 
 def mask_multiply(layer: AttentionLayer, share: float, gate: torch.Tensor) -> Way:

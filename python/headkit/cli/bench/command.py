@@ -7,6 +7,7 @@ import typer
 import headkit
 from headkit.bench.attention import Attention
 from headkit.bench.decode import Decode
+from headkit.bench.feed_forward import FeedForward
 from headkit.bench.model import FETCHED, Model
 from headkit.bench.plan import Plan
 from headkit.bench.routine import Routine
@@ -55,6 +56,39 @@ def attention(
             lengths=numbers(length),
             dim=dim,
             heads=heads,
+            dtype=dtype,
+            measures=words(measure),
+            shares=fractions(shares),
+            gates=gates,
+            peers=words(peers),
+            seed=seed,
+        )
+    ]
+
+
+@app.command("feed-forward")
+@measuring
+def feed_forward(
+    batch: options.Batch = 8,
+    length: options.Lengths = "128",
+    dim: options.Dim = 768,
+    neurons: options.Neurons = 3072,
+    block: options.Block = 32,
+    dtype: options.Dtype = "float32",
+    measure: options.Measures = "forward",
+    shares: options.Shares = "0.75,0.5,0.25",
+    gates: options.Gates = "equal",
+    peers: options.Peers = "dense,compiled,sparse",
+    seed: options.Seed = 0,
+) -> list[Routine]:
+    """Time one feed-forward layer against dense, compiled and sparse peers."""
+    return [
+        FeedForward(
+            batch=batch,
+            lengths=numbers(length),
+            dim=dim,
+            neurons=neurons,
+            block=block,
             dtype=dtype,
             measures=words(measure),
             shares=fractions(shares),
@@ -155,6 +189,7 @@ def every(seed: options.Seed = 0) -> list[Routine]:
             peers=peers,
             seed=seed,
         ),
+        FeedForward(shares=shares, peers=peers, seed=seed),
         Decode(lengths=(512,), shares=shares, seed=seed),
         Model(shares=shares, seed=seed),
         Plan(batches=(8,), seed=seed),
