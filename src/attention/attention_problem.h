@@ -50,6 +50,8 @@ struct AttentionProblem {
 at::Tensor attention_reference(const AttentionProblem& problem);  // reference.cpp
 at::Tensor attention_composite(const AttentionProblem& problem);  // composite.cpp: backend "aten"
 at::Tensor attention_cpu(const AttentionProblem& problem);        // launch.cpp: backend "cpu"
+/// The same for few queries and given keys.
+at::Tensor attention_cpu_decode(const AttentionProblem& problem);  // decode_launch.cpp
 
 /// Empty if the CPU kernels can run this problem, else what they lack.
 std::string attention_cpu_refusal(const AttentionProblem& problem);  // launch.cpp

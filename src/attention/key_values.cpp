@@ -19,6 +19,7 @@
 #include "attention/kv_projection.h"
 #include "headkit/core/error.h"
 #include "operators/argument_check.h"
+#include "operators/backend.h"
 #include "operators/operator_signature.h"
 
 namespace headkit {
@@ -132,8 +133,18 @@ KvProblem make_problem(const ProjectKvCall& call) {
   return problem;
 }
 
+std::string cpu_refusal(const at::Tensor& source) {
+  if (!source.is_cpu()) return "kv is on " + source.device().str() + ", not on the CPU";
+  if (source.scalar_type() == at::kDouble) return "the CPU kernels sum in float32, kv is Double";
+  return "";
+}
+
 Projected run_forward(const ProjectKvCall& call) {
-  auto [k, v] = project_keys_values(make_problem(call));
+  const KvProblem problem = make_problem(call);
+  if (choose_backend(kName, cpu_refusal(problem.source)).name == "cpu") {
+    return project_keys_values_cpu(problem);
+  }
+  auto [k, v] = project_keys_values(problem);
   return {k.contiguous(), v.contiguous()};
 }
 
@@ -212,6 +223,8 @@ class ProjectKv : public torch::autograd::Function<ProjectKv> {
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["num_kv_heads"] = call.num_kv_heads;
     ctx->saved_data["norm_eps"] = call.norm_eps;
+    // Tells the kernel that somebody trains: packed weights may be stale.
+    const at::AutoGradMode grad_mode(true);
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [k, v] = dispatch(call);
     return {k, v};

@@ -32,6 +32,10 @@ KvProblem kv_problem(const AttentionProblem& problem, const WorkList& open);
 /// K and V, [B, Hkv, S, dh]; zero where closed, which is not computed.
 std::pair<at::Tensor, at::Tensor> project_keys_values(const KvProblem& problem);
 
+/// The same by the CPU kernels, contiguous; not in float64.
+std::pair<at::Tensor, at::Tensor> project_keys_values_cpu(
+    const KvProblem& problem);  // kv_launch.cpp
+
 /// The same by plain operators, differentiable, every head computed.
 std::pair<at::Tensor, at::Tensor> reference_keys_values(const KvProblem& problem);
 

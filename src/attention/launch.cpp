@@ -24,6 +24,9 @@ constexpr int64_t kOutputRows = 192;
 // Floats of token panels that stay in a second-level cache beside one weight matrix of a head.
 constexpr int64_t kCachedTokens = 160 * 1024;
 
+// Tokens of a sample up to which given keys are read as they are, not put into panels first.
+constexpr int64_t kFewQueries = 4;
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Sample {
@@ -79,6 +82,7 @@ class Launch {
         pairs_(problem),
         start_(problem, pairs_) {
     queries_ = packed_query_heads(problem.weights, problem.heads, head_dim_);
+    outputs_ = packed_output_heads(problem.weights, problem.heads, head_dim_);
     if (problem.keys_given()) {
       k_ = unit_rows(problem.k);
       v_ = unit_rows(problem.v);
@@ -86,7 +90,7 @@ class Launch {
       keys_values_ = packed_key_value_heads(problem.weights, problem.kv_heads, head_dim_);
     }
     for (const int32_t head : pairs_.list.head_index) {
-      output_weights_.push_back(queries_->at(head, kOutputPanels));
+      output_weights_.push_back(outputs_->at(head, 0));
     }
     find_samples();
     plan_tasks();
@@ -446,7 +450,7 @@ class Launch {
   const bool fused_;
   const CpuPairs pairs_;
   OutputStart start_;
-  std::shared_ptr<const PackedHeads> queries_, keys_values_;
+  std::shared_ptr<const PackedHeads> queries_, keys_values_, outputs_;
   std::vector<const float*> output_weights_;  // of each pair
   std::vector<Sample> samples_;
   std::optional<SampleQueue> queue_;
@@ -478,6 +482,9 @@ std::string attention_cpu_refusal(const AttentionProblem& problem) {
 }
 
 at::Tensor attention_cpu(const AttentionProblem& problem) {
+  if (problem.keys_given() && problem.x.size(1) <= kFewQueries) {
+    return attention_cpu_decode(problem);
+  }
   at::Tensor out = at::empty(problem.x.sizes(), problem.x.options().dtype(at::kFloat));
   if (out.numel() > 0) Launch(problem, out).run();
   return out.to(problem.x.scalar_type());

@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <functional>
 
 #include "kernels/dispatch.h"
 #include "operators/float32.h"
@@ -74,9 +75,11 @@ Part projection_backward(const at::Tensor& weight, int64_t head_dim) {
 }
 
 std::vector<Part> query_parts(const AttentionWeights& w, int64_t head_dim) {
-  return {projection(Part::kBlocks, w.q, head_dim),
-          vector(w.q_bias, head_dim),
-          {.layout = Part::kColumnPanels,
+  return {projection(Part::kBlocks, w.q, head_dim), vector(w.q_bias, head_dim)};
+}
+
+std::vector<Part> output_parts(const AttentionWeights& w, int64_t head_dim) {
+  return {{.layout = Part::kColumnPanels,
            .from = w.o,
            .head_step = head_dim,
            .count = w.o.size(0),
@@ -87,6 +90,14 @@ std::vector<Part> query_parts(const AttentionWeights& w, int64_t head_dim) {
 std::vector<Part> key_value_parts(const AttentionWeights& w, int64_t head_dim) {
   return {projection(Part::kBlocks, w.k, head_dim), vector(w.k_bias, head_dim),
           projection(Part::kColumnPanels, w.v, head_dim), vector(w.v_bias, head_dim)};
+}
+
+std::shared_ptr<const PackedHeads> cached_heads(PackingKind kind,
+                                                const std::vector<at::Tensor>& weights,
+                                                int64_t heads,
+                                                const std::function<std::vector<Part>()>& parts) {
+  return std::static_pointer_cast<const PackedHeads>(cached_packing(
+      weights, {kind, heads}, [&] { return std::make_shared<PackedHeads>(parts(), heads); }));
 }
 
 }  // namespace
@@ -110,16 +121,28 @@ PackedHeads::PackedHeads(std::vector<Part> parts, int64_t heads, const std::vect
 
 std::shared_ptr<const PackedHeads> packed_query_heads(const AttentionWeights& weights,
                                                       int64_t heads, int64_t head_dim) {
-  return std::static_pointer_cast<const PackedHeads>(cached_packing(
-      {weights.q, weights.o, weights.q_bias}, {kQueryPacking, heads},
-      [&] { return std::make_shared<PackedHeads>(query_parts(weights, head_dim), heads); }));
+  return cached_heads(kQueryPacking, {weights.q, weights.q_bias}, heads,
+                      [&] { return query_parts(weights, head_dim); });
 }
 
 std::shared_ptr<const PackedHeads> packed_key_value_heads(const AttentionWeights& weights,
                                                           int64_t kv_heads, int64_t head_dim) {
-  return std::static_pointer_cast<const PackedHeads>(cached_packing(
-      {weights.k, weights.v, weights.k_bias, weights.v_bias}, {kKeyValuePacking, kv_heads},
-      [&] { return std::make_shared<PackedHeads>(key_value_parts(weights, head_dim), kv_heads); }));
+  return cached_heads(kKeyValuePacking, {weights.k, weights.v, weights.k_bias, weights.v_bias},
+                      kv_heads, [&] { return key_value_parts(weights, head_dim); });
+}
+
+std::shared_ptr<const PackedHeads> packed_output_heads(const AttentionWeights& weights,
+                                                       int64_t heads, int64_t head_dim) {
+  return cached_heads(kOutputPacking, {weights.o}, heads,
+                      [&] { return output_parts(weights, head_dim); });
+}
+
+std::shared_ptr<const PackedHeads> packed_rows(const at::Tensor& weight, const at::Tensor& bias,
+                                               int64_t heads, int64_t head_dim) {
+  return cached_heads(kRowsPacking, {weight, bias}, heads, [&] {
+    return std::vector<Part>{projection(Part::kColumnPanels, weight, head_dim),
+                             vector(bias, head_dim)};
+  });
 }
 
 PackedHeads pack_query_heads(const AttentionWeights& weights, int64_t head_dim,

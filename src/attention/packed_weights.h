@@ -41,8 +41,10 @@ class PackedHeads {
 };
 
 /// The parts of a query head, and of a KV head.
-enum QueryPart : int64_t { kQueryBlocks, kQueryBias, kOutputPanels };
+enum QueryPart : int64_t { kQueryBlocks, kQueryBias };
 enum KeyValuePart : int64_t { kKeyBlocks, kKeyBias, kValuePanels, kValueBias };
+/// Of few tokens, queries are computed in rows; keys and values always so where they are cached.
+enum RowsPart : int64_t { kRowPanels, kRowBias };
 /// What a backward wants beside them.
 enum QueryBackwardPart : int64_t { kQueryPanels, kOutputBlocks };
 enum KeyValueBackwardPart : int64_t { kKeyPanels, kValueBackwardPanels };
@@ -52,6 +54,12 @@ std::shared_ptr<const PackedHeads> packed_query_heads(const AttentionWeights& we
                                                       int64_t heads, int64_t head_dim);
 std::shared_ptr<const PackedHeads> packed_key_value_heads(const AttentionWeights& weights,
                                                           int64_t kv_heads, int64_t head_dim);
+/// Of the output projection there is one part: its column panels.
+std::shared_ptr<const PackedHeads> packed_output_heads(const AttentionWeights& weights,
+                                                       int64_t heads, int64_t head_dim);
+/// RowsPart of one projection x W^T + b, W [heads*dh, D].
+std::shared_ptr<const PackedHeads> packed_rows(const at::Tensor& weight, const at::Tensor& bias,
+                                               int64_t heads, int64_t head_dim);
 
 /// Never from the cache: somebody trains these weights.
 PackedHeads pack_query_heads(const AttentionWeights& weights, int64_t head_dim,

@@ -26,6 +26,9 @@ struct KernelTable {
   int64_t (*attend_scratch_floats)(int64_t num_keys);
   void (*attend)(const AttendParams&);
   void (*sum_projections)(const SumProjectionsParams&);
+  void (*transform_rows)(const TransformRowsParams&);
+  int64_t (*attend_rows_scratch_floats)();
+  void (*attend_rows)(const AttendRowsParams&);
 
   // Backward; `sum_projections` makes the gradient of the input.
   void (*prepare_keys)(const PrepareKeysParams&);

@@ -76,6 +76,21 @@ struct ScoreParams {
   bool causal;           // positions up to the query's own are seen
 };
 
+// As TransformParams, for rows.
+struct TransformRowsParams {
+  float* rows;               // [num_tokens][head_dim], `row_stride` floats apart
+  const float* norm_weight;  // [head_dim]; nullptr = no norm
+  const float* cosines;  // [num_tokens][rotary_dim], `angle_stride` floats apart; nullptr = none
+  const float* sines;    // as cosines
+  int64_t row_stride;
+  int64_t angle_stride;
+  int64_t num_tokens;
+  int64_t head_dim;
+  int64_t rotary_dim;
+  float norm_eps;
+  float scale;
+};
+
 // Context of one head of one sample.
 struct AttendParams {
   const float* q;      // token panels, scaled
@@ -91,6 +106,29 @@ struct AttendParams {
   int64_t v_stride;
   int64_t context_stride;  // floats from one panel of the context to the next
   float gate;              // on the context
+};
+
+// Some keys as few queries that share a KV head see them, read from rows as they are: what
+// decoding does. Contexts are sums of exp(score - largest) v, for `merge` with those of other keys.
+struct AttendRowsParams {
+  const float* q;            // [num_queries] rows, `q_stride` floats apart, scaled
+  const int32_t* tokens;     // [num_queries] token t of each
+  const float* const* bias;  // [num_queries] of each query by position, `bias_key_stride` floats
+                             // apart; nullptr = none
+  const float* k;            // rows of dh, `k_stride` floats apart
+  const float* v;            // as k
+  const int32_t* key_rows;   // rows of the keys; nullptr = 0, 1, 2, ...
+  float* context;            // [num_queries] rows
+  float* largest;            // [num_queries] of the scores; -infinity if a query sees nothing
+  float* sum;                // [num_queries] of exp(score - largest)
+  float* scratch;            // `attend_rows_scratch_floats` floats, 64-byte aligned
+  ScoreParams scores;        // whose bias is not used
+  int64_t first_key, num_keys;
+  int64_t num_queries;
+  int64_t head_dim;
+  int64_t q_stride;
+  int64_t k_stride;
+  int64_t v_stride;
 };
 
 // Rows of an output: out = start + sum over segments of context_s W_s.

@@ -24,7 +24,13 @@ std::shared_ptr<const void> cached_packing(
     const std::function<std::shared_ptr<const void>()>& pack);
 
 /// The first of the settings of each kind of packing.
-enum PackingKind : int64_t { kQueryPacking, kKeyValuePacking, kFeedForwardPacking };
+enum PackingKind : int64_t {
+  kQueryPacking,
+  kKeyValuePacking,
+  kOutputPacking,
+  kRowsPacking,
+  kFeedForwardPacking
+};
 
 /// Uninitialised floats, 64-byte aligned.
 using AlignedFloats = std::unique_ptr<float, void (*)(void*)>;

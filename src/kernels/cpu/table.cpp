@@ -2,6 +2,7 @@
 // its name, and one of HEADKIT_LEVEL_SCALAR, _AVX2, _AVX512 is defined.
 #include "kernels/cpu/attend.h"
 #include "kernels/cpu/attend_backward.h"
+#include "kernels/cpu/attend_rows.h"
 #include "kernels/cpu/feed_forward.h"
 #include "kernels/cpu/packing.h"
 #include "kernels/cpu/probe.h"
@@ -29,6 +30,9 @@ const KernelTable& table() {
       .attend_scratch_floats = attend_scratch_floats,
       .attend = attend,
       .sum_projections = sum_projections,
+      .transform_rows = transform_rows,
+      .attend_rows_scratch_floats = attend_rows_scratch_floats,
+      .attend_rows = attend_rows,
       .prepare_keys = prepare_keys,
       .attend_backward_scratch_floats = attend_backward_scratch_floats,
       .attend_backward = attend_backward,

@@ -41,6 +41,7 @@ HEADKIT_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 HEADKIT_INLINE Vec round(Vec a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
+HEADKIT_INLINE float sum_lanes(Vec a) { return _mm512_reduce_add_ps(a.v); }
 // a * 2^n for an integer-valued n.
 HEADKIT_INLINE Vec scale_by_power(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 // a < b ? x : y
@@ -111,6 +112,11 @@ HEADKIT_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, 
 HEADKIT_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 HEADKIT_INLINE Vec round(Vec a) {
   return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+HEADKIT_INLINE float sum_lanes(Vec a) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 HEADKIT_INLINE Vec scale_by_power(Vec a, Vec n) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
@@ -184,6 +190,7 @@ HEADKIT_INLINE Vec round(Vec a) {
   const Vec shift = broadcast(12582912.0f);
   return sub(add(a, shift), shift);
 }
+HEADKIT_INLINE float sum_lanes(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 HEADKIT_INLINE Vec scale_by_power(Vec a, Vec n) {
   const Vec inside = max(n, broadcast(-127.0f));
   const Int4 exponent = (__builtin_convertvector(inside.v, Int4) + 127) << 23;
