@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build/python
-CXX_SOURCES := $(shell git ls-files -co --exclude-standard -- CMakeLists.txt cmake include src python/bindings tests/cpp tests/support 2>/dev/null)
-CXX_FILES := $(filter %.h %.cpp,$(shell git ls-files -co --exclude-standard -- include src python/bindings tests examples 2>/dev/null))
+CXX_SOURCES := $(shell git ls-files -co --exclude-standard -- CMakeLists.txt cmake include src python/bindings tests/cpp tests/support benchmarks 2>/dev/null)
+CXX_FILES := $(filter %.h %.cpp,$(shell git ls-files -co --exclude-standard -- include src python/bindings tests examples benchmarks 2>/dev/null))
 PIP := $(BIN)/pip --disable-pip-version-check
 INSTALL := $(PIP) install -q --no-build-isolation -C build-dir=$(BUILD) \
-  -C cmake.define.HEADKIT_BUILD_TESTS=ON -C cmake.define.HEADKIT_FETCH_DEPENDENCIES=OFF
+  -C cmake.define.HEADKIT_BUILD_TESTS=ON -C cmake.define.HEADKIT_BUILD_BENCHMARKS=ON \
+  -C cmake.define.HEADKIT_FETCH_DEPENDENCIES=OFF
 
 .PHONY: setup demo test bench docs lint format clean
 

@@ -25,3 +25,10 @@ if(HEADKIT_BUILD_TESTS)
     URL https://github.com/google/googletest/archive/refs/tags/v1.14.0.tar.gz
     SHA256 8ad598c73ad796e0d8280b082cebd82a630d73e73cd3c70057938a6501bba5d7)
 endif()
+if(HEADKIT_BUILD_BENCHMARKS)
+  set(BENCHMARK_ENABLE_TESTING OFF CACHE INTERNAL "")
+  set(BENCHMARK_ENABLE_INSTALL OFF CACHE INTERNAL "")
+  headkit_dependency(benchmark libbenchmark-dev
+    URL https://github.com/google/benchmark/archive/refs/tags/v1.8.3.tar.gz
+    SHA256 6bc180a57d23d4d9515519f92b0c83d61b05b5bab188961f36ac7b06b0d9e9ce)
+endif()

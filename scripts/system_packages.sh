@@ -19,6 +19,7 @@ fi
 has_header() { [ -e "/usr/include/$1" ] || [ -e "/usr/local/include/$1" ]; }
 has_header nlohmann/json.hpp || need nlohmann-json3-dev
 has_header gtest/gtest.h || need libgtest-dev
+has_header benchmark/benchmark.h || need libbenchmark-dev
 
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

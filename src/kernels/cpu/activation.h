@@ -88,9 +88,15 @@ HEADKIT_INLINE void for_activation(Activation kind, const Run& run) {
 
 void activate(Activation kind, const float* x, float* value, float* slope, int64_t count) {
   for_activation(kind, [&]<Activation k>() {
-    for (int64_t i = 0; i < count; i += kLanes) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      const Activated y = activated<k>(load(x + i));
+      store(value + i, y.value);
+      store(slope + i, y.slope);
+    }
+    if (i < count) {
       float in[kLanes], of_value[kLanes], of_slope[kLanes];
-      const int64_t used = count - i < kLanes ? count - i : kLanes;
+      const int64_t used = count - i;
       for (int64_t j = 0; j < kLanes; ++j) in[j] = j < used ? x[i + j] : 0.0f;
       const Activated y = activated<k>(load(in));
       store(of_value, y.value);

@@ -28,9 +28,11 @@ double probe(int64_t iterations) {
 }
 
 void exponential(const float* x, float* y, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(y + i, exponential(load(x + i)));
+  if (i < count) {
     float buffer[kLanes];
-    const int64_t used = count - i < kLanes ? count - i : kLanes;
+    const int64_t used = count - i;
     for (int64_t j = 0; j < kLanes; ++j) buffer[j] = j < used ? x[i + j] : 0.0f;
     store(buffer, exponential(load(buffer)));
     for (int64_t j = 0; j < used; ++j) y[i + j] = buffer[j];
