@@ -98,6 +98,11 @@ at::Tensor feed_forward_cpu(const FeedForwardProblem& problem);        // launch
 FeedForwardTensors feed_forward_composite_backward(const FeedForwardProblem& problem,
                                                    const at::Tensor& grad,
                                                    const FeedForwardMask& mask);
+/// The same on the CPU kernels, bit for bit the same on any number of threads.
+FeedForwardTensors feed_forward_cpu_backward(const FeedForwardProblem& problem,
+                                             const at::Tensor& grad,
+                                             const FeedForwardMask& mask);  // cpu_backward.cpp
+/// The same by autograd of the reference.
 FeedForwardTensors feed_forward_reference_backward(const FeedForwardCall& call,
                                                    const at::Tensor& grad,
                                                    const FeedForwardMask& mask);

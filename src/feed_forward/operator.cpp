@@ -50,9 +50,10 @@ std::vector<at::Tensor> run_backward(const at::Tensor& grad, const FeedForwardCa
   check_backward(grad, call, mask);
   const FeedForwardProblem problem = make_problem(call);
   const std::string backend = choose_backend(problem).name;
-  const FeedForwardTensors gradients = backend == "reference"
-                                           ? feed_forward_reference_backward(call, grad, mask)
-                                           : feed_forward_composite_backward(problem, grad, mask);
+  const FeedForwardTensors gradients =
+      backend == "cpu"         ? feed_forward_cpu_backward(problem, grad, mask)
+      : backend == "reference" ? feed_forward_reference_backward(call, grad, mask)
+                               : feed_forward_composite_backward(problem, grad, mask);
   const FeedForwardTensors tensors = differentiable_tensors(call);
   std::vector<at::Tensor> result;
   for (size_t i = 0; i < kFeedForwardArguments; ++i) {

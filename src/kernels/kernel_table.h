@@ -45,6 +45,8 @@ struct KernelTable {
   int64_t (*hidden_scratch_floats)(int64_t block_size);
   void (*pack_block)(const PackBlockParams&);
   void (*feed_forward_hidden)(const HiddenParams&);
+  int64_t (*hidden_backward_scratch_floats)(int64_t num_blocks, int64_t block_size);
+  void (*feed_forward_hidden_backward)(const HiddenBackwardParams&);
 
   // y[i] = exp(x[i]) as in the softmax: 0 below the smallest normal number.
   void (*exponential)(const float* x, float* y, int64_t count);

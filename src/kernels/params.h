@@ -183,6 +183,24 @@ struct HiddenParams {
   bool gated;  // the layer has an up weight
 };
 
+// Backward of `feed_forward_hidden`.
+struct HiddenBackwardParams {
+  HiddenParams forward;          // hidden and its stride are not used; scratch of
+                                 // `hidden_backward_scratch_floats`
+  const float* output_gradient;  // token panels of dOut
+  const float* out_blocks;       // weight blocks of W_out^T [block_size][width], one matrix of
+                                 // `block_floats` for each block of the layer
+  float* in_panels;              // gradients of what the activation is applied to:
+                                 // [num_blocks * block_size][P] of the first token panel
+  float* up_panels;              // the same for what multiplies it; nullptr unless gated
+  float* in_rows;                // in_panels as rows of num_blocks * block_size
+  float* up_rows;                // as in_rows
+  float* hidden_rows;            // scale * hidden, as in_rows
+  float* gate_sums;              // [num_blocks][gate_stride] of each row: <dOut W_out, hidden>
+  int64_t panel_stride;          // floats from one token panel of the gradients to the next
+  int64_t gate_stride;           // at least the rows rounded up to P
+};
+
 // Keys and values of one head as the backward reads them, beside k in panels and v in rows.
 struct PrepareKeysParams {
   const float* k;   // token panels

@@ -4,6 +4,7 @@
 #include "kernels/cpu/attend_backward.h"
 #include "kernels/cpu/attend_rows.h"
 #include "kernels/cpu/feed_forward.h"
+#include "kernels/cpu/feed_forward_backward.h"
 #include "kernels/cpu/packing.h"
 #include "kernels/cpu/probe.h"
 #include "kernels/cpu/project.h"
@@ -44,6 +45,8 @@ const KernelTable& table() {
       .hidden_scratch_floats = hidden_scratch_floats,
       .pack_block = pack_block,
       .feed_forward_hidden = feed_forward_hidden,
+      .hidden_backward_scratch_floats = hidden_backward_scratch_floats,
+      .feed_forward_hidden_backward = feed_forward_hidden_backward,
       .exponential = exponential,
       .activate = activate,
       .probe = probe,
