@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention/attention_problem.h"
+#include "attention/bf16_launch.h"
 #include "attention/cpu_pairs.h"
 #include "attention/output_start.h"
 #include "attention/packed_weights.h"
@@ -485,6 +486,7 @@ at::Tensor attention_cpu(const AttentionProblem& problem) {
   if (problem.keys_given() && problem.x.size(1) <= kFewQueries) {
     return attention_cpu_decode(problem);
   }
+  if (runs_in_bf16(problem)) return attention_bf16(problem);
   at::Tensor out = at::empty(problem.x.sizes(), problem.x.options().dtype(at::kFloat));
   if (out.numel() > 0) Launch(problem, out).run();
   return out.to(problem.x.scalar_type());

@@ -7,12 +7,14 @@
 #include <vector>
 
 #include "headkit/attention/gated_attention.h"
+#include "kernels/bf16_params.h"
 #include "operators/weight_cache.h"
 
 namespace headkit {
 
-/// Some weights of one layer in the layouts of the CPU kernels (kernels/params.h), in float32
-/// whatever their dtype: the same parts for every head.
+/// Some weights of one layer in the layouts of the CPU kernels: the same parts for every head. In
+/// float32 whatever their dtype (kernels/params.h), or in pairs of bfloat16 with vectors in float32
+/// (kernels/bf16_params.h).
 class PackedHeads {
  public:
   /// One part of a head.
@@ -20,18 +22,25 @@ class PackedHeads {
     enum Layout { kBlocks, kColumnPanels, kVector };
     Layout layout;
     at::Tensor from;    // a vector may be undefined: zeros
-    int64_t head_step;  // floats of `from` between heads
+    int64_t head_step;  // elements of `from` between heads
     int64_t count;      // of a vector: its length, rounded up to full vectors with zeros
     int64_t depth = 1;
     int64_t stride = 1;
     bool transposed = false;
   };
 
-  /// `wanted` [heads]: heads to pack, empty = all; the others stay unset.
-  PackedHeads(std::vector<Part> parts, int64_t heads, const std::vector<bool>& wanted = {});
+  enum class Operand { kFloat32, kBf16Pair };
 
+  /// `wanted` [heads]: heads to pack, empty = all; the others stay unset.
+  PackedHeads(std::vector<Part> parts, int64_t heads, const std::vector<bool>& wanted = {},
+              Operand operand = Operand::kFloat32);
+
+  /// A part of float32, and one of pairs.
   const float* at(int64_t head, int64_t part) const {
     return data_.get() + head * head_floats_ + offset_[part];
+  }
+  const kernels::Bf16Pair* pairs_at(int64_t head, int64_t part) const {
+    return reinterpret_cast<const kernels::Bf16Pair*>(at(head, part));
   }
 
  private:
@@ -49,14 +58,17 @@ enum RowsPart : int64_t { kRowPanels, kRowBias };
 enum QueryBackwardPart : int64_t { kQueryPanels, kOutputBlocks };
 enum KeyValueBackwardPart : int64_t { kKeyPanels, kValueBackwardPanels };
 
-/// The packed forms, from `cached_packing`.
-std::shared_ptr<const PackedHeads> packed_query_heads(const AttentionWeights& weights,
-                                                      int64_t heads, int64_t head_dim);
-std::shared_ptr<const PackedHeads> packed_key_value_heads(const AttentionWeights& weights,
-                                                          int64_t kv_heads, int64_t head_dim);
+/// The packed forms, from `cached_packing`; in pairs only of bfloat16 weights.
+std::shared_ptr<const PackedHeads> packed_query_heads(
+    const AttentionWeights& weights, int64_t heads, int64_t head_dim,
+    PackedHeads::Operand operand = PackedHeads::Operand::kFloat32);
+std::shared_ptr<const PackedHeads> packed_key_value_heads(
+    const AttentionWeights& weights, int64_t kv_heads, int64_t head_dim,
+    PackedHeads::Operand operand = PackedHeads::Operand::kFloat32);
 /// Of the output projection there is one part: its column panels.
-std::shared_ptr<const PackedHeads> packed_output_heads(const AttentionWeights& weights,
-                                                       int64_t heads, int64_t head_dim);
+std::shared_ptr<const PackedHeads> packed_output_heads(
+    const AttentionWeights& weights, int64_t heads, int64_t head_dim,
+    PackedHeads::Operand operand = PackedHeads::Operand::kFloat32);
 /// RowsPart of one projection x W^T + b, W [heads*dh, D].
 std::shared_ptr<const PackedHeads> packed_rows(const at::Tensor& weight, const at::Tensor& bias,
                                                int64_t heads, int64_t head_dim);

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <sstream>
 
+#include "headkit/core/error.h"
 #include "headkit/core/version.h"
 #include "kernels/dispatch.h"
 
@@ -35,16 +36,21 @@ std::vector<std::string> available_isas() {
 
 std::string active_isa() { return kernels::kernel_table().isa; }
 
-double peak_flops(double seconds) {
+double peak_flops(const std::string& dtype, double seconds) {
   using Clock = std::chrono::steady_clock;
   const kernels::KernelTable& table = kernels::kernel_table();
+  const bool bf16 = dtype == "bfloat16";
+  HEADKIT_CHECK(bf16 || dtype == "float32", "peak_flops", "dtype float32 or bfloat16", dtype);
+  HEADKIT_CHECK(!bf16 || table.bf16 != nullptr, "peak_flops",
+                "a level that multiplies bfloat16 natively", table.isa);
+  const auto probe = bf16 ? table.bf16->probe : table.probe;
   std::mutex mutex;
   double total = 0.0;
   at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
     const auto start = Clock::now();
     double flops = 0.0, elapsed = 0.0;
     do {
-      flops += table.probe(1000);
+      flops += probe(1000);
       elapsed = std::chrono::duration<double>(Clock::now() - start).count();
     } while (elapsed < seconds);
     const std::lock_guard<std::mutex> lock(mutex);

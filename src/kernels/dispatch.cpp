@@ -20,12 +20,18 @@ namespace avx512 {
 const KernelTable& table();
 }
 #endif
+#ifdef HEADKIT_HAS_AVX512_BF16
+namespace avx512_bf16 {
+const Bf16Kernels& table();
+}
+#endif
 
 namespace {
 
 struct Levels {
-  const KernelTable* tables[3];
+  const KernelTable* tables[4];
   int count = 0;
+  KernelTable with_bf16;
 
   Levels() {
     tables[count++] = &scalar::table();
@@ -38,6 +44,14 @@ struct Levels {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       tables[count++] = &avx512::table();
+#ifdef HEADKIT_HAS_AVX512_BF16
+      if (__builtin_cpu_supports("avx512bf16")) {
+        with_bf16 = avx512::table();
+        with_bf16.isa = "avx512_bf16";
+        with_bf16.bf16 = &avx512_bf16::table();
+        tables[count++] = &with_bf16;
+      }
+#endif
     }
 #endif
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/bf16_params.h"
 #include "kernels/params.h"
 
 namespace headkit::kernels {
@@ -55,6 +56,8 @@ struct KernelTable {
   // Runs independent multiply-adds in registers and returns how many FLOPs they were: the ceiling
   // of the other kernels.
   double (*probe)(int64_t iterations);
+
+  const Bf16Kernels* bf16 = nullptr;  // nullptr: bfloat16 is widened to float32
 };
 
 // The kernels of the CUDA backend; nullptr from no_cuda.cpp, which stands in for them.

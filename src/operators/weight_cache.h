@@ -29,6 +29,9 @@ enum PackingKind : int64_t {
   kKeyValuePacking,
   kOutputPacking,
   kRowsPacking,
+  kBf16QueryPacking,
+  kBf16KeyValuePacking,
+  kBf16OutputPacking,
   kFeedForwardPacking
 };
 

@@ -417,17 +417,18 @@ def test_cpu_results_do_not_depend_on_the_batch(monkeypatch):
 
 
 LEVEL_SCRIPT = """
-import hashlib, json, torch, headkit
+import hashlib, json, sys, torch, headkit
 torch.manual_seed(0)
-weights = headkit.AttentionWeights(*torch.randn(4, 96, 96).div(10))
-x = torch.randn(5, 131, 96)
+dtype = getattr(torch, sys.argv[1])
+weights = headkit.AttentionWeights(*torch.randn(4, 96, 96).div(10).to(dtype))
+x = torch.randn(5, 131, 96).to(dtype)
 gate = torch.rand(5, 6) * (torch.rand(5, 6) > 0.5)
 mask = torch.rand(5, 131) > 0.2
 found = {}
 for threads in (1, 2, 3):
     torch.set_num_threads(threads)
     y = headkit.gated_attention(x, weights, 6, gate=gate, key_padding_mask=mask)
-    found[threads] = hashlib.sha256(y.numpy().tobytes()).hexdigest()
+    found[threads] = hashlib.sha256(y.float().numpy().tobytes()).hexdigest()
 truth = headkit.reference_attention(
     x.double(),
     headkit.AttentionWeights(*(getattr(weights, n).double() for n in "qkvo")),
@@ -439,18 +440,17 @@ print(json.dumps({"digests": sorted(set(found.values())), "error": error, "backe
 """
 
 
-@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
-def test_cpu_results_do_not_depend_on_the_threads(level):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("level", hk._C.available_isas())
+def test_cpu_results_do_not_depend_on_the_threads(level, dtype):
     package = str(pathlib.Path(hk.__file__).parents[1])
     environment = os.environ | {
         "HEADKIT_ISA": level,
         "HEADKIT_BACKEND": "cpu",
         "PYTHONPATH": package,
     }
-    if level not in hk._C.available_isas():
-        pytest.skip(f"this machine or build lacks {level}")
     shown = subprocess.run(
-        [sys.executable, "-c", LEVEL_SCRIPT], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", LEVEL_SCRIPT, dtype], env=environment, capture_output=True, text=True
     )
     assert shown.returncode == 0, shown.stderr
     found = json.loads(shown.stdout)

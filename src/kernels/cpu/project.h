@@ -5,19 +5,6 @@
 namespace headkit::kernels::HEADKIT_ISA {
 namespace {
 
-constexpr int64_t kLine = 16;   // floats of a cache line
-constexpr int64_t kAhead = 24;  // steps between a fetch of weights and their use
-
-// Tokens of the panel that begins at `first`.
-HEADKIT_INLINE int64_t panel_size(int64_t first, int64_t count) {
-  return count - first < kPanel ? count - first : kPanel;
-}
-
-HEADKIT_INLINE int64_t vectors_of(int64_t tokens) { return ceil_div(tokens, kLanes); }
-
-// Floats of a row of dh: see `rows` in params.h.
-HEADKIT_INLINE int64_t row_floats(int64_t head_dim) { return ceil_div(head_dim, kLanes) * kLanes; }
-
 // out [rows][P] = scale * (W x + bias), for W in blocks of R rows and one token panel x; `bias` may
 // be nullptr.
 template <int NV>

@@ -96,6 +96,19 @@ HEADKIT_INLINE void for_vectors(int64_t vectors, const Run& run) {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+constexpr int64_t kLine = 16;   // floats of a cache line
+constexpr int64_t kAhead = 24;  // steps between a fetch of weights and their use
+
+// Tokens of the panel that begins at `first`.
+HEADKIT_INLINE int64_t panel_size(int64_t first, int64_t count) {
+  return count - first < kPanel ? count - first : kPanel;
+}
+
+HEADKIT_INLINE int64_t vectors_of(int64_t tokens) { return ceil_div(tokens, kLanes); }
+
+// Floats of a row of dh: see `rows` in params.h.
+HEADKIT_INLINE int64_t row_floats(int64_t head_dim) { return ceil_div(head_dim, kLanes) * kLanes; }
+
 // `count` columns cut into panels of at most kPanelVectors vectors, as equal as can be: 64 columns
 // of 16 lanes are 2 + 2 vectors, not 3 + 1.
 struct ColumnPanels {

@@ -18,7 +18,7 @@ TEST(Dispatch, LevelsGoFromScalarUp) {
     names.insert(isa_name(i));
     EXPECT_STREQ(kernel_table_at(i).isa, isa_name(i));
     if (i > 0) {
-      EXPECT_GT(kernel_table_at(i).vector_length, kernel_table_at(i - 1).vector_length);
+      EXPECT_GE(kernel_table_at(i).vector_length, kernel_table_at(i - 1).vector_length);
     }
   }
   EXPECT_EQ(static_cast<int>(names.size()), isa_count());
@@ -51,6 +51,16 @@ TEST(Dispatch, ProbeCountsItsWork) {
   for (int i = 0; i < isa_count(); ++i) {
     EXPECT_EQ(kernel_table_at(i).probe(20), 2.0 * kernel_table_at(i).probe(10));
     EXPECT_GT(kernel_table_at(i).probe(1), 0.0);
+  }
+}
+
+TEST(Dispatch, BfloatKernelsComeWithTheirLevelAlone) {
+  for (int i = 0; i < isa_count(); ++i) {
+    const KernelTable& table = kernel_table_at(i);
+    ASSERT_EQ(table.bf16 != nullptr, std::string(table.isa) == "avx512_bf16") << table.isa;
+    if (table.bf16 == nullptr) continue;
+    EXPECT_EQ(table.bf16->probe(20), 2.0 * table.bf16->probe(10));
+    EXPECT_GT(table.bf16->probe(1), 0.0);
   }
 }
 
