@@ -20,6 +20,7 @@ from headkit.bench import (
     routine,
 )
 from headkit.bench.baseline import changes
+from headkit.bench.markdown import markdown
 from headkit.bench.open_units import random_gates
 from headkit.bench.peer import Peer, Work
 from headkit.bench.plots import plot_roofline, plot_shares
@@ -39,9 +40,10 @@ def rows_by_name(report):
 
 @pytest.fixture(scope="module", autouse=True)
 def steady_probe():
-    """No round is disturbed, whatever else the machine does."""
+    """No round is disturbed, whatever else the machine does; nothing large is copied."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(routine, "peak_flops", lambda dtype: 1e11)
+        patch.setattr(routine, "copy_bytes_per_second", lambda: 1e10)
         yield
 
 
@@ -58,7 +60,7 @@ def test_a_layer_is_measured_beside_every_peer_and_share(report):
     for row in report.rows:
         assert row.routine == "attention" and row.threads == 1 and row.setting["T"] == 8
         assert row.flops == 4 * 8 * 4 * (2 * 16 + 8) * 2 * 4 * row.share
-        assert row.max_error < 1e-5 and row.of_peak > 0 and row.copy_bytes_per_second > 0
+        assert row.max_error < 1e-5 and row.of_peak > 0 and row.of_copy > 0
         assert (row.of_ideal is None) == (row.name != "headkit")
         # x and output, then the weights of heads open anywhere, in float32.
         assert 0 < row.bytes - 4 * 2 * (2 * 8 * 16) <= 4 * 4 * 16 * 16
@@ -276,6 +278,23 @@ def test_all_runs_every_routine(monkeypatch):
 
 
 NOTHING = Report({"cpu": "none"}, [], [])
+
+
+def test_markdown_puts_the_lengths_side_by_side(report):
+    longer = [
+        dataclasses.replace(row, setting={**row.setting, "T": 9}, milliseconds=1.5)
+        for row in report.rows
+        if row.share == 1
+    ]
+    text = markdown(dataclasses.replace(report, rows=[*report.rows, *longer]))
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {9}
+    assert "T=8 ms" in lines[0] and "T=9 ms" in lines[0]
+    assert len(lines) == 2 + len(report.rows)
+    dense = next(line for line in lines if line.startswith("| headkit | 100 %"))
+    assert dense.split("|")[6].strip() == "1.5" and "1.00 (1.00)" in dense
+
+
 SMALL = (
     "bench attention --batch 1 --length 4,6 --dim 16 --heads 2 --threads 1 --rounds 1 --peers dense"
 )

@@ -14,7 +14,7 @@ import torch
 from headkit.bench.peer import Peer
 
 MAX_PROBE_SPREAD = 0.05
-SHORTEST_SECONDS = 5e-4
+SHORTEST_SECONDS = 5e-3
 
 Key = tuple[str, float]
 
@@ -78,7 +78,7 @@ def measure(
 ) -> Rounds:
     """Time all peers in every round, each in turn the first.
 
-    Calls shorter than half a millisecond are repeated until they last so long.
+    Calls shorter than 5 milliseconds are repeated until they last so long.
 
     Args:
         peers: with different (name, share).

@@ -46,6 +46,9 @@ Isa = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Write the same JSON to this file.")]
+Markdown = Annotated[
+    Path | None, typer.Option("--markdown", help="Write the tables to this file as Markdown.")
+]
 Baseline = Annotated[
     Path | None,
     typer.Option("--baseline", help="Compare ratios with this earlier --out; 1 on a regression."),

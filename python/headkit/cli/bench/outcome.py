@@ -13,6 +13,7 @@ from rich.console import Console
 
 import headkit
 from headkit.bench.baseline import changes
+from headkit.bench.markdown import markdown
 from headkit.bench.plots import plot_roofline, plot_shares
 from headkit.bench.routine import Report, Routine, run
 from headkit.bench.table import tables
@@ -28,6 +29,7 @@ def carry_out(
     isa: options.Isa = None,
     as_json: options.Json = False,
     out: options.Out = None,
+    markdown_file: options.Markdown = None,
     baseline: options.Baseline = None,
     tolerance: options.Tolerance = 0.05,
     plot: options.Plot = None,
@@ -48,6 +50,9 @@ def carry_out(
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    if markdown_file is not None:
+        markdown_file.parent.mkdir(parents=True, exist_ok=True)
+        markdown_file.write_text(markdown(report) + "\n", encoding="utf-8")
     if as_json:
         print_json(report.to_dict())
     else:
