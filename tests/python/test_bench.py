@@ -29,7 +29,7 @@ from headkit.bench.routine import Report, run
 from headkit.cli import app
 from headkit.cli.bench import outcome
 
-TINY = {"batch": 2, "lengths": (8,), "dim": 16, "heads": 4, "peers": ("dense", "sparse")}
+TINY = {"batches": (2,), "lengths": (8,), "dim": 16, "heads": 4, "peers": ("dense", "sparse")}
 DENSE = {"nn.MultiheadAttention", "linear + SDPA"}
 SPARSE = {"mask multiply", "gather by pair", "gather by head", "pruned, linear + SDPA"}
 
@@ -197,7 +197,14 @@ def test_what_is_no_model_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "refused",
-    [{"heads": 5}, {"lengths": (0,)}, {"dtype": "int8"}, {"measures": ("up",)}, {"peers": ("x",)}],
+    [
+        {"heads": 5},
+        {"batches": ()},
+        {"lengths": (0,)},
+        {"dtype": "int8"},
+        {"measures": ("up",)},
+        {"peers": ("x",)},
+    ],
 )
 def test_nonsense_is_refused(refused):
     with pytest.raises(ValueError, match=r"\[bench\] expected"):

@@ -24,7 +24,7 @@ class Attention(Routine):
     """One self-attention layer.
 
     Attributes:
-        batch: samples, B.
+        batches: samples, B; a case for each.
         lengths: tokens in a sample, T; a case for each.
         dim: width, D.
         heads: H, a divisor of ``dim``.
@@ -46,7 +46,7 @@ class Attention(Routine):
 
     NAME: ClassVar[str] = "attention"
 
-    batch: int = 8
+    batches: tuple[int, ...] = (8,)
     lengths: tuple[int, ...] = (128, 512)
     dim: int = 768
     heads: int = 12
@@ -58,17 +58,17 @@ class Attention(Routine):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_layer(self.batch, self.lengths, self.dim, self.heads)
+        require_layer(self.batches, self.lengths, self.dim, self.heads)
         require_known((self.dtype,), DTYPES)
         require_known(self.measures, MEASURES)
         require_known((self.gates,), KINDS)
         require_known(self.peers, PEERS)
 
     def settings(self) -> list[Setting]:
-        """One for each measure and length."""
+        """One for each measure, number of samples and length."""
         return [
             {
-                "B": self.batch,
+                "B": batch,
                 "T": length,
                 "D": self.dim,
                 "H": self.heads,
@@ -77,6 +77,7 @@ class Attention(Routine):
                 **({} if self.gates == "equal" else {"gates": self.gates}),
             }
             for measure in self.measures
+            for batch in self.batches
             for length in self.lengths
         ]
 
@@ -96,7 +97,7 @@ class Attention(Routine):
     def work(self, length: int, measure: str, gate: torch.Tensor) -> Work:
         """FLOPs of the open pairs; x, output and the weights of heads open anywhere, or as many
         again for their gradients."""
-        of_tokens = 2.0 * self.batch * length * self.dim
+        of_tokens = 2.0 * len(gate) * length * self.dim
         of_weights = 4.0 * self.dim * (self.dim // self.heads) * int((gate != 0).any(0).sum())
         times = {"forward": 1, "backward": 2, "training": 3}[measure]
         size = DTYPES[self.dtype].itemsize
@@ -107,10 +108,10 @@ class Attention(Routine):
 
     def case(self, setting: Setting) -> Case:
         """Every peer at one length, checked."""
-        measure, length = str(setting["measure"]), int(setting["T"])
+        batch, length, measure = int(setting["B"]), int(setting["T"]), str(setting["measure"])
         trained = measure != "forward"
         torch.manual_seed(self.seed)
-        layer = AttentionLayer(self.batch, length, self.dim, self.heads, DTYPES[self.dtype])
+        layer = AttentionLayer(batch, length, self.dim, self.heads, DTYPES[self.dtype])
         layer.x.requires_grad_(trained)
         for parameter in (*layer.torch_module.parameters(), *layer.module.parameters()):
             parameter.requires_grad_(trained)
@@ -127,7 +128,7 @@ class Attention(Routine):
         return case
 
     def _makers(self, layer: AttentionLayer, trained: bool) -> list[Maker]:
-        gates = random_gates(self.batch, self.heads, self.shares, self.gates)
+        gates = random_gates(layer.batch, self.heads, self.shares, self.gates)
         sparse = {share: gate for share, gate in gates.items() if share < 1}
         found = []
         if "dense" in self.peers:

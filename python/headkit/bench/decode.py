@@ -51,7 +51,7 @@ class Decode(Routine):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_layer(self.batch, self.lengths, self.dim, self.heads)
+        require_layer((self.batch,), self.lengths, self.dim, self.heads)
         require_known((self.dtype,), DTYPES)
         if self.kv_heads < 0 or (self.kv_heads and self.heads % self.kv_heads):
             raise ValueError(

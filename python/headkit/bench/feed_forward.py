@@ -65,7 +65,7 @@ class FeedForward(Routine):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_layer(self.batch, self.lengths, self.neurons, self.neurons // max(1, self.block))
+        require_layer((self.batch,), self.lengths, self.neurons, self.neurons // max(1, self.block))
         if self.dim < 1 or self.block < 1:
             raise ValueError(
                 f"[bench] expected a positive width and block; found {self.dim}, {self.block}"

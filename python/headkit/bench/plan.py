@@ -47,8 +47,7 @@ class Plan(Routine):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for batch in self.batches:
-            require_layer(batch, (self.length,), self.dim, self.heads)
+        require_layer(self.batches, (self.length,), self.dim, self.heads)
 
     def settings(self) -> list[Setting]:
         """One for each number of samples."""
@@ -60,7 +59,7 @@ class Plan(Routine):
         """The work list, read back and compared with its gates, and the layer, at every share."""
         batch = int(setting["B"])
         layer = Attention(
-            batch=batch,
+            batches=(batch,),
             lengths=(self.length,),
             dim=self.dim,
             heads=self.heads,

@@ -10,19 +10,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PEERS = ("dense", "compiled", "sparse")
 
 
-def require_layer(batch: int, lengths: tuple[int, ...], dim: int, heads: int) -> None:
+def require_layer(batches: tuple[int, ...], lengths: tuple[int, ...], dim: int, heads: int) -> None:
     """Refuse sizes of an attention layer that do not fit together.
 
     Raises:
         ValueError: naming them.
 
     Example:
-        >>> require_layer(8, (128,), 768, 12)
+        >>> require_layer((8,), (128,), 768, 12)
     """
-    if not lengths or min(batch, dim, heads, *lengths) < 1 or dim % heads:
+    if not (batches and lengths) or min(dim, heads, *batches, *lengths) < 1 or dim % heads:
         raise ValueError(
             "[bench] expected positive sizes and heads that divide the width; found "
-            f"batch {batch}, lengths {lengths}, width {dim}, heads {heads}"
+            f"samples {batches}, lengths {lengths}, width {dim}, heads {heads}"
         )
 
 

@@ -34,7 +34,7 @@ def _group() -> None:
 @app.command()
 @measuring
 def attention(
-    batch: options.Batch = 8,
+    batch: options.Batches = "8",
     length: options.Lengths = "128,512",
     dim: options.Dim = 768,
     heads: options.Heads = 12,
@@ -52,7 +52,7 @@ def attention(
     """
     return [
         Attention(
-            batch=batch,
+            batches=numbers(batch),
             lengths=numbers(length),
             dim=dim,
             heads=heads,
