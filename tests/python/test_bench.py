@@ -24,6 +24,7 @@ from headkit.bench.markdown import markdown
 from headkit.bench.open_units import random_gates
 from headkit.bench.peer import Peer, Work
 from headkit.bench.plots import plot_roofline, plot_shares
+from headkit.bench.probes import Reading
 from headkit.bench.rounds import measure
 from headkit.bench.routine import Report, run
 from headkit.cli import app
@@ -42,7 +43,7 @@ def rows_by_name(report):
 def steady_probe():
     """No round is disturbed, whatever else the machine does; nothing large is copied."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routine, "peak_flops", lambda dtype: 1e11)
+        patch.setattr(routine, "read_peak", lambda dtype: Reading(1e11, 1.0))
         patch.setattr(routine, "copy_bytes_per_second", lambda: 1e10)
         yield
 
@@ -224,16 +225,30 @@ def test_gates_keep_their_share():
         random_gates(1, 2, (1.5,))
 
 
-def test_disturbed_rounds_do_not_count():
-    # Two readings a round; the second round is disturbed.
-    readings = iter([100, 98, 90, 100, 99, 100, 100, 100])
+def measured_with(readings):
+    """Two rounds of two peers, with two readings a round: (FLOP/s, share of the processor)."""
+    given = iter(readings)
     peers = [Peer(name, 1.0, lambda: None, Work(0, 0), 0.0) for name in ("a", "b")]
-    measured = measure(peers, 3, lambda: next(readings), lambda done: None)
-    assert measured.probes == [98, 99, 100] and measured.repeated == 1
+    return measure(peers, 2, lambda: Reading(*next(given)), lambda done: None)
+
+
+def test_disturbed_rounds_do_not_count():
+    dip, busy, fine = [(100, 1), (90, 1)], [(100, 1), (100, 0.6)], [(100, 1), (98, 0.99)]
+    measured = measured_with([*fine, *dip, *busy, *fine])
+    assert measured.probes == [98, 98] and measured.repeated == 2 and not measured.void
     assert {key: len(times) for key, times in measured.seconds.items()} == {
-        ("a", 1.0): 3,
-        ("b", 1.0): 3,
+        ("a", 1.0): 2,
+        ("b", 1.0): 2,
     }
+
+
+def test_a_busy_machine_makes_rows_void():
+    # The probe is steady, but at half of what the processor does alone.
+    busy, fine = [(50, 0.5)] * 2, [(100, 1)] * 2
+    measured = measured_with([*busy, *busy])
+    assert measured.void and measured.probes == [50, 50]
+    measured = measured_with([*busy, *fine, *busy, *busy, *busy, *busy])
+    assert measured.void and measured.probes == [100] and measured.repeated == 5
 
 
 def test_a_report_comes_back_from_its_file(report, tmp_path):

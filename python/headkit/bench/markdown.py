@@ -59,7 +59,9 @@ def _sizes(setting: Setting) -> list[str]:
 
 def _ceilings(row: Row, same: Setting) -> str:
     varied = " ".join(_sizes({k: v for k, v in row.setting.items() if k not in same}))
-    state = "void" if row.void else f"{row.rounds} rounds"
+    state = f"{row.rounds} rounds"
+    if row.void:
+        state += f", void: had {row.processor_share:.0%} of the processor".replace("%", " %")
     return (
         f"{varied}{': ' if varied else ''}peak {row.peak_flops / 1e9:.0f} GFLOP/s, copy "
         f"{row.copy_bytes_per_second / 1e9:.0f} GB/s, {state}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 
@@ -13,20 +14,35 @@ from headkit.bench.machine import last_level_cache_bytes
 MOST_COPY_BYTES = 1 << 30
 
 
-def peak_flops(dtype: torch.dtype = torch.float32) -> float:
-    """Measure FLOP/s of multiply-adds on registers alone, over the threads that torch uses.
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What the processor did for a moment.
+
+    Attributes:
+        flops: FLOP/s of multiply-adds on registers alone, over the threads that torch uses.
+        share: processor time that these threads got, over the time that passed for them.
+    """
+
+    flops: float
+    share: float
+
+
+def read_peak(dtype: torch.dtype = torch.float32) -> Reading:
+    """Measure what the processor can do now.
 
     Args:
         dtype: float32; for another one its own peak where the build can measure that, else the one
             of float32.
 
     Example:
-        >>> peak_flops() > 0
+        >>> read_peak().flops > 0
         True
     """
-    if dtype == torch.float32 or not has_peak(dtype):
-        return _C.peak_flops()
-    return _C.peak_flops(dtype=_name(dtype))
+    wall, used = time.perf_counter(), time.process_time()
+    own = dtype != torch.float32 and has_peak(dtype)
+    flops = _C.peak_flops(dtype=_name(dtype)) if own else _C.peak_flops()
+    wall, used = time.perf_counter() - wall, time.process_time() - used
+    return Reading(flops, used / (wall * torch.get_num_threads()))
 
 
 def has_peak(dtype: torch.dtype) -> bool:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 import torch
 
 from headkit.bench.peer import Peer
+from headkit.bench.probes import Reading
 
-MAX_PROBE_SPREAD = 0.05
+MAX_DISTURBANCE = 0.05
 SHORTEST_SECONDS = 5e-3
 
 Key = tuple[str, float]
@@ -42,25 +43,35 @@ def on_threads(count: int) -> Iterator[int]:
 
 @dataclasses.dataclass
 class Rounds:
-    """Seconds of all peers and the probe of each round that counts.
+    """Seconds of all peers and the readings of each round.
 
     Attributes:
         seconds: of each peer by (name, share), one for each round.
         probes: the slower reading of each round, FLOP/s.
-        repeated: rounds that do not count, because their probe was more than 5 % below the best.
+        shares: the smaller processor share of each round.
+        repeated: rounds that do not count.
+        void: too few rounds count; where none does, all are kept.
     """
 
     seconds: dict[Key, list[float]]
-    probes: list[float]
+    probes: list[float] = dataclasses.field(default_factory=list)
+    shares: list[float] = dataclasses.field(default_factory=list)
     repeated: int = 0
+    void: bool = False
 
-    def drop_disturbed(self) -> None:
-        """Forget the rounds in which something else used the processor."""
-        best = max(self.probes)
-        kept = [i for i, probe in enumerate(self.probes) if probe >= (1 - MAX_PROBE_SPREAD) * best]
-        self.repeated += len(self.probes) - len(kept)
-        self.probes = [self.probes[i] for i in kept]
-        self.seconds = {key: [times[i] for i in kept] for key, times in self.seconds.items()}
+    def undisturbed(self) -> list[int]:
+        """Rounds in which nothing else used the processor: these threads had it, and the probe was
+        within 5 % of the best."""
+        had = [i for i, share in enumerate(self.shares) if share >= 1 - MAX_DISTURBANCE]
+        best = max((self.probes[i] for i in had), default=0.0)
+        return [i for i in had if self.probes[i] >= (1 - MAX_DISTURBANCE) * best]
+
+    def keep(self, rounds: list[int]) -> None:
+        """Forget the others."""
+        self.repeated = len(self.probes) - len(rounds)
+        self.probes = [self.probes[i] for i in rounds]
+        self.shares = [self.shares[i] for i in rounds]
+        self.seconds = {key: [times[i] for i in rounds] for key, times in self.seconds.items()}
 
 
 def _seconds(call: Callable[[], object], repeats: int) -> float:
@@ -73,7 +84,7 @@ def _seconds(call: Callable[[], object], repeats: int) -> float:
 def measure(
     peers: list[Peer],
     rounds: int,
-    probe: Callable[[], float],
+    probe: Callable[[], Reading],
     progress: Callable[[int], None],
 ) -> Rounds:
     """Time all peers in every round, each in turn the first.
@@ -82,14 +93,16 @@ def measure(
 
     Args:
         peers: with different (name, share).
-        rounds: undisturbed rounds to collect; at most three times as many are tried.
-        probe: FLOP/s that the processor can do now.
+        rounds: undisturbed rounds to collect; at most three times as many are tried, and as many if
+            all of those are disturbed.
+        probe: reads what the processor can do now.
         progress: called with the number of rounds that count.
 
     Example:
         >>> from headkit.bench.peer import Peer, Work
         >>> peer = Peer("sum", 1.0, lambda: sum(range(99)), Work(99, 8), 0.0)
-        >>> len(measure([peer], 2, lambda: 1.0, lambda done: None).seconds["sum", 1.0])
+        >>> probe = lambda: Reading(flops=1.0, share=1.0)
+        >>> len(measure([peer], 2, probe, lambda done: None).seconds["sum", 1.0])
         2
     """
     repeats = {}
@@ -97,17 +110,22 @@ def measure(
         peer.call()
         once = _seconds(peer.call, 1)
         repeats[peer.name, peer.share] = max(1, math.ceil(SHORTEST_SECONDS / once))
-    result = Rounds({key: [] for key in repeats}, [])
+    result = Rounds({key: [] for key in repeats})
     for attempt in range(3 * rounds):
         before = probe()
         turn = attempt % len(peers)
         for peer in peers[turn:] + peers[:turn]:
             key = (peer.name, peer.share)
             result.seconds[key].append(_seconds(peer.call, repeats[key]))
-        # The slower of the two: a disturbance during the round shows in one of them.
-        result.probes.append(min(before, probe()))
-        result.drop_disturbed()
-        progress(len(result.probes))
-        if len(result.probes) >= rounds:
+        # The worse of the two: a disturbance during the round shows in one of them.
+        after = probe()
+        result.probes.append(min(before.flops, after.flops))
+        result.shares.append(min(before.share, after.share))
+        counting = result.undisturbed()
+        progress(len(counting))
+        if len(counting) >= rounds or (attempt + 1 >= rounds and not counting):
             break
+    result.void = len(counting) < rounds
+    if counting:
+        result.keep(counting)
     return result

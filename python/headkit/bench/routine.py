@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from headkit.bench.machine import machine
 from headkit.bench.peer import Case, Setting
-from headkit.bench.probes import copy_bytes_per_second, has_peak, peak_flops
+from headkit.bench.probes import copy_bytes_per_second, has_peak, read_peak
 from headkit.bench.rounds import measure, on_threads
 from headkit.bench.row import Row, rows_of
 
@@ -143,14 +143,13 @@ def _measure_case(
     if not has_peak(case.dtype):
         case.note = f"{case.note} of peak: the probe of float32.".strip()
     copy = copy_bytes_per_second()
-    measured = measure(case.peers, rounds, lambda: peak_flops(case.dtype), show)
+    measured = measure(case.peers, rounds, lambda: read_peak(case.dtype), show)
     report.rows += rows_of(
         case,
         measured,
         routine=routine.NAME,
         setting=setting,
         threads=threads,
-        wanted_rounds=rounds,
         copy=copy,
     )
     report.absent += [

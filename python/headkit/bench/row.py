@@ -26,10 +26,11 @@ class Row:
         times_headkit: its time over headkit's at share 1 in the same round, median.
         of_ideal: of headkit, time at share 1 in proportion to the useful FLOPs, over its time.
         max_error: largest difference from the float64 reference.
-        rounds: rounds that count, and how many were measured again because the probe dipped.
+        rounds: rounds that count, and how many were disturbed and measured again.
         peak_flops: median of the probe, and its spread over the rounds that count.
         copy_bytes_per_second: of the copy probe.
-        void: the probe never settled: do not quote this row.
+        processor_share: processor time that the probe's threads got, over the time that passed.
+        void: the machine did other things in too many rounds: do not quote this row.
         note: what a reader should know, or "".
     """
 
@@ -52,6 +53,7 @@ class Row:
     peak_flops: float
     peak_spread: float
     copy_bytes_per_second: float
+    processor_share: float
     void: bool
     note: str = ""
 
@@ -72,7 +74,6 @@ def rows_of(
     routine: str,
     setting: Setting,
     threads: int,
-    wanted_rounds: int,
     copy: float,
 ) -> list[Row]:
     """The rows of a case from its rounds.
@@ -83,7 +84,6 @@ def rows_of(
         routine: name of the routine.
         setting: sizes and dtype.
         threads: they ran on.
-        wanted_rounds: with fewer the rows are void.
         copy: the copy probe, bytes a second.
     """
     probes = measured.probes
@@ -118,7 +118,8 @@ def rows_of(
                 peak_flops=statistics.median(probes),
                 peak_spread=1.0 - min(probes) / max(probes),
                 copy_bytes_per_second=copy,
-                void=len(seconds) < wanted_rounds,
+                void=measured.void,
+                processor_share=statistics.median(measured.shares),
                 note=case.note,
             )
         )

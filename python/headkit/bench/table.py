@@ -40,7 +40,7 @@ def _table(rows: list[Row]) -> Table:
         f"{first.repeated_rounds} repeated"
     )
     if first.void:
-        caption += ", [red]void: the peak moved by more than 5 %[/red]"
+        caption += f", [red]void: had {first.processor_share:.0%} of the processor[/red]"
     table = Table(
         title=f"{title(first.routine, first.setting, first.threads)}\n{caption}",
         title_justify="left",
