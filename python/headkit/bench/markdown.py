@@ -38,12 +38,13 @@ def _table(rows: list[Row]) -> str:
     threads = "1 pinned thread" if first.threads == 1 else f"{first.threads} threads"
     title = ", ".join([first.routine, *_sizes(same), threads])
     ceilings = "; ".join(_ceilings(case[0], same) for case in cases)
+    notes = "".join(f" {note}" for note in dict.fromkeys(row.note for row in rows if row.note))
     head, rule = ["peer", "open"], ["---", "---:"]
     for setting in settings:
         varied = " ".join(_sizes({k: v for k, v in setting.items() if k not in same}))
         head += [f"{varied} ms".strip(), "of peak", "x headkit (ideal)"]
         rule += ["---:"] * 3
-    lines = [f"**{title}.** {ceilings}.", "", _line(head), _line(rule)]
+    lines = [f"**{title}.** {ceilings}.{notes}", "", _line(head), _line(rule)]
     found = [{(row.name, row.share): row for row in case} for case in cases]
     for key in dict.fromkeys(key for case in found for key in case):
         cells = [key[0], f"{key[1]:.0%}".replace("%", " %")]

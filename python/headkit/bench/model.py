@@ -100,7 +100,7 @@ class Model(Routine):
         }
         count = _Count(gated, inputs)
         case = Case([], [], DTYPES[self.dtype])
-        case.note = "ideal: in proportion to the FLOPs of the whole model."
+        case.note = "Ideal: in proportion to the FLOPs of the whole model."
         exact_model = copy.deepcopy(plain).double()
         truths = {
             share: inputs.call(exact_model, _multiplied(exact_model, gate))()

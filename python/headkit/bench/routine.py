@@ -141,7 +141,7 @@ def _measure_case(
     show(0)
     case = routine.case(setting)
     if not has_peak(case.dtype):
-        case.note = f"{case.note} of peak: the probe of float32.".strip()
+        case.note = f"{case.note} Of peak: that of float32.".strip()
     copy = copy_bytes_per_second()
     measured = measure(case.peers, rounds, lambda: read_peak(case.dtype), show)
     report.rows += rows_of(
