@@ -1,13 +1,13 @@
 #include "attention/packed_weights.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <functional>
 
 #include "kernels/dispatch.h"
 #include "operators/float32.h"
+#include "operators/task_queue.h"
 
 namespace headkit {
 namespace {
@@ -132,12 +132,10 @@ PackedHeads::PackedHeads(std::vector<Part> parts, int64_t heads, const std::vect
     head_floats_ += (part_floats(part, operand) + kLine - 1) / kLine * kLine;
   }
   data_ = aligned_floats(heads * head_floats_);
-  at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t head = begin; head < end; ++head) {
-      if (!wanted.empty() && !wanted[head]) continue;
-      for (size_t i = 0; i < parts.size(); ++i) {
-        pack_part(parts[i], operand, head, data_.get() + head * head_floats_ + offset_[i]);
-      }
+  run_queue(queue_threads(), heads, 0, [&](int64_t head, float*) {
+    if (!wanted.empty() && !wanted[head]) return;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      pack_part(parts[i], operand, head, data_.get() + head * head_floats_ + offset_[i]);
     }
   });
 }

@@ -1,10 +1,10 @@
 #include "feed_forward/packed_blocks.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include "kernels/dispatch.h"
 #include "operators/float32.h"
+#include "operators/task_queue.h"
 
 namespace headkit {
 namespace {
@@ -22,20 +22,18 @@ std::shared_ptr<const PackedBlocks> pack(const FeedForwardProblem& problem) {
   packed->block_floats = table.packed_block_floats(width, problem.block_size, up.defined());
   packed->output = table.packed_block_output(width, problem.block_size, up.defined());
   packed->data = aligned_floats(problem.blocks * packed->block_floats);
-  at::parallel_for(0, problem.blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = problem.first_neuron(block);
-      table.pack_block({.in = at(in, first * width),
-                        .up = at(up, first * width),
-                        .out = at(out, first),
-                        .in_bias = at(in_bias, first),
-                        .up_bias = at(up_bias, first),
-                        .packed = packed->data.get() + block * packed->block_floats,
-                        .width = width,
-                        .neurons = problem.neurons_of(block),
-                        .block_size = problem.block_size,
-                        .out_stride = problem.neurons});
-    }
+  run_queue(queue_threads(), problem.blocks, 0, [&](int64_t block, float*) {
+    const int64_t first = problem.first_neuron(block);
+    table.pack_block({.in = at(in, first * width),
+                      .up = at(up, first * width),
+                      .out = at(out, first),
+                      .in_bias = at(in_bias, first),
+                      .up_bias = at(up_bias, first),
+                      .packed = packed->data.get() + block * packed->block_floats,
+                      .width = width,
+                      .neurons = problem.neurons_of(block),
+                      .block_size = problem.block_size,
+                      .out_stride = problem.neurons});
   });
   return packed;
 }

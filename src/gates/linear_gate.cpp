@@ -1,7 +1,6 @@
 #include "headkit/gates/linear_gate.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cmath>
@@ -11,6 +10,7 @@
 #include "gates/policy_json.h"
 #include "gates/tensor_text.h"
 #include "headkit/core/error.h"
+#include "operators/task_queue.h"
 
 namespace headkit {
 namespace {
@@ -122,24 +122,21 @@ at::Tensor LinearGate::logits(const at::Tensor& hidden, const at::Tensor& attent
   double* const z = result.mutable_data_ptr<double>();
 
   // Every sum runs over the sample's own tokens and features in ascending order, in one thread.
-  at::parallel_for(0, batch, 4, [&](int64_t begin, int64_t end) {
-    std::vector<double> feature(width);
-    for (int64_t b = begin; b < end; ++b) {
-      std::fill(feature.begin(), feature.end(), 0.0);
-      int64_t count = 0;
-      for (int64_t t = 0; t < tokens; ++t) {
-        if (!is_valid[b * tokens + t]) continue;
-        ++count;
-        const double* row = x + (b * tokens + t) * width;
-        for (int64_t j = 0; j < width; ++j) feature[j] += row[j];
-      }
-      double* const out = z + b * heads;
-      std::copy(s, s + heads, out);
-      if (count == 0) continue;
-      for (int64_t j = 0; j < width; ++j) {
-        const double deviation = feature[j] / static_cast<double>(count) - mu[j];
-        for (int64_t h = 0; h < heads; ++h) out[h] += deviation * w[j * heads + h];
-      }
+  run_queue(queue_threads(), batch, 0, [&](int64_t b, float*) {
+    std::vector<double> feature(width, 0.0);
+    int64_t count = 0;
+    for (int64_t t = 0; t < tokens; ++t) {
+      if (!is_valid[b * tokens + t]) continue;
+      ++count;
+      const double* row = x + (b * tokens + t) * width;
+      for (int64_t j = 0; j < width; ++j) feature[j] += row[j];
+    }
+    double* const out = z + b * heads;
+    std::copy(s, s + heads, out);
+    if (count == 0) return;
+    for (int64_t j = 0; j < width; ++j) {
+      const double deviation = feature[j] / static_cast<double>(count) - mu[j];
+      for (int64_t h = 0; h < heads; ++h) out[h] += deviation * w[j * heads + h];
     }
   });
   return result;

@@ -1,6 +1,7 @@
 #include "operators/task_queue.h"
 
 #include <ATen/Parallel.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -8,6 +9,14 @@
 #include <new>
 
 namespace headkit {
+namespace {
+
+// The threads of OpenMP's pool do not live on in a forked process, which would wait for them.
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int kForkHandler =
+    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
+
+}  // namespace
 
 void Arena::Free::operator()(float* data) const { std::free(data); }
 
@@ -24,7 +33,8 @@ float* Arena::reserve(int64_t floats) {
 }
 
 int64_t queue_threads() {
-  return at::in_parallel_region() ? 1 : std::max(1, at::get_num_threads());
+  if (forked.load(std::memory_order_relaxed) || at::in_parallel_region()) return 1;
+  return std::max(1, at::get_num_threads());
 }
 
 void run_queue(int64_t threads, int64_t tasks, int64_t scratch_floats,

@@ -19,7 +19,8 @@ class Arena {
   int64_t capacity_ = 0;
 };
 
-/// Threads that a queue may use: those of torch, or one inside a parallel region.
+/// Threads that a queue may use: those of torch, or one inside a parallel region and in a forked
+/// process.
 int64_t queue_threads();
 
 /// Calls `run(task, scratch)` once for each task in [0, tasks). Threads take the next task when

@@ -251,6 +251,23 @@ def test_calls_from_many_threads_agree():
     assert all(torch.equal(result, expected) for result in results)
 
 
+def test_a_forked_process_computes_on():
+    code = """
+import os, torch, headkit
+torch.set_num_threads(2)
+attention = headkit.nn.MultiHeadAttention(64, 4)
+x = torch.randn(8, 64, 64)
+with torch.no_grad(): expected = attention(x)
+child = os.fork()
+if child == 0:
+    with torch.no_grad(): same = torch.equal(attention(x), expected)
+    os._exit(0 if same else 3)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_one_thread_means_one_thread():
     code = """
