@@ -81,5 +81,7 @@ void add_attend(const Level& level);
 void add_sum_projections(const Level& level);
 void add_feed_forward(const Level& level);
 void add_activation(const Level& level);
+/// Of a level whose table has bfloat16 kernels; its peak is that of their probe.
+void add_bf16(const Level& level);
 
 }  // namespace headkit::kernels

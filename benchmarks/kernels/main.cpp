@@ -11,12 +11,12 @@ namespace headkit::kernels {
 namespace {
 
 // The best of some readings: a disturbance only makes one smaller.
-double measure_peak(const KernelTable& table) {
+double measure_peak(double (*probe)(int64_t iterations)) {
   using Clock = std::chrono::steady_clock;
   double best = 0.0;
   for (int reading = 0; reading < 20; ++reading) {
     const auto start = Clock::now();
-    const double flops = table.probe(20000);
+    const double flops = probe(20000);
     best = std::max(best, flops / std::chrono::duration<double>(Clock::now() - start).count());
   }
   return best;
@@ -33,12 +33,16 @@ int main(int argc, char** argv) {
   std::vector<Level> levels;
   for (int i = 0; i < isa_count(); ++i) {
     const KernelTable& table = kernel_table_at(i);
-    levels.push_back({table, measure_peak(table)});
+    levels.push_back({table, measure_peak(table.probe)});
     std::fprintf(stderr, "%s: peak %.1f GFLOP/s\n", table.isa, levels.back().peak / 1e9);
   }
   for (const auto add : {add_packing, add_project, add_attend, add_sum_projections,
                          add_feed_forward, add_activation}) {
     for (const Level& level : levels) add(level);
+  }
+  for (const Level& level : levels) {
+    const Bf16Kernels* bf16 = level.table.bf16;
+    if (bf16 != nullptr) add_bf16({level.table, measure_peak(bf16->probe)});
   }
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "attention/attention_call.h"
+#include "attention/bf16_launch.h"
 #include "operators/backend.h"
 #include "operators/operator_signature.h"
 
@@ -110,7 +111,11 @@ at::Tensor gated_attention(const at::Tensor& x, const AttentionWeights& weights,
 }
 
 BackendChoice choose_backend(const AttentionProblem& problem) {
-  return choose_backend("gated_attention", attention_cpu_refusal(problem));
+  BackendChoice choice = choose_backend("gated_attention", attention_cpu_refusal(problem));
+  if (choice.name == "cpu" && problem.x.scalar_type() != at::kFloat) {
+    choice.reason += runs_in_bf16(problem) ? ", in bfloat16" : ", in float32";
+  }
+  return choice;
 }
 
 BackendChoice attention_backend(const at::Tensor& x, const AttentionWeights& weights,
