@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from headkit.bench.markdown import markdown
 from headkit.bench.open_units import random_gates
 from headkit.bench.peer import Peer, Work
 from headkit.bench.plots import plot_roofline, plot_shares
-from headkit.bench.probes import Reading
+from headkit.bench.probes import Reading, read_peak
 from headkit.bench.rounds import measure
 from headkit.bench.routine import Report, run
 from headkit.cli import app
@@ -43,8 +44,8 @@ def rows_by_name(report):
 def steady_probe():
     """No round is disturbed, whatever else the machine does; nothing large is copied."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routine, "read_peak", lambda dtype: Reading(1e11, 1.0))
-        patch.setattr(routine, "copy_bytes_per_second", lambda: 1e10)
+        patch.setattr(routine, "read_peak", lambda *given: Reading(1e11, 1.0))
+        patch.setattr(routine, "copy_bytes_per_second", lambda *given: 1e10)
         yield
 
 
@@ -251,6 +252,26 @@ def test_a_busy_machine_makes_rows_void():
     assert measured.void and measured.probes == [100] and measured.repeated == 5
 
 
+def test_the_clock_of_the_processor_is_for_one_thread():
+    def wait_and_work():
+        time.sleep(0.02)
+        sum(range(1000))
+
+    peers = [Peer("a", 1.0, wait_and_work, Work(0, 0), 0.0)]
+    seconds = {
+        clock: min(
+            measure(peers, 1, lambda: Reading(1, 1), lambda done: None, clock).seconds["a", 1.0]
+        )
+        for clock in ("wall", "processor")
+    }
+    assert seconds["processor"] < 0.02 <= seconds["wall"]
+    reading = read_peak(torch.float32, "processor")
+    assert reading.share == 1 and reading.flops > 0
+    for refused in ({"clock": "processor", "threads": (2,)}, {"clock": "sun"}):
+        with pytest.raises(ValueError, match=r"\[bench\] expected"):
+            run([], **refused)
+
+
 def test_a_report_comes_back_from_its_file(report, tmp_path):
     path = tmp_path / "report.json"
     path.write_text(json.dumps(report.to_dict()))
@@ -299,7 +320,7 @@ def test_all_runs_every_routine(monkeypatch):
     assert {type(each) for each in made} == set(routine.Routine.__subclasses__())
 
 
-NOTHING = Report({"cpu": "none"}, [], [])
+NOTHING = Report({}, [], [])
 
 
 def test_markdown_puts_the_lengths_side_by_side(report):

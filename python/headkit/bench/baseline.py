@@ -52,10 +52,10 @@ def changes(now: Report, before: Report) -> list[Change]:
         list[Change]: the worst first.
 
     Raises:
-        ValueError: if they have no row in common, or were measured on another processor or at
-            another instruction-set level.
+        ValueError: if they have no row in common, or were measured on another processor, at
+            another instruction-set level or by another clock.
     """
-    for key in ("cpu", "isa"):
+    for key in ("cpu", "isa", "clock"):
         if now.machine[key] != before.machine[key]:
             raise ValueError(
                 f"[bench] expected a baseline measured on {now.machine[key]}; found "

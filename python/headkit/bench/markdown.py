@@ -8,6 +8,8 @@ from headkit.bench.peer import Setting
 from headkit.bench.routine import Report
 from headkit.bench.row import Row
 
+FACTS = ("cores", "isa", "torch", "load", "clock")
+
 
 def markdown(report: Report) -> str:
     """A table for each routine, measure and number of threads; its cases are side by side.
@@ -18,7 +20,9 @@ def markdown(report: Report) -> str:
     """
     about = report.machine
     facts = [str(about["cpu"])]
-    facts += [f"{key} {about[key]}" for key in ("cores", "isa", "torch", "load") if key in about]
+    facts += [
+        f"{key} {about[key]}" for key in ("cores", "isa", "torch", "load", "clock") if key in about
+    ]
     parts = ["; ".join(facts)]
     for _, rows in groupby(report.rows, key=_group):
         parts.append(_table(list(rows)))

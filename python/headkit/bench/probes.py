@@ -9,6 +9,7 @@ import time
 import torch
 
 from headkit import _C
+from headkit.bench.clock import CLOCKS, PROCESSOR, WALL
 from headkit.bench.machine import last_level_cache_bytes
 
 MOST_COPY_BYTES = 1 << 30
@@ -27,12 +28,14 @@ class Reading:
     share: float
 
 
-def read_peak(dtype: torch.dtype = torch.float32) -> Reading:
+def read_peak(dtype: torch.dtype = torch.float32, clock: str = WALL) -> Reading:
     """Measure what the processor can do now.
 
     Args:
         dtype: float32; for another one its own peak where the build can measure that, else the one
             of float32.
+        clock: ``wall``; or ``processor``, the seconds that one thread had the processor: its share
+            is 1 then.
 
     Example:
         >>> read_peak().flops > 0
@@ -42,7 +45,8 @@ def read_peak(dtype: torch.dtype = torch.float32) -> Reading:
     own = dtype != torch.float32 and has_peak(dtype)
     flops = _C.peak_flops(dtype=_name(dtype)) if own else _C.peak_flops()
     wall, used = time.perf_counter() - wall, time.process_time() - used
-    return Reading(flops, used / (wall * torch.get_num_threads()))
+    share = used / (wall * torch.get_num_threads())
+    return Reading(flops / share, 1.0) if clock == PROCESSOR else Reading(flops, share)
 
 
 def has_peak(dtype: torch.dtype) -> bool:
@@ -65,14 +69,15 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def copy_bytes_per_second(repeats: int = 5) -> float:
+def copy_bytes_per_second(clock: str = WALL, repeats: int = 5) -> float:
     """Measure memory traffic, bytes read and written, of copying a tensor of 4 last-level caches.
 
     Args:
+        clock: ``wall`` or ``processor``.
         repeats: copies timed; the median counts.
 
     Example:
-        >>> copy_bytes_per_second(1) > 0
+        >>> copy_bytes_per_second(repeats=1) > 0
         True
     """
     size = min(4 * last_level_cache_bytes(), MOST_COPY_BYTES)
@@ -80,7 +85,7 @@ def copy_bytes_per_second(repeats: int = 5) -> float:
     target = torch.zeros_like(source)
     seconds = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = CLOCKS[clock]()
         target.copy_(source)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(CLOCKS[clock]() - start)
     return 2 * size / statistics.median(seconds)

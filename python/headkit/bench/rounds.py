@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import math
 import os
-import time
 from collections.abc import Callable, Iterator
 
 import torch
 
+from headkit.bench.clock import CLOCKS, WALL
 from headkit.bench.peer import Peer
 from headkit.bench.probes import Reading
 
@@ -74,11 +74,11 @@ class Rounds:
         self.seconds = {key: [times[i] for i in rounds] for key, times in self.seconds.items()}
 
 
-def _seconds(call: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
+    start = clock()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def measure(
@@ -86,6 +86,7 @@ def measure(
     rounds: int,
     probe: Callable[[], Reading],
     progress: Callable[[int], None],
+    clock: str = WALL,
 ) -> Rounds:
     """Time all peers in every round, each in turn the first.
 
@@ -97,6 +98,7 @@ def measure(
             all of those are disturbed.
         probe: reads what the processor can do now.
         progress: called with the number of rounds that count.
+        clock: ``wall`` or ``processor``.
 
     Example:
         >>> from headkit.bench.peer import Peer, Work
@@ -108,7 +110,7 @@ def measure(
     repeats = {}
     for peer in peers:
         peer.call()
-        once = _seconds(peer.call, 1)
+        once = _seconds(peer.call, 1, CLOCKS[clock])
         repeats[peer.name, peer.share] = max(1, math.ceil(SHORTEST_SECONDS / once))
     result = Rounds({key: [] for key in repeats})
     for attempt in range(3 * rounds):
@@ -116,7 +118,7 @@ def measure(
         turn = attempt % len(peers)
         for peer in peers[turn:] + peers[:turn]:
             key = (peer.name, peer.share)
-            result.seconds[key].append(_seconds(peer.call, repeats[key]))
+            result.seconds[key].append(_seconds(peer.call, repeats[key], CLOCKS[clock]))
         # The worse of the two: a disturbance during the round shows in one of them.
         after = probe()
         result.probes.append(min(before.flops, after.flops))

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from headkit.bench.clock import CLOCKS, PROCESSOR, WALL
 from headkit.bench.machine import machine
 from headkit.bench.peer import Case, Setting
 from headkit.bench.probes import copy_bytes_per_second, has_peak, read_peak
 from headkit.bench.rounds import measure, on_threads
 from headkit.bench.row import Row, rows_of
+from headkit.bench.sizes import require_known
 
 Progress = Callable[[str, int, int], None]
 
@@ -96,6 +98,7 @@ def run(
     *,
     threads: tuple[int, ...] = (1, 0),
     rounds: int = 15,
+    clock: str = WALL,
     progress: Progress | None = None,
 ) -> Report:
     """Measure every case of some routines on every number of threads.
@@ -104,10 +107,13 @@ def run(
         routines: what to measure.
         threads: 1 is pinned to one core, 0 stands for all cores.
         rounds: undisturbed rounds to collect.
+        clock: ``wall``; or ``processor``, for one thread: seconds in which it had the processor,
+            for a machine that other programs share.
         progress: called with (what is measured, rounds done, rounds in all).
 
     Raises:
-        ValueError: if a number of threads is negative, or there is no round.
+        ValueError: if a number of threads is negative, there is no round, or the clock is another
+            one or not for so many threads.
         RuntimeError: if a peer's output differs from the float64 reference.
     """
     if rounds < 1 or not threads or min(threads) < 0:
@@ -115,12 +121,17 @@ def run(
             "[bench] expected at least one round and numbers of threads of at least 0; found "
             f"rounds = {rounds}, threads = {threads}"
         )
-    report = Report(machine(), [], [])
+    require_known((clock,), CLOCKS)
+    if clock == PROCESSOR and set(threads) != {1}:
+        raise ValueError(
+            f"[bench] expected one thread for the clock of the processor; found threads = {threads}"
+        )
+    report = Report({**machine(), "clock": clock}, [], [])
     for routine in routines:
         for count in threads:
             for setting in routine.settings():
                 with on_threads(count) as used:
-                    _measure_case(report, routine, setting, used, rounds, progress)
+                    _measure_case(report, routine, setting, used, rounds, clock, progress)
     return report
 
 
@@ -130,6 +141,7 @@ def _measure_case(
     setting: Setting,
     threads: int,
     rounds: int,
+    clock: str,
     progress: Progress | None,
 ) -> None:
     label = title(routine.NAME, setting, threads)
@@ -142,8 +154,8 @@ def _measure_case(
     case = routine.case(setting)
     if not has_peak(case.dtype):
         case.note = f"{case.note} Of peak: that of float32.".strip()
-    copy = copy_bytes_per_second()
-    measured = measure(case.peers, rounds, lambda: read_peak(case.dtype), show)
+    copy = copy_bytes_per_second(clock)
+    measured = measure(case.peers, rounds, lambda: read_peak(case.dtype, clock), show, clock)
     report.rows += rows_of(
         case,
         measured,

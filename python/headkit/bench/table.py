@@ -20,7 +20,7 @@ def tables(report: Report) -> Iterator[RenderableType]:
     about = report.machine
     yield (
         f"{about['cpu']}, {about['cores']} cores, {about['isa']}, torch {about['torch']}, load "
-        f"{about['load']}"
+        f"{about['load']}, {about['clock']} clock"
     )
     for _, rows in groupby(report.rows, key=lambda row: row.case):
         yield _table(list(rows))

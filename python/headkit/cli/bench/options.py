@@ -39,6 +39,14 @@ Peers = Annotated[
 ]
 Threads = Annotated[str, typer.Option(help="Thread counts with commas; 'all' = all cores.")]
 RoundCount = Annotated[int, typer.Option("--rounds", help="Undisturbed rounds to collect.")]
+Clock = Annotated[
+    str,
+    typer.Option(
+        "--clock",
+        help="wall, or processor: seconds in which one thread had the processor, for a machine "
+        "that other programs share.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of inputs, weights and gates.")]
 Isa = Annotated[
     str | None,

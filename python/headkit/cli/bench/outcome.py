@@ -26,6 +26,7 @@ def carry_out(
     *,
     threads: options.Threads = "1,all",
     rounds: options.RoundCount = 15,
+    clock: options.Clock = "wall",
     isa: options.Isa = None,
     as_json: options.Json = False,
     out: options.Out = None,
@@ -46,7 +47,7 @@ def carry_out(
     if isa is not None:
         _choose(isa)
     with shown_progress() as show:
-        report = run(routines, threads=counts, rounds=rounds, progress=show)
+        report = run(routines, threads=counts, rounds=rounds, clock=clock, progress=show)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
