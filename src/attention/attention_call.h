@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "attention/attention_problem.h"
@@ -116,13 +117,22 @@ AttentionProblem make_problem(const AttentionCall& call);
 
 /// Calls the operator through the dispatcher.
 at::Tensor dispatch_attention(const AttentionCall& call);
-/// The gradients that `mask` asks for, in order.
+/// Its output, and what its backward wants: for calls whose pairs are kept (saved_pairs.h).
+using SavingResult = std::tuple<at::Tensor, at::Tensor>;
+SavingResult dispatch_attention_saving(const AttentionCall& call);
+/// The gradients that `mask` asks for, in order. Without what the forward saved, the backward
+/// computes it again.
 std::vector<at::Tensor> dispatch_attention_backward(const at::Tensor& grad,
-                                                    const AttentionCall& call, GradientMask mask);
+                                                    const AttentionCall& call,
+                                                    const std::optional<at::Tensor>& saved,
+                                                    GradientMask mask);
 
 /// Kernels of the Autograd key (autograd.cpp).
 at::Tensor attention_autograd(const AttentionCall& call);
+SavingResult attention_saving_autograd(const AttentionCall& call);
 std::vector<at::Tensor> attention_backward_autograd(const at::Tensor& grad,
-                                                    const AttentionCall& call, GradientMask mask);
+                                                    const AttentionCall& call,
+                                                    const std::optional<at::Tensor>& saved,
+                                                    GradientMask mask);
 
 }  // namespace headkit

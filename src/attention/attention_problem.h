@@ -53,6 +53,11 @@ at::Tensor attention_cpu(const AttentionProblem& problem);        // launch.cpp:
 /// The same for few queries and given keys.
 at::Tensor attention_cpu_decode(const AttentionProblem& problem);  // decode_launch.cpp
 
+/// The same on backend "cpu" for x in float32, with what the backward wants in `saved`
+/// (saved_pairs.h); and that alone, for any problem of backend "cpu".
+at::Tensor attention_cpu_saving(const AttentionProblem& problem, const at::Tensor& saved);
+void save_pairs(const AttentionProblem& problem, const at::Tensor& saved);
+
 /// Empty if the CPU kernels can run this problem, else what they lack.
 std::string attention_cpu_refusal(const AttentionProblem& problem);  // launch.cpp
 

@@ -2,11 +2,13 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "attention/attention_call.h"
+#include "attention/saved_pairs.h"
 #include "headkit/core/error.h"
 #include "operators/recording.h"
 
@@ -16,11 +18,13 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-void save_call(AutogradContext* ctx, const AttentionCall& call) {
+// `saved_pairs` may be undefined.
+void save_call(AutogradContext* ctx, const AttentionCall& call, const at::Tensor& saved_pairs) {
   const DifferentiableTensors tensors = differentiable_tensors(call);
   variable_list saved(tensors.begin(), tensors.end());
   const FixedTensors fixed = fixed_tensors(call);
   saved.insert(saved.end(), fixed.begin(), fixed.end());
+  saved.push_back(saved_pairs);
   ctx->save_for_backward(std::move(saved));
   auto& data = ctx->saved_data;
   data["keys_given"] = call.keys_given;
@@ -37,8 +41,7 @@ void save_call(AutogradContext* ctx, const AttentionCall& call) {
   data["dropout_seed"] = call.dropout_seed;
 }
 
-AttentionCall saved_call(AutogradContext* ctx) {
-  const variable_list saved = ctx->get_saved_variables();
+AttentionCall saved_call(AutogradContext* ctx, const variable_list& saved) {
   auto& data = ctx->saved_data;
   AttentionCall call;
   call.keys_given = data["keys_given"].toBool();
@@ -62,17 +65,27 @@ AttentionCall saved_call(AutogradContext* ctx) {
 
 class GatedAttention : public torch::autograd::Function<GatedAttention> {
  public:
-  static at::Tensor forward(AutogradContext* ctx, at::TensorList, const AttentionCall& call) {
-    save_call(ctx, call);
+  // The output and, where the backward has use for it, what the kernels kept.
+  static variable_list forward(AutogradContext* ctx, at::TensorList, const AttentionCall& call) {
     ctx->set_materialize_grads(false);
     // Tells the kernel that somebody trains: packed weights may be stale.
     const at::AutoGradMode grad_mode(true);
     const at::AutoDispatchBelowADInplaceOrView below;
-    return dispatch_attention(call);
+    if (!SavedPairs::kept(call)) {
+      save_call(ctx, call, {});
+      return {dispatch_attention(call)};
+    }
+    const auto [y, saved] = dispatch_attention_saving(call);
+    save_call(ctx, call, saved);
+    ctx->mark_non_differentiable({saved});
+    return {y, saved};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const AttentionCall call = saved_call(ctx);
+    const variable_list saved = ctx->get_saved_variables();
+    const AttentionCall call = saved_call(ctx, saved);
+    const std::optional<at::Tensor> pairs =
+        saved.back().defined() ? std::optional(saved.back()) : std::nullopt;
     const DifferentiableTensors tensors = differentiable_tensors(call);
     GradientMask mask = {};
     size_t input = 0;
@@ -85,7 +98,7 @@ class GatedAttention : public torch::autograd::Function<GatedAttention> {
     }
     variable_list result(input + 1);  // the last for `call`, which has none
     if (!any) return result;
-    const std::vector<at::Tensor> found = dispatch_attention_backward(grads[0], call, mask);
+    const std::vector<at::Tensor> found = dispatch_attention_backward(grads[0], call, pairs, mask);
     size_t next = 0;
     input = 0;
     for (size_t i = 0; i < kDifferentiable; ++i) {
@@ -100,10 +113,11 @@ class GatedAttention : public torch::autograd::Function<GatedAttention> {
 class GatedAttentionBackward : public torch::autograd::Function<GatedAttentionBackward> {
  public:
   static variable_list forward(AutogradContext* ctx, at::TensorList, const at::Tensor& grad,
-                               const AttentionCall& call, const GradientMask& mask) {
+                               const AttentionCall& call, const std::optional<at::Tensor>& saved,
+                               const GradientMask& mask) {
     ctx->saved_data["operation"] = std::string(call.operation());
     const at::AutoDispatchBelowADInplaceOrView below;
-    return dispatch_attention_backward(grad, call, mask);
+    return dispatch_attention_backward(grad, call, saved, mask);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list) {
@@ -118,19 +132,32 @@ class GatedAttentionBackward : public torch::autograd::Function<GatedAttentionBa
 at::Tensor attention_autograd(const AttentionCall& call) {
   check_call(call);
   const variable_list tensors = defined_only(differentiable_tensors(call));
-  if (records_graph(tensors)) return GatedAttention::apply(at::TensorList(tensors), call);
+  if (records_graph(tensors)) return GatedAttention::apply(at::TensorList(tensors), call)[0];
   const at::AutoDispatchBelowADInplaceOrView below;
   return dispatch_attention(call);
 }
 
-std::vector<at::Tensor> attention_backward_autograd(const at::Tensor& grad,
-                                                    const AttentionCall& call, GradientMask mask) {
+SavingResult attention_saving_autograd(const AttentionCall& call) {
+  check_call(call);
   const variable_list tensors = defined_only(differentiable_tensors(call));
-  if (records_graph(tensors) || records_graph({grad})) {
-    return GatedAttentionBackward::apply(at::TensorList(tensors), grad, call, mask);
+  if (records_graph(tensors) && SavedPairs::kept(call)) {
+    const variable_list results = GatedAttention::apply(at::TensorList(tensors), call);
+    return {results[0], results[1]};
   }
   const at::AutoDispatchBelowADInplaceOrView below;
-  return dispatch_attention_backward(grad, call, mask);
+  return dispatch_attention_saving(call);
+}
+
+std::vector<at::Tensor> attention_backward_autograd(const at::Tensor& grad,
+                                                    const AttentionCall& call,
+                                                    const std::optional<at::Tensor>& saved,
+                                                    GradientMask mask) {
+  const variable_list tensors = defined_only(differentiable_tensors(call));
+  if (records_graph(tensors) || records_graph({grad})) {
+    return GatedAttentionBackward::apply(at::TensorList(tensors), grad, call, saved, mask);
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return dispatch_attention_backward(grad, call, saved, mask);
 }
 
 }  // namespace headkit

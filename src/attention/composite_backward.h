@@ -17,9 +17,9 @@ DifferentiableTensors attention_composite_backward(const AttentionProblem& probl
                                                    const at::Tensor& grad, GradientMask mask);
 
 /// The same on the CPU kernels, for problems that they do not refuse. Bit for bit the same on any
-/// number of threads.
+/// number of threads. `saved`: what the forward kept (saved_pairs.h), or undefined.
 DifferentiableTensors attention_cpu_backward(const AttentionProblem& problem,
-                                             const at::Tensor& grad,
+                                             const at::Tensor& grad, const at::Tensor& saved,
                                              GradientMask mask);  // cpu_backward.cpp
 
 /// The same by autograd of the reference.

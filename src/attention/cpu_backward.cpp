@@ -1,14 +1,18 @@
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <algorithm>
 #include <memory>
 #include <vector>
 
+#include "attention/bias_sum.h"
 #include "attention/composite_backward.h"
 #include "attention/cpu_pairs.h"
 #include "attention/packed_weights.h"
+#include "attention/saved_pairs.h"
 #include "kernels/dispatch.h"
 #include "operators/float32.h"
+#include "operators/outer_sums.h"
 #include "operators/task_queue.h"
 
 namespace headkit {
@@ -16,7 +20,8 @@ namespace {
 
 using kernels::KernelTable;
 
-// Rows of one task of the gradient of x: each panel of weights comes from memory once for them.
+// Rows of one task of the gradient of an input: each panel of weights comes from memory once for
+// them.
 constexpr int64_t kInputRows = 192;
 // Floats of the workspace of one group of samples, unless a single sample needs more. A group sees
 // the weights' gradients once.
@@ -26,94 +31,128 @@ constexpr int64_t kWeightParts = 4;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-enum Matrix : int { kQ, kK, kV, kO, kMatrices };
+enum Matrix : int { kMatrixQ, kMatrixK, kMatrixV, kMatrixO, kMatrices };
 
-// The weights of the heads that run, in the layouts of both directions.
-struct Packed {
-  PackedHeads query, key_value, query_backward, key_value_backward;
-};
-
-// Scratch of one pair.
-struct PairScratch {
-  int64_t q = 0, k = 0, u = 0, v_panels = 0;  // token panels
-  int64_t v = 0, k_rows = 0, dk = 0, dv = 0;  // rows
-  int64_t attend = 0, floats = 0;
-
-  PairScratch() = default;
-  PairScratch(const KernelTable& table, int64_t length, int64_t num_keys, int64_t head_dim,
-              int64_t row) {
-    const auto place = [this](int64_t count) {
-      const int64_t at = floats;
-      floats += ceil_div(count, 16) * 16;
-      return at;
-    };
-    const auto panels = [&](int64_t tokens) {
-      return place(ceil_div(tokens, table.panel) * table.panel * head_dim);
-    };
-    q = panels(length), k = panels(num_keys), u = panels(length), v_panels = panels(num_keys);
-    v = place(num_keys * row), k_rows = place(num_keys * row);
-    dk = place(num_keys * row), dv = place(num_keys * row);
-    attend = place(table.attend_backward_scratch_floats(num_keys, head_dim));
+// Parts of a workspace, each at the start of a cache line.
+class Places {
+ public:
+  int64_t place(int64_t floats) {
+    const int64_t at = floats_;
+    floats_ += ceil_div(floats, 16) * 16;
+    return at;
   }
+  int64_t floats() const { return floats_; }
+
+ private:
+  int64_t floats_ = 0;
 };
 
-// The stages are queues of their own: pairs, then what sums over them. Every sum runs over its
-// pairs in a fixed order inside one task, so neither threads nor their number show in a result; the
-// groups of samples are a matter of the problem alone.
+// The pairs of a work list that lie in some samples, head by head: so lie their rows, and the
+// gradient of a head's weight is a product over a run of them.
+struct HeadRows {
+  std::vector<int64_t> place;    // of each pair of the list, -1 for other samples
+  std::vector<int64_t> offset;   // [heads + 1] first place of each head
+  std::vector<int32_t> samples;  // by place, counted from the first
+
+  void fill(const WorkList& list, int64_t first, int64_t count) {
+    place.assign(list.pairs(), -1);
+    offset.assign(list.heads + 1, 0);
+    samples.clear();
+    for (int64_t head = 0; head < list.heads; ++head) {
+      for (int64_t i = list.col_offset[head]; i < list.col_offset[head + 1]; ++i) {
+        const int64_t sample = list.sample_index[i] - first;
+        if (sample < 0 || sample >= count) continue;
+        place[list.pair_of[i]] = static_cast<int64_t>(samples.size());
+        samples.push_back(static_cast<int32_t>(sample));
+      }
+      offset[head + 1] = static_cast<int64_t>(samples.size());
+    }
+  }
+  int64_t pairs() const { return static_cast<int64_t>(samples.size()); }
+};
+
+// Whether anything is asked for that the gradients of the scores or of the values lead to.
+bool asks_for_scores(const GradientMask& mask) {
+  for (const Differentiable i : {kX, kKv, kK, kV, kQWeight, kKWeight, kVWeight, kQBias, kKBias,
+                                 kVBias, kAttnBias, kQNormWeight, kKNormWeight}) {
+    if (mask[i]) return true;
+  }
+  return false;
+}
+
+// The stages are queues of their own: pairs, then what sums over them. A task computes the pairs of
+// one KV head of one sample. Every sum runs over its pairs in a fixed order, so neither threads nor
+// their number show in a result; the groups of samples are a matter of the problem alone.
 class BackwardLaunch {
  public:
-  BackwardLaunch(const AttentionProblem& problem, const at::Tensor& grad, const GradientMask& mask)
+  BackwardLaunch(const AttentionProblem& problem, const SavedPairs& saved, const at::Tensor& grad,
+                 const GradientMask& mask)
       : table_(kernels::kernel_table()),
         problem_(problem),
+        saved_(saved),
         pairs_(problem),
         list_(pairs_.list),
+        kv_(pairs_.kv),
         x_(in_float32(problem.x)),
+        source_(problem.kv.defined() ? in_float32(problem.kv) : x_),
         grad_(in_float32(grad)),
+        cosines_(in_float32(problem.q_transform.rotary_cos)),
+        sines_(in_float32(problem.q_transform.rotary_sin)),
+        q_norm_(in_float32(problem.q_transform.norm_weight)),
+        k_norm_(in_float32(problem.k_transform.norm_weight)),
         batch_(x_.size(0)),
         length_(x_.size(1)),
+        source_length_(problem.num_keys),
         width_(x_.size(2)),
         heads_(problem.heads),
+        kv_heads_(problem.kv_heads),
         head_dim_(problem.head_dim),
         panels_(ceil_div(length_, table_.panel)),
+        source_panels_(ceil_div(source_length_, table_.panel)),
         row_(ceil_div(head_dim_, table_.vector_length) * table_.vector_length),
+        rotary_dim_(cosines_.defined() ? cosines_.size(2) : 0),
         threads_(queue_threads()),
-        input_(mask[kX]),
-        of_scores_(mask[kX] || mask[kQWeight] || mask[kKWeight] || mask[kVWeight] || mask[kQBias] ||
-                   mask[kKBias] || mask[kVBias]) {
-    const int64_t inner = heads_ * head_dim_;
+        self_(!problem.keys_given() && !problem.kv.defined()),
+        of_scores_(asks_for_scores(mask)) {
     const auto room = [&](bool wanted, at::IntArrayRef shape) {
       return wanted ? at::empty(shape, x_.options()) : at::Tensor();
     };
-    if (input_) gradients_[kX] = at::empty_like(x_);
-    const Differentiable weights[] = {kQWeight, kKWeight, kVWeight};
+    const auto zeros = [&](bool wanted, at::IntArrayRef shape) {
+      return wanted ? at::zeros(shape, x_.options()) : at::Tensor();
+    };
+    const int64_t inner = heads_ * head_dim_, kv_inner = kv_heads_ * head_dim_;
+    const int64_t key_width = source_.size(2);
+    gradients_[kX] = room(mask[kX], x_.sizes());
+    gradients_[kKv] = room(mask[kKv], source_.sizes());
+    weight_[kMatrixQ] = room(mask[kQWeight] || mask[kQBias], {inner, width_});
+    weight_[kMatrixK] = room(mask[kKWeight] || mask[kKBias], {kv_inner, key_width});
+    weight_[kMatrixV] = room(mask[kVWeight] || mask[kVBias], {kv_inner, key_width});
+    weight_[kMatrixO] = room(mask[kOWeight], {width_, inner});
+    bias_[kMatrixQ] = room(mask[kQBias], {inner});
+    bias_[kMatrixK] = room(mask[kKBias], {kv_inner});
+    bias_[kMatrixV] = room(mask[kVBias], {kv_inner});
+    const Differentiable weights[] = {kQWeight, kKWeight, kVWeight, kOWeight};
     const Differentiable biases[] = {kQBias, kKBias, kVBias};
-    for (int m = kQ; m <= kV; ++m) {
-      weight_[m] = room(mask[weights[m]] || mask[biases[m]], {inner, width_});
-      bias_[m] = room(mask[biases[m]], {inner});
+    for (int m = 0; m < kMatrices; ++m) {
       if (mask[weights[m]]) gradients_[weights[m]] = weight_[m];
-      gradients_[biases[m]] = bias_[m];
+      if (m != kMatrixO) gradients_[biases[m]] = bias_[m];
     }
-    gradients_[kOWeight] = weight_[kO] = room(mask[kOWeight], {width_, inner});
+    if (problem.keys_given()) {
+      const bool of_keys = mask[kK] || mask[kV];
+      gradients_[kK] = zeros(of_keys, problem.k.sizes());
+      gradients_[kV] = zeros(of_keys, problem.v.sizes());
+    }
+    if (mask[kAttnBias]) bias_sum_ = std::make_unique<BiasSum>(problem.attn_bias, list_);
+    const int64_t lanes = head_dim_ * table_.vector_length;
+    q_norm_sums_ = zeros(of_scores_ && q_norm_.defined(), {list_.pairs(), lanes});
+    k_norm_sums_ = zeros(of_scores_ && k_norm_.defined(), {kv_.pairs(), lanes});
     of_pairs_ = at::zeros({batch_, heads_}, x_.options());
     clear_idle_heads();
   }
 
   void run() {
-    std::vector<bool> wanted(heads_);
-    for (int64_t head = 0; head < heads_; ++head) {
-      wanted[head] = list_.col_offset[head] < list_.col_offset[head + 1];
-    }
-    const AttentionWeights& weights = problem_.weights;
-    packed_ =
-        std::make_unique<Packed>(Packed{pack_query_heads(weights, head_dim_, wanted),
-                                        pack_key_value_heads(weights, head_dim_, wanted),
-                                        pack_query_heads_backward(weights, head_dim_, wanted),
-                                        pack_key_value_heads_backward(weights, head_dim_, wanted)});
-    for (const int32_t head : list_.head_index) {
-      input_weights_.push_back(packed_->query_backward.at(head, kQueryPanels));
-      input_weights_.push_back(packed_->key_value_backward.at(head, kKeyPanels));
-      input_weights_.push_back(packed_->key_value_backward.at(head, kValueBackwardPanels));
-    }
+    pack_weights();
+    find_tasks();
     for (int64_t first = 0; first < batch_;) {
       int64_t end = first, floats = 0;
       for (; end < batch_ && (end == first || floats + sample_floats(end) <= kGroupFloats); ++end) {
@@ -122,6 +161,9 @@ class BackwardLaunch {
       run_group(first, end);
       first = end;
     }
+    if (bias_sum_ != nullptr) gradients_[kAttnBias] = bias_sum_->sum();
+    gradients_[kQNormWeight] = norm_gradient(q_norm_sums_);
+    gradients_[kKNormWeight] = norm_gradient(k_norm_sums_);
   }
 
   /// <dOut W_O, context> of each pair, [B, H].
@@ -129,32 +171,90 @@ class BackwardLaunch {
   const DifferentiableTensors& gradients() const { return gradients_; }
 
  private:
-  int64_t pairs_of(int64_t sample) const {
-    return list_.row_offset[sample + 1] - list_.row_offset[sample];
+  static int64_t in_sample(const WorkList& list, int64_t sample) {
+    return list.row_offset[sample + 1] - list.row_offset[sample];
   }
-  int64_t token_floats() const { return panels_ * table_.panel * width_; }
-  int64_t panel_stride(int64_t sample) const {
-    return 3 * pairs_of(sample) * head_dim_ * table_.panel;
+  int64_t pairs_of(int64_t sample) const { return in_sample(list_, sample); }
+  int64_t kv_of(int64_t sample) const { return in_sample(kv_, sample); }
+
+  // Floats from one token panel of a sample's gradients to the next: those of queries, in
+  // self-attention those of keys and values behind them, else those are apart.
+  int64_t query_stride(int64_t sample) const {
+    return (pairs_of(sample) + (self_ ? 2 * kv_of(sample) : 0)) * head_dim_ * table_.panel;
   }
-  // Whether the keys are not the first tokens.
-  bool own_keys(int64_t sample) const {
-    return pairs_.key_rows(sample) != nullptr || pairs_.keys[sample].first > 0;
+  int64_t key_stride(int64_t sample) const {
+    return self_ ? query_stride(sample) : 2 * kv_of(sample) * head_dim_ * table_.panel;
   }
-  int64_t sample_floats(int64_t sample) const {
-    return (own_keys(sample) ? 3 : 2) * token_floats() + 2 * columns_floats() +
-           panels_ * panel_stride(sample) + kMatrices * pairs_of(sample) * length_ * row_;
-  }
+  int64_t grad_floats() const { return panels_ * table_.panel * width_; }
   int64_t columns_floats() const { return table_.column_panel_floats(width_, length_); }
+  int64_t source_columns_floats() const {
+    return self_ ? 0 : table_.column_panel_floats(source_.size(2), source_length_);
+  }
+  int64_t angle_floats() const { return 2 * panels_ * table_.panel * rotary_dim_; }
+  int64_t sample_floats(int64_t sample) const {
+    return grad_floats() + 2 * columns_floats() + source_columns_floats() + 2 * angle_floats() +
+           panels_ * query_stride(sample) + (self_ ? 0 : source_panels_ * key_stride(sample)) +
+           2 * pairs_of(sample) * length_ * row_ + 2 * kv_of(sample) * source_length_ * row_;
+  }
 
   void clear_idle_heads() {
-    for (int64_t head = 0; head < heads_; ++head) {
-      if (list_.col_offset[head] < list_.col_offset[head + 1]) continue;
-      const int64_t first = head * head_dim_;
-      for (int m = kQ; m <= kV; ++m) {
-        if (weight_[m].defined()) weight_[m].narrow(0, first, head_dim_).zero_();
-        if (bias_[m].defined()) bias_[m].narrow(0, first, head_dim_).zero_();
+    const auto clear = [this](int m, const WorkList& list) {
+      for (int64_t head = 0; head < list.heads; ++head) {
+        if (list.col_offset[head] < list.col_offset[head + 1]) continue;
+        const int64_t dim = m == kMatrixO ? 1 : 0, first = head * head_dim_;
+        if (weight_[m].defined()) weight_[m].narrow(dim, first, head_dim_).zero_();
+        if (m != kMatrixO && bias_[m].defined()) bias_[m].narrow(0, first, head_dim_).zero_();
       }
-      if (weight_[kO].defined()) weight_[kO].narrow(1, first, head_dim_).zero_();
+    };
+    clear(kMatrixQ, list_), clear(kMatrixO, list_);
+    clear(kMatrixK, kv_), clear(kMatrixV, kv_);
+  }
+
+  static std::vector<bool> open_heads(const WorkList& list) {
+    std::vector<bool> open(list.heads);
+    for (int64_t head = 0; head < list.heads; ++head) {
+      open[head] = list.col_offset[head] < list.col_offset[head + 1];
+    }
+    return open;
+  }
+
+  // The columns of an input's gradient sum over these: by sample in the order of its panels.
+  void pack_weights() {
+    const AttentionWeights& weights = problem_.weights;
+    queries_ = std::make_unique<PackedHeads>(
+        pack_query_heads_backward(weights, head_dim_, open_heads(list_)));
+    if (!problem_.keys_given()) {
+      keys_values_ = std::make_unique<PackedHeads>(
+          pack_key_value_heads_backward(weights, head_dim_, open_heads(kv_)));
+    }
+    for (int64_t b = 0; b < batch_; ++b) {
+      query_weight_offset_.push_back(static_cast<int64_t>(query_weights_.size()));
+      for (int64_t pair = list_.row_offset[b]; pair < list_.row_offset[b + 1]; ++pair) {
+        query_weights_.push_back(queries_->at(list_.head_index[pair], kQueryPanels));
+      }
+      if (problem_.keys_given()) continue;
+      std::vector<const float*>& of_keys = self_ ? query_weights_ : key_weights_;
+      for (int64_t kv = kv_.row_offset[b]; kv < kv_.row_offset[b + 1]; ++kv) {
+        of_keys.push_back(keys_values_->at(kv_.head_index[kv], kKeyPanels));
+        of_keys.push_back(keys_values_->at(kv_.head_index[kv], kValueBackwardPanels));
+      }
+    }
+  }
+
+  // The pairs of each KV head of each sample.
+  void find_tasks() {
+    sample_of_.resize(kv_.pairs());
+    pairs_of_kv_.resize(kv_.pairs());
+    for (int64_t b = 0; b < batch_; ++b) {
+      const auto begin = kv_.head_index.begin() + kv_.row_offset[b];
+      const auto end = kv_.head_index.begin() + kv_.row_offset[b + 1];
+      std::fill(sample_of_.begin() + kv_.row_offset[b], sample_of_.begin() + kv_.row_offset[b + 1],
+                b);
+      for (int64_t pair = list_.row_offset[b]; pair < list_.row_offset[b + 1]; ++pair) {
+        const int64_t kv_head = problem_.kv_head[list_.head_index[pair]];
+        const int64_t kv = std::lower_bound(begin, end, kv_head) - kv_.head_index.begin();
+        pairs_of_kv_[kv].push_back(pair);
+      }
     }
   }
 
@@ -163,358 +263,457 @@ class BackwardLaunch {
     first_ = first;
     count_ = end - first;
     place_group();
-    if (group_pairs_ > 0) {
-      run_queue(threads_, count_ * 4, 0, [this](int64_t task, float*) { prepare(task); });
-      run_queue(threads_, group_pairs_, scratch_.floats,
+    if (!order_.empty()) {
+      run_queue(threads_, count_ * kPrepareItems, 0,
+                [this](int64_t task, float*) { prepare(task); });
+      run_queue(threads_, static_cast<int64_t>(order_.size()), scratch_.floats(),
                 [this](int64_t task, float* scratch) { attend(order_[task], scratch); });
     }
-    const int64_t weight_tasks = group_pairs_ > 0 ? heads_ * kMatrices * kWeightParts : 0;
-    const int64_t row_blocks = ceil_div(panels_, input_panels());
-    const int64_t input_tasks = input_ ? count_ * row_blocks : 0;
-    run_queue(threads_, weight_tasks + input_tasks,
+    const int64_t weight_tasks = order_.empty() ? 0 : 2 * (heads_ + kv_heads_) * kWeightParts;
+    const int64_t query_blocks = row_blocks(panels_);
+    const int64_t query_tasks = gradients_[kX].defined() ? count_ * query_blocks : 0;
+    const int64_t source_blocks = row_blocks(source_panels_);
+    const int64_t source_tasks = gradients_[kKv].defined() ? count_ * source_blocks : 0;
+    run_queue(threads_, weight_tasks + query_tasks + source_tasks,
               table_.weight_gradient_scratch_floats(head_dim_), [&](int64_t task, float* scratch) {
                 if (task < weight_tasks) return sum_weight(task, scratch);
-                sum_input(task - weight_tasks, row_blocks);
+                task -= weight_tasks;
+                if (task < query_tasks) {
+                  return sum_input(kX, task / query_blocks, task % query_blocks);
+                }
+                task -= query_tasks;
+                sum_input(kKv, task / source_blocks, task % source_blocks);
               });
   }
 
   int64_t input_panels() const { return std::max<int64_t>(1, kInputRows / table_.panel); }
+  int64_t row_blocks(int64_t panels) const { return ceil_div(panels, input_panels()); }
 
   void place_group() {
-    group_pairs_ = list_.row_offset[first_ + count_] - list_.row_offset[first_];
-    // Pairs of one head follow each other in the rows.
-    row_place_.assign(list_.pairs(), -1);
-    in_group_.assign(heads_ + 1, 0);
-    samples_.clear();
-    for (int64_t head = 0; head < heads_; ++head) {
-      for (int64_t i = list_.col_offset[head]; i < list_.col_offset[head + 1]; ++i) {
-        const int64_t sample = list_.sample_index[i] - first_;
-        if (sample < 0 || sample >= count_) continue;
-        row_place_[list_.pair_of[i]] = static_cast<int64_t>(samples_.size());
-        samples_.push_back(static_cast<int32_t>(sample));
-      }
-      in_group_[head + 1] = static_cast<int64_t>(samples_.size());
-    }
-    // Longest first, so that short pairs fill the idle tail of the last threads.
-    order_.resize(group_pairs_);
-    sample_of_.resize(list_.pairs());
-    int64_t most_keys = 0, panel_floats = 0;
-    panel_place_.assign(count_, 0);
-    bool own = false;
+    query_rows_.fill(list_, first_, count_);
+    kv_rows_.fill(kv_, first_, count_);
+    Places group;
+    tokens_ = group.place(count_ * grad_floats());
+    columns_ = group.place(count_ * columns_floats());
+    grad_columns_ = group.place(count_ * columns_floats());
+    source_columns_ = self_ ? columns_ : group.place(count_ * source_columns_floats());
+    angles_ = group.place(count_ * angle_floats());
+    key_angles_ = group.place(count_ * angle_floats());
+    query_place_.clear();
+    key_place_.clear();
+    order_.clear();
+    int64_t most_keys = 0;
     for (int64_t b = first_; b < first_ + count_; ++b) {
-      panel_place_[b - first_] = panel_floats;
-      panel_floats += panels_ * panel_stride(b);
-      for (int64_t pair = list_.row_offset[b]; pair < list_.row_offset[b + 1]; ++pair) {
-        order_[pair - list_.row_offset[first_]] = pair;
-        sample_of_[pair] = b;
-      }
-      if (pairs_of(b) == 0) continue;
-      most_keys = std::max(most_keys, pairs_.keys[b].count);
-      own = own || own_keys(b);
+      query_place_.push_back(group.place(panels_ * query_stride(b)));
+      key_place_.push_back(self_ ? query_place_.back() + pairs_of(b) * head_dim_ * table_.panel
+                                 : group.place(source_panels_ * key_stride(b)));
+      for (int64_t kv = kv_.row_offset[b]; kv < kv_.row_offset[b + 1]; ++kv) order_.push_back(kv);
+      if (kv_of(b) > 0) most_keys = std::max(most_keys, pairs_.keys[b].count);
     }
-    std::stable_sort(order_.begin(), order_.end(), [this](int64_t a, int64_t b) {
-      return pairs_.keys[sample_of_[a]].count > pairs_.keys[sample_of_[b]].count;
-    });
-    if (group_pairs_ == 0) return;
-    scratch_ = PairScratch(table_, length_, most_keys, head_dim_, row_);
-    matrix_stride_ = group_pairs_ * length_ * row_;
+    const int64_t query_rows = query_rows_.pairs() * length_ * row_;
+    const int64_t key_rows = kv_rows_.pairs() * source_length_ * row_;
+    for (const int m : {kMatrixQ, kMatrixO}) rows_[m] = group.place(query_rows);
+    for (const int m : {kMatrixK, kMatrixV}) rows_[m] = group.place(key_rows);
     thread_local Arena arena;
-    const int64_t tokens = count_ * token_floats(), columns = count_ * columns_floats();
-    tokens_ = arena.reserve((own ? 3 : 2) * tokens + 2 * columns + panel_floats +
-                            kMatrices * matrix_stride_);
-    grad_tokens_ = tokens_ + tokens;
-    keys_ = grad_tokens_ + tokens;
-    columns_ = keys_ + (own ? tokens : 0);
-    grad_columns_ = columns_ + columns;
-    gradient_panels_ = grad_columns_ + columns;
-    rows_ = gradient_panels_ + panel_floats;
+    group_ = arena.reserve(group.floats());
+
+    // Longest first, so that short tasks fill the idle tail of the last threads.
+    const auto cost = [this](int64_t kv) {
+      return static_cast<int64_t>(pairs_of_kv_[kv].size()) *
+             (width_ + 3 * pairs_.keys[sample_of_[kv]].count);
+    };
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](int64_t a, int64_t b) { return cost(a) > cost(b); });
+    if (bias_sum_ != nullptr) {
+      for (const int64_t kv : order_) {
+        for (const int64_t pair : pairs_of_kv_[kv]) {
+          bias_sum_->queue(pair, sample_of_[kv], list_.head_index[pair]);
+        }
+      }
+    }
+    place_scratch(most_keys);
   }
 
+  void place_scratch(int64_t num_keys) {
+    scratch_ = Places();
+    const int64_t keys = ceil_div(num_keys, table_.panel) * table_.panel;
+    u_ = scratch_.place(panels_ * table_.panel * head_dim_);
+    given_k_ = scratch_.place(problem_.keys_given() ? keys * head_dim_ : 0);
+    k_rows_ = scratch_.place(num_keys * row_);
+    v_panels_ = scratch_.place(keys * head_dim_);
+    dk_ = scratch_.place(num_keys * row_);
+    dv_ = scratch_.place(num_keys * row_);
+    dk_panels_ = scratch_.place(problem_.k_transform.empty() ? 0 : keys * head_dim_);
+    d_scores_ = scratch_.place(bias_sum_ ? panels_ * table_.panel * num_keys : 0);
+    turned_ = scratch_.place(bias_sum_ ? table_.bias_gradient_scratch_floats() : 0);
+    attend_ = scratch_.place(table_.attend_backward_scratch_floats(num_keys, head_dim_));
+  }
+
+  static constexpr int64_t kPrepareItems = 5;
+
   void prepare(int64_t task) {
-    const int64_t place = task / 4, sample = first_ + place, item = task % 4;
+    const int64_t place = task / kPrepareItems, sample = first_ + place;
     if (pairs_of(sample) == 0) return;
     const float* x = x_.const_data_ptr<float>() + sample * length_ * width_;
     const float* grad = grad_.const_data_ptr<float>() + sample * length_ * width_;
-    if (item == 0) {
-      pack_panels(x, nullptr, length_, tokens_ + place * token_floats());
-      if (own_keys(sample)) {
-        const CpuPairs::Keys& keys = pairs_.keys[sample];
-        pack_panels(keys.rows.empty() ? x + keys.first * width_ : x, pairs_.key_rows(sample),
-                    keys.count, keys_ + place * token_floats());
+    switch (task % kPrepareItems) {
+      case 0:
+        return pack_panels({.x = grad,
+                            .rows = nullptr,
+                            .panel = group_ + tokens_ + place * grad_floats(),
+                            .row_stride = width_,
+                            .tokens = length_,
+                            .width = width_});
+      case 1: {
+        const bool of_keys = self_ && (weight_[kMatrixK].defined() || weight_[kMatrixV].defined());
+        if (!weight_[kMatrixQ].defined() && !of_keys) return;
+        return pack_columns(x, length_, width_, columns_ + place * columns_floats());
       }
-    } else if (item == 1) {
-      pack_panels(grad, nullptr, length_, grad_tokens_ + place * token_floats());
-    } else {
-      const bool of_grad = item == 3;
-      if (of_grad ? !weight_[kO].defined() : !of_weights()) return;
-      table_.pack_column_panels(
-          {.from = of_grad ? grad : x,
-           .packed = (of_grad ? grad_columns_ : columns_) + place * columns_floats(),
-           .stride = width_,
-           .count = width_,
-           .depth = length_,
-           .transposed = true});
+      case 2:
+        if (!weight_[kMatrixO].defined()) return;
+        return pack_columns(grad, length_, width_, grad_columns_ + place * columns_floats());
+      case 3: {
+        if (self_ || !(weight_[kMatrixK].defined() || weight_[kMatrixV].defined())) return;
+        const int64_t width = source_.size(2);
+        return pack_columns(source_.const_data_ptr<float>() + sample * source_length_ * width,
+                            source_length_, width,
+                            source_columns_ + place * source_columns_floats());
+      }
+      default:
+        if (rotary_dim_ > 0 && of_scores_) pack_angles(sample, place);
     }
   }
 
-  bool of_weights() const {
-    return weight_[kQ].defined() || weight_[kK].defined() || weight_[kV].defined();
+  void pack_columns(const float* x, int64_t length, int64_t width, int64_t at) const {
+    table_.pack_column_panels({.from = x,
+                               .packed = group_ + at,
+                               .stride = width,
+                               .count = width,
+                               .depth = length,
+                               .transposed = true});
   }
 
-  void pack_panels(const float* x, const int32_t* rows, int64_t count, float* panels) const {
-    for (int64_t first = 0; first < count; first += table_.panel) {
-      table_.pack_tokens({.x = rows == nullptr ? x + first * width_ : x,
-                          .rows = rows == nullptr ? nullptr : rows + first,
-                          .panel = panels + first * width_,
-                          .row_stride = width_,
-                          .tokens = std::min(table_.panel, count - first),
-                          .width = width_});
+  // As `pack_tokens`, of many panels.
+  void pack_panels(const kernels::PackTokensParams& all) const {
+    kernels::PackTokensParams p = all;
+    for (int64_t first = 0; first < all.tokens; first += table_.panel) {
+      p.x = all.rows == nullptr ? all.x + first * all.row_stride : all.x;
+      p.rows = all.rows == nullptr ? nullptr : all.rows + first;
+      p.panel = all.panel + first * all.width;
+      p.tokens = std::min(table_.panel, all.tokens - first);
+      table_.pack_tokens(p);
     }
   }
 
-  void attend(int64_t pair, float* scratch) {
-    const int64_t sample = sample_of_[pair], place = sample - first_;
-    const int64_t in_sample = pair - list_.row_offset[sample];
-    const int64_t head = list_.head_index[pair], num_keys = pairs_.keys[sample].count;
-    const float* tokens = tokens_ + place * token_floats();
-    const float* keys = own_keys(sample) ? keys_ + place * token_floats() : tokens;
-    float* q = scratch + scratch_.q;
-    float* k = scratch + scratch_.k;
-    float* v = scratch + scratch_.v;
-    float* u = scratch + scratch_.u;
-    const auto project = [&](const float* from, int64_t count, const PackedHeads& packed,
-                             int64_t weights, int64_t bias, float* out, float scale) {
-      return kernels::ProjectParams{.tokens = from,
-                                    .weights = packed.at(head, weights),
-                                    .bias = bias < 0 ? nullptr : packed.at(head, bias),
-                                    .out = out,
-                                    .num_tokens = count,
-                                    .width = width_,
-                                    .head_dim = head_dim_,
-                                    .scale = scale};
-    };
-    const float scale = static_cast<float>(problem_.scale);
-    table_.project_panels(
-        project(tokens, length_, packed_->query, kQueryBlocks, kQueryBias, q, scale));
-    table_.project_panels(
-        project(keys, num_keys, packed_->key_value, kKeyBlocks, kKeyBias, k, 1.0f));
-    table_.project_rows(
-        project(keys, num_keys, packed_->key_value, kValuePanels, kValueBias, v, 1.0f));
-    table_.project_panels(project(grad_tokens_ + place * token_floats(), length_,
-                                  packed_->query_backward, kOutputBlocks, -1, u, 1.0f));
-    float* dk = scratch + scratch_.dk;
-    float* dv = scratch + scratch_.dv;
+  // Cosines, then sines, of the tokens of a sample and of its keys.
+  void pack_angles(int64_t sample, int64_t place) const {
+    const CpuPairs::Keys& keys = pairs_.keys[sample];
+    float* to = group_ + angles_ + place * angle_floats();
+    float* of_keys = group_ + key_angles_ + place * angle_floats();
+    for (const at::Tensor& tensor : {cosines_, sines_}) {
+      const int64_t at = tensor.size(0) == 1 ? 0 : sample;
+      const float* from = tensor.const_data_ptr<float>() + at * length_ * rotary_dim_;
+      pack_panels({.x = from,
+                   .rows = nullptr,
+                   .panel = to,
+                   .row_stride = rotary_dim_,
+                   .tokens = length_,
+                   .width = rotary_dim_});
+      to += angle_floats() / 2;
+      if (!self_) continue;
+      pack_panels({.x = keys.rows.empty() ? from + keys.first * rotary_dim_ : from,
+                   .rows = pairs_.key_rows(sample),
+                   .panel = of_keys,
+                   .row_stride = rotary_dim_,
+                   .tokens = keys.count,
+                   .width = rotary_dim_});
+      of_keys += angle_floats() / 2;
+    }
+  }
+
+  // One KV head of one sample and the pairs that read it.
+  void attend(int64_t kv, float* scratch) {
+    const int64_t sample = sample_of_[kv], num_keys = pairs_.keys[sample].count;
+    const float* k = nullptr;
     if (of_scores_) {
-      table_.prepare_keys({.k = k,
-                           .v = v,
-                           .k_rows = scratch + scratch_.k_rows,
-                           .v_panels = scratch + scratch_.v_panels,
-                           .num_keys = num_keys,
-                           .head_dim = head_dim_});
-      std::fill_n(dk, num_keys * row_, 0.0f);
-      std::fill_n(dv, num_keys * row_, 0.0f);
+      k = find_keys(kv, scratch);
+      std::fill_n(scratch + dk_, num_keys * row_, 0.0f);
+      std::fill_n(scratch + dv_, num_keys * row_, 0.0f);
     }
-    float* panels =
-        gradient_panels_ + panel_place_[place] + in_sample * 3 * head_dim_ * table_.panel;
-    float* rows = rows_ + row_place_[pair] * length_ * row_;
-    table_.attend_backward(
-        {.forward = {.q = q,
-                     .k = k,
-                     .v = v,
-                     .context = nullptr,
-                     .log_sum_exp = nullptr,
-                     .scratch = scratch + scratch_.attend,
-                     .scores = pairs_.scores(sample, head),
-                     .num_tokens = length_,
-                     .num_keys = num_keys,
-                     .head_dim = head_dim_,
-                     .v_stride = row_,
-                     .context_stride = 0,
-                     .gate = list_.scale[pair]},
-         .u = u,
-         .k_rows = scratch + scratch_.k_rows,
-         .v_panels = scratch + scratch_.v_panels,
-         .dq = panels,
-         .dq_rows = rows,
-         .context_rows = rows + kO * matrix_stride_,
-         .dk = dk,
-         .dv = dv,
-         .gate_gradient = of_pairs_.mutable_data_ptr<float>() + sample * heads_ + head,
-         .dq_stride = panel_stride(sample),
-         .scale = scale,
-         .scores = of_scores_});
+    for (const int64_t pair : pairs_of_kv_[kv]) attend_pair(pair, sample, k, scratch);
     if (!of_scores_) return;
-    for (const int matrix : {kK, kV}) {
-      table_.place_keys({.of_keys = matrix == kK ? dk : dv,
+    if (problem_.keys_given()) return write_given(kv, scratch);
+    if (!problem_.k_transform.empty()) transform_keys(kv, scratch);
+    const int64_t place = sample - first_;
+    float* panels =
+        group_ + key_place_[place] + 2 * (kv - kv_.row_offset[sample]) * head_dim_ * table_.panel;
+    const int64_t at = kv_rows_.place[kv] * source_length_ * row_;
+    for (const int matrix : {kMatrixK, kMatrixV}) {
+      table_.place_keys({.of_keys = scratch + (matrix == kMatrixK ? dk_ : dv_),
                          .key_position = pairs_.key_position(sample),
-                         .rows = rows + matrix * matrix_stride_,
-                         .panels = panels + matrix * head_dim_ * table_.panel,
+                         .rows = group_ + rows_[matrix] + at,
+                         .panels = panels,
                          .num_keys = num_keys,
-                         .num_tokens = length_,
+                         .num_tokens = source_length_,
                          .head_dim = head_dim_,
-                         .panel_stride = panel_stride(sample)});
+                         .panel_stride = key_stride(sample)});
+      panels += head_dim_ * table_.panel;
+    }
+  }
+
+  // Panels of the keys; also their rows and panels of the values, in the scratch.
+  const float* find_keys(int64_t kv, float* scratch) const {
+    const int64_t sample = sample_of_[kv];
+    const CpuPairs::Keys& keys = pairs_.keys[sample];
+    if (!problem_.keys_given()) {
+      table_.prepare_keys({.k = saved_.k(kv),
+                           .v = saved_.v(kv),
+                           .k_rows = scratch + k_rows_,
+                           .v_panels = scratch + v_panels_,
+                           .num_keys = keys.count,
+                           .head_dim = head_dim_});
+      return saved_.k(kv);
+    }
+    const auto pack = [&](const at::Tensor& given, float* panels) {
+      const at::Tensor rows = given.select(0, sample).select(0, kv_.head_index[kv]).contiguous();
+      const float* from = rows.const_data_ptr<float>();
+      pack_panels({.x = keys.rows.empty() ? from + keys.first * head_dim_ : from,
+                   .rows = pairs_.key_rows(sample),
+                   .panel = panels,
+                   .row_stride = head_dim_,
+                   .tokens = keys.count,
+                   .width = head_dim_});
+    };
+    pack(problem_.k, scratch + given_k_);
+    pack(problem_.v, scratch + v_panels_);
+    table_.panels_to_rows({.panels = scratch + given_k_,
+                           .rows = scratch + k_rows_,
+                           .num_tokens = keys.count,
+                           .head_dim = head_dim_,
+                           .panel_stride = table_.panel * head_dim_});
+    return scratch + given_k_;
+  }
+
+  void attend_pair(int64_t pair, int64_t sample, const float* k, float* scratch) {
+    const int64_t place = sample - first_, head = list_.head_index[pair];
+    const int64_t num_keys = pairs_.keys[sample].count;
+    float* u = scratch + u_;
+    table_.project_panels({.tokens = group_ + tokens_ + place * grad_floats(),
+                           .weights = queries_->at(head, kOutputBlocks),
+                           .bias = nullptr,
+                           .out = u,
+                           .num_tokens = length_,
+                           .width = width_,
+                           .head_dim = head_dim_,
+                           .scale = 1.0f});
+    float* dq =
+        group_ + query_place_[place] + (pair - list_.row_offset[sample]) * head_dim_ * table_.panel;
+    const int64_t rows = query_rows_.place[pair] * length_ * row_;
+    const kernels::ScoreParams scores = pairs_.scores(sample, head);
+    float* d_scores = bias_sum_ == nullptr ? nullptr : scratch + d_scores_;
+    table_.attend_backward(
+        {.q = saved_.q(pair),
+         .k = k,
+         .k_rows = scratch + k_rows_,
+         .v_panels = scratch + v_panels_,
+         .context = saved_.context(pair),
+         .softmax = saved_.softmax(pair),
+         .u = u,
+         .dq = dq,
+         .context_rows = group_ + rows_[kMatrixO] + rows,
+         .dk = scratch + dk_,
+         .dv = scratch + dv_,
+         .d_scores = d_scores,
+         .gate_gradient = of_pairs_.mutable_data_ptr<float>() + sample * heads_ + head,
+         .scratch = scratch + attend_,
+         .scores = scores,
+         .num_tokens = length_,
+         .num_keys = num_keys,
+         .head_dim = head_dim_,
+         .dq_stride = query_stride(sample),
+         .gate = list_.scale[pair],
+         .scale = static_cast<float>(problem_.scale),
+         .of_scores = of_scores_});
+    if (!of_scores_) return;
+    if (bias_sum_ != nullptr) {
+      bias_sum_->add({.d_scores = d_scores,
+                      .key_position = scores.key_position,
+                      .out = nullptr,
+                      .scratch = scratch + turned_,
+                      .query_stride = 0,
+                      .key_stride = 0,
+                      .num_tokens = length_,
+                      .num_keys = num_keys},
+                     pair, sample, head, table_);
+    }
+    if (!problem_.q_transform.empty()) {
+      const float* angles = group_ + angles_ + place * angle_floats();
+      table_.transform_backward(transform(q_norm_, q_norm_sums_, pair, saved_.projected_q(pair),
+                                          angles, dq, query_stride(sample), length_));
+    }
+    table_.panels_to_rows({.panels = dq,
+                           .rows = group_ + rows_[kMatrixQ] + rows,
+                           .num_tokens = length_,
+                           .head_dim = head_dim_,
+                           .panel_stride = query_stride(sample)});
+  }
+
+  kernels::TransformBackwardParams transform(const at::Tensor& norm, const at::Tensor& norm_sums,
+                                             int64_t row, const float* projected,
+                                             const float* angles, float* panels, int64_t stride,
+                                             int64_t count) const {
+    const bool turns = rotary_dim_ > 0, normed = norm.defined();
+    return {.panels = panels,
+            .projected = normed ? projected : nullptr,
+            .norm_weight = normed ? norm.const_data_ptr<float>() : nullptr,
+            .cosines = turns ? angles : nullptr,
+            .sines = turns ? angles + angle_floats() / 2 : nullptr,
+            .norm_gradient =
+                normed ? norm_sums.mutable_data_ptr<float>() + row * norm_sums.size(1) : nullptr,
+            .num_tokens = count,
+            .head_dim = head_dim_,
+            .rotary_dim = rotary_dim_,
+            .panel_stride = stride,
+            .norm_eps = static_cast<float>(problem_.q_transform.norm_eps)};
+  }
+
+  // Of the rows of dk, through panels.
+  void transform_keys(int64_t kv, float* scratch) const {
+    const int64_t sample = sample_of_[kv], stride = table_.panel * head_dim_;
+    const kernels::TurnPanelsParams turn{.panels = scratch + dk_panels_,
+                                         .rows = scratch + dk_,
+                                         .num_tokens = pairs_.keys[sample].count,
+                                         .head_dim = head_dim_,
+                                         .panel_stride = stride};
+    table_.rows_to_panels(turn);
+    const float* angles = group_ + key_angles_ + (sample - first_) * angle_floats();
+    table_.transform_backward(transform(k_norm_, k_norm_sums_, kv, saved_.projected_k(kv), angles,
+                                        turn.panels, stride, turn.num_tokens));
+    table_.panels_to_rows(turn);
+  }
+
+  void write_given(int64_t kv, const float* scratch) {
+    const int64_t sample = sample_of_[kv];
+    const int32_t* position = pairs_.key_position(sample);
+    for (const auto& [gradient, from] : {std::pair(kK, scratch + dk_), {kV, scratch + dv_}}) {
+      if (!gradients_[gradient].defined()) continue;
+      float* to = gradients_[gradient].mutable_data_ptr<float>() +
+                  (sample * kv_heads_ + kv_.head_index[kv]) * source_length_ * head_dim_;
+      for (int64_t key = 0; key < pairs_.keys[sample].count; ++key) {
+        std::copy_n(from + key * row_, head_dim_, to + position[key] * head_dim_);
+      }
     }
   }
 
   void sum_weight(int64_t task, float* scratch) {
-    const int64_t head = task / (kMatrices * kWeightParts);
-    const int m = task / kWeightParts % kMatrices;
-    const int64_t begin = in_group_[head], count = in_group_[head + 1] - begin;
+    const int64_t part = task % kWeightParts;
+    int64_t head = task / kWeightParts;
+    const bool of_queries = head < 2 * heads_;
+    if (!of_queries) head -= 2 * heads_;
+    const int m =
+        of_queries ? (head % 2 == 0 ? kMatrixQ : kMatrixO) : (head % 2 == 0 ? kMatrixK : kMatrixV);
+    head /= 2;
+    const HeadRows& of_heads = of_queries ? query_rows_ : kv_rows_;
+    const WorkList& list = of_queries ? list_ : kv_;
+    const int64_t begin = of_heads.offset[head], count = of_heads.offset[head + 1] - begin;
     if (count == 0 || !weight_[m].defined()) return;
+    const bool of_output = m == kMatrixO, of_columns = of_queries || self_;
+    const int64_t length = of_queries ? length_ : source_length_;
+    const int64_t width = of_queries ? width_ : source_.size(2);
     const int64_t inner = heads_ * head_dim_, first = head * head_dim_;
+    const int64_t columns = of_output ? grad_columns_ : of_queries ? columns_ : source_columns_;
+    const bool of_bias = !of_output && bias_[m].defined();
     table_.weight_gradient(
-        {.rows = rows_ + m * matrix_stride_ + begin * length_ * row_,
-         .columns = m == kO ? grad_columns_ : columns_,
-         .sample_index = samples_.data() + begin,
-         .out = weight_[m].mutable_data_ptr<float>() + first * (m == kO ? 1 : width_),
-         .bias =
-             m != kO && bias_[m].defined() ? bias_[m].mutable_data_ptr<float>() + first : nullptr,
+        {.rows = group_ + rows_[m] + begin * length * row_,
+         .columns = group_ + columns,
+         .sample_index = of_heads.samples.data() + begin,
+         .out = weight_[m].mutable_data_ptr<float>() + first * (of_output ? 1 : width),
+         .bias = of_bias ? bias_[m].mutable_data_ptr<float>() + first : nullptr,
          .scratch = scratch,
          .num_samples = count,
-         .num_tokens = length_,
-         .width = width_,
+         .num_tokens = length,
+         .width = width,
          .head_dim = head_dim_,
-         .sample_stride = columns_floats(),
-         .out_stride = m == kO ? inner : width_,
-         .transposed = m == kO,
-         .add = list_.sample_index[list_.col_offset[head]] < first_,
-         .part = task % kWeightParts,
+         .sample_stride = of_columns ? columns_floats() : source_columns_floats(),
+         .out_stride = of_output ? inner : width,
+         .transposed = of_output,
+         .add = list.sample_index[list.col_offset[head]] < first_,
+         .part = part,
          .parts = kWeightParts});
   }
 
-  void sum_input(int64_t task, int64_t row_blocks) {
-    const int64_t place = task / row_blocks, sample = first_ + place;
-    const int64_t first_panel = task % row_blocks * input_panels();
+  // Some rows of the gradient of x, or of the source of keys and values.
+  void sum_input(Differentiable input, int64_t place, int64_t block) {
+    const int64_t sample = first_ + place, first_panel = block * input_panels();
     const int64_t first = first_panel * table_.panel;
-    const std::vector<float> start(width_ + table_.vector_length, 0.0f);
+    const bool of_x = input == kX;
+    const int64_t length = of_x ? length_ : source_length_;
+    const int64_t width = of_x ? width_ : source_.size(2);
+    const int64_t stride = of_x ? query_stride(sample) : key_stride(sample);
+    const int64_t panels = of_x ? query_place_[place] : key_place_[place];
+    const float* const* weights = of_x ? query_weights_.data() + query_weight_offset_[sample]
+                                       : key_weights_.data() + 2 * kv_.row_offset[sample];
+    const std::vector<float> start(width + table_.vector_length, 0.0f);
     table_.sum_projections(
-        {.context = gradient_panels_ + panel_place_[place] + first_panel * panel_stride(sample),
-         .weights = input_weights_.data() + 3 * list_.row_offset[sample],
+        {.context = group_ + panels + first_panel * stride,
+         .weights = weights,
          .start = start.data(),
-         .out = gradients_[kX].mutable_data_ptr<float>() + (sample * length_ + first) * width_,
-         .num_segments = 3 * pairs_of(sample),
-         .num_tokens = std::min(input_panels() * table_.panel, length_ - first),
-         .width = width_,
+         .out = gradients_[input].mutable_data_ptr<float>() + (sample * length + first) * width,
+         .num_segments = stride / (head_dim_ * table_.panel),
+         .num_tokens = std::min(input_panels() * table_.panel, length - first),
+         .width = width,
          .head_dim = head_dim_,
-         .context_stride = panel_stride(sample),
+         .context_stride = stride,
          .part = 0,
          .parts = 1});
   }
 
+  at::Tensor norm_gradient(const at::Tensor& sums) const {
+    if (!sums.defined()) return {};
+    return sums.view({-1, head_dim_, table_.vector_length}).sum({0, 2}, false, at::kDouble);
+  }
+
   const KernelTable& table_;
   const AttentionProblem& problem_;
+  const SavedPairs& saved_;
   const CpuPairs pairs_;
   const WorkList& list_;
-  const at::Tensor x_, grad_;
-  const int64_t batch_, length_, width_, heads_, head_dim_, panels_, row_, threads_;
-  const bool input_, of_scores_;
-  at::Tensor weight_[kMatrices], bias_[3], of_pairs_;
+  const WorkList& kv_;
+  const at::Tensor x_, source_, grad_, cosines_, sines_, q_norm_, k_norm_;
+  const int64_t batch_, length_, source_length_, width_, heads_, kv_heads_, head_dim_, panels_,
+      source_panels_, row_, rotary_dim_, threads_;
+  const bool self_;  // keys and values are projected from x
+  const bool of_scores_;
+  at::Tensor weight_[kMatrices], bias_[3], of_pairs_, q_norm_sums_, k_norm_sums_;
   DifferentiableTensors gradients_;
-  std::unique_ptr<Packed> packed_;
-  std::vector<const float*> input_weights_;  // of q, k, v of each pair
+  std::unique_ptr<BiasSum> bias_sum_;
+  std::unique_ptr<PackedHeads> queries_, keys_values_;
+  std::vector<const float*> query_weights_, key_weights_;
+  std::vector<int64_t> query_weight_offset_;       // [B]
+  std::vector<int64_t> sample_of_;                 // of each entry of kv_
+  std::vector<std::vector<int64_t>> pairs_of_kv_;  // of each entry of kv_
 
-  int64_t first_ = 0, count_ = 0, group_pairs_ = 0, matrix_stride_ = 0;
-  PairScratch scratch_;
-  std::vector<int64_t> order_, sample_of_, row_place_, panel_place_;
-  std::vector<int64_t> in_group_;  // [H + 1] first entry of each head in `samples_`
-  std::vector<int32_t> samples_;   // by head, counted from first_
-  float *tokens_ = nullptr, *grad_tokens_ = nullptr, *keys_ = nullptr, *columns_ = nullptr,
-        *grad_columns_ = nullptr, *gradient_panels_ = nullptr, *rows_ = nullptr;
-};
-
-// What needs no more than the sum of grad over the tokens of each sample, and the gate: dgate of
-// what a closed gate adds, the dropped outputs and the bias of the output.
-class OuterGradients {
- public:
-  OuterGradients(const AttentionProblem& problem, const at::Tensor& grad)
-      : problem_(problem),
-        batch_(grad.size(0)),
-        width_(grad.size(2)),
-        heads_(problem.heads),
-        sums_(batch_ * width_, 0.0) {
-    const at::Tensor dy = in_float32(grad);
-    const int64_t length = grad.size(1);
-    run_queue(queue_threads(), batch_, 0, [&](int64_t b, float*) {
-      const float* row = dy.const_data_ptr<float>() + b * length * width_;
-      double* sum = sums_.data() + b * width_;
-      for (int64_t t = 0; t < length; ++t, row += width_) {
-        for (int64_t d = 0; d < width_; ++d) sum[d] += row[d];
-      }
-    });
-  }
-
-  at::Tensor o_bias() const {
-    std::vector<double> sum(width_, 0.0);
-    for (int64_t b = 0; b < batch_; ++b) {
-      for (int64_t d = 0; d < width_; ++d) sum[d] += sums_[b * width_ + d];
-    }
-    return to_tensor(sum, {width_});
-  }
-
-  /// sum over samples of (1 - gate) grad, [H, D].
-  at::Tensor dropped_output() const {
-    const at::Tensor gate = in_float32(problem_.gate.expand({batch_, heads_}));
-    std::vector<double> sum(heads_ * width_, 0.0);
-    for (int64_t b = 0; b < batch_; ++b) {
-      for (int64_t head = 0; head < heads_; ++head) {
-        const double share = 1.0 - gate.const_data_ptr<float>()[b * heads_ + head];
-        if (share == 0.0) continue;
-        for (int64_t d = 0; d < width_; ++d) {
-          sum[head * width_ + d] += share * sums_[b * width_ + d];
-        }
-      }
-    }
-    return to_tensor(sum, {heads_, width_});
-  }
-
-  /// `of_pairs` [B, H] less what an open gate takes from the dropped outputs; summed over samples
-  /// for a gate [H].
-  at::Tensor gate(const at::Tensor& of_pairs) const {
-    const bool shared = problem_.gate.dim() == 1;
-    const bool drops = problem_.dropped_output.defined();
-    const at::Tensor dropped = in_float32(problem_.dropped_output);
-    const at::Tensor open = open_gates();
-    std::vector<double> sum(shared ? heads_ : batch_ * heads_, 0.0);
-    for (int64_t b = 0; b < batch_; ++b) {
-      for (int64_t head = 0; head < heads_; ++head) {
-        double value = of_pairs.const_data_ptr<float>()[b * heads_ + head];
-        if (drops && open.const_data_ptr<bool>()[b * heads_ + head]) {
-          const float* added = dropped.const_data_ptr<float>() + head * width_;
-          for (int64_t d = 0; d < width_; ++d) value -= added[d] * sums_[b * width_ + d];
-        }
-        sum[shared ? head : b * heads_ + head] += value;
-      }
-    }
-    return shared ? to_tensor(sum, {heads_}) : to_tensor(sum, {batch_, heads_});
-  }
-
- private:
-  // Bool [B, H]: pairs whose gate has a gradient.
-  at::Tensor open_gates() const {
-    const at::Tensor gate = problem_.gate.expand({batch_, heads_});
-    return (problem_.skip ? gate != 0 : at::ones_like(gate, at::kBool)).contiguous();
-  }
-
-  at::Tensor to_tensor(const std::vector<double>& values, at::IntArrayRef shape) const {
-    at::Tensor result = at::empty(shape, problem_.x.options().dtype(at::kFloat));
-    std::transform(values.begin(), values.end(), result.mutable_data_ptr<float>(),
-                   [](double value) { return static_cast<float>(value); });
-    return result;
-  }
-
-  const AttentionProblem& problem_;
-  const int64_t batch_, width_, heads_;
-  std::vector<double> sums_;  // [B, D]
+  // The group.
+  int64_t first_ = 0, count_ = 0;
+  HeadRows query_rows_, kv_rows_;
+  std::vector<int64_t> order_;  // entries of kv_
+  std::vector<int64_t> query_place_, key_place_;
+  float* group_ = nullptr;
+  int64_t tokens_ = 0, columns_ = 0, grad_columns_ = 0, source_columns_ = 0, angles_ = 0,
+          key_angles_ = 0;
+  int64_t rows_[kMatrices] = {};
+  // The scratch of a task.
+  Places scratch_;
+  int64_t u_ = 0, given_k_ = 0, k_rows_ = 0, v_panels_ = 0, dk_ = 0, dv_ = 0, dk_panels_ = 0,
+          d_scores_ = 0, turned_ = 0, attend_ = 0;
 };
 
 }  // namespace
 
 DifferentiableTensors attention_cpu_backward(const AttentionProblem& problem,
-                                             const at::Tensor& grad, GradientMask mask) {
-  const bool plain = !problem.keys_given() && !problem.kv.defined() && problem.own_kv_heads() &&
-                     problem.q_transform.empty() && problem.k_transform.empty() &&
-                     !problem.attn_bias.defined() && !problem.window;
-  if (problem.x.numel() == 0 || problem.heads == 0 || problem.head_dim == 0 || !plain) {
+                                             const at::Tensor& grad, const at::Tensor& saved,
+                                             GradientMask mask) {
+  if (problem.x.numel() == 0 || problem.heads == 0 || problem.head_dim == 0) {
     return attention_composite_backward(problem, grad, mask);
   }
   GradientMask of_pairs = mask;
@@ -522,15 +721,27 @@ DifferentiableTensors attention_cpu_backward(const AttentionProblem& problem,
   DifferentiableTensors gradients;
   at::Tensor pair_gradients;
   if (std::any_of(of_pairs.begin(), of_pairs.end(), [](bool wanted) { return wanted; })) {
-    BackwardLaunch launch(problem, grad, mask);
+    at::Tensor memory = saved;
+    if (!memory.defined()) {
+      // Somebody trains these weights: their packed form is not worth keeping.
+      const at::AutoGradMode grad_mode(true);
+      memory = at::empty({SavedPairs::floats(problem)}, problem.x.options().dtype(at::kFloat));
+      save_pairs(problem, memory);
+    }
+    const SavedPairs pairs(problem, memory);
+    BackwardLaunch launch(problem, pairs, grad, mask);
     launch.run();
     gradients = launch.gradients();
     pair_gradients = launch.of_pairs();
   }
   const bool of_dropped = mask[kDroppedOutput] && problem.gate.defined();
   if (!mask[kOBias] && !mask[kGate] && !of_dropped) return gradients;
-  const OuterGradients outer(problem, grad);
-  if (mask[kOBias]) gradients[kOBias] = outer.o_bias();
+  const OuterSums outer({.gate = problem.gate,
+                         .dropped_output = problem.dropped_output,
+                         .units = problem.heads,
+                         .skip = problem.skip},
+                        grad);
+  if (mask[kOBias]) gradients[kOBias] = outer.bias();
   if (mask[kGate]) gradients[kGate] = outer.gate(pair_gradients);
   if (of_dropped) gradients[kDroppedOutput] = outer.dropped_output();
   return gradients;

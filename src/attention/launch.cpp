@@ -11,6 +11,7 @@
 #include "attention/output_start.h"
 #include "attention/packed_weights.h"
 #include "attention/sample_queue.h"
+#include "attention/saved_pairs.h"
 #include "kernels/dispatch.h"
 #include "operators/float32.h"
 #include "operators/task_queue.h"
@@ -59,7 +60,8 @@ struct Rotary {
 
 class Launch {
  public:
-  Launch(const AttentionProblem& problem, at::Tensor& out)
+  /// `out` undefined = not wanted; `saved` may be nullptr.
+  Launch(const AttentionProblem& problem, const at::Tensor& out, const SavedPairs* saved)
       : table_(kernels::kernel_table()),
         problem_(problem),
         x_(in_float32(problem.x)),
@@ -69,6 +71,7 @@ class Launch {
         q_norm_(in_float32(problem.q_transform.norm_weight)),
         k_norm_(in_float32(problem.k_transform.norm_weight)),
         out_(out),
+        saved_(saved),
         batch_(x_.size(0)),
         length_(x_.size(1)),
         width_(x_.size(2)),
@@ -117,6 +120,7 @@ class Launch {
   bool packs_keys(const Sample& sample) const {
     return !problem_.keys_given() && !shares_tokens(sample);
   }
+  bool keeps_keys() const { return saved_ != nullptr && !problem_.keys_given(); }
 
   void find_samples() {
     const WorkList& list = pairs_.list;
@@ -168,7 +172,7 @@ class Launch {
       }
       tasks.keys = sample.num_kv;
       tasks.pairs = sample.num_pairs;
-      tasks.outputs = row_blocks * output_parts_;
+      tasks.outputs = out_.defined() ? row_blocks * output_parts_ : 0;
     }
     queue_.emplace(std::move(counts), threads);
     place_slot(most_pairs, most_kv, most_keys, own_keys, holes);
@@ -189,11 +193,11 @@ class Launch {
     copies_values_ = !problem_.keys_given() || holes;
     k_floats_ = keys * head_dim_;
     kv_floats_ = k_floats_ + (copies_values_ ? ceil_div(most_keys * row_, 16) * 16 : 0);
-    kv_ = slot_.place(most_kv * kv_floats_);
+    kv_ = slot_.place(keeps_keys() ? 0 : most_kv * kv_floats_);
     context_ = slot_.place(queries * most_pairs * head_dim_);
     if (most_pairs == 0) return;
-    q_ = scratch_.place(queries * head_dim_);
-    own_kv_ = scratch_.place(fused_ ? kv_floats_ : 0);
+    q_ = scratch_.place(saved_ == nullptr ? queries * head_dim_ : 0);
+    own_kv_ = scratch_.place(fused_ && !keeps_keys() ? kv_floats_ : 0);
     attend_ = scratch_.place(table_.attend_scratch_floats(most_keys));
   }
 
@@ -298,16 +302,23 @@ class Launch {
                       .norm_eps = static_cast<float>(how.norm_eps),
                       .scale = static_cast<float>(scale)});
   }
-  void transform_queries(int64_t place, float* q) const {
+  void transform_queries(int64_t place, int64_t pair, float* q) const {
+    if (saved_ != nullptr && q_norm_.defined()) {
+      std::copy_n(q, panels_ * table_.panel * head_dim_, saved_->projected_q(pair));
+    }
     transform(problem_.q_transform, q_norm_,
               rotary(place, rotary_, panels_ * table_.panel * rotary_dim_), length_, problem_.scale,
               q);
   }
-  void transform_keys(const Sample& sample, int64_t place, float* k) const {
+  void transform_keys(const Sample& sample, int64_t place, int64_t kv, float* k) const {
     const bool shared = shares_tokens(sample);
-    const int64_t panels = shared ? panels_ : ceil_div(sample.num_keys, table_.panel);
+    const int64_t key_panels = ceil_div(sample.num_keys, table_.panel);
+    if (keeps_keys() && k_norm_.defined()) {
+      std::copy_n(k, key_panels * table_.panel * head_dim_, saved_->projected_k(kv));
+    }
     transform(problem_.k_transform, k_norm_,
-              rotary(place, shared ? rotary_ : key_rotary_, panels * table_.panel * rotary_dim_),
+              rotary(place, shared ? rotary_ : key_rotary_,
+                     (shared ? panels_ : key_panels) * table_.panel * rotary_dim_),
               sample.num_keys, 1.0, k);
   }
 
@@ -315,17 +326,33 @@ class Launch {
     return slot(place, shares_tokens(sample) ? tokens_ : key_tokens_);
   }
 
+  struct KeysValues {
+    float *k, *v;
+  };
+  // Of a KV head that has a task of its own, and of one that is computed with its pair.
+  KeysValues shared_room(const Sample& sample, int64_t place, int64_t item) const {
+    if (keeps_keys()) return kept_room(sample.first_kv + item);
+    float* k = slot(place, kv_ + item * kv_floats_);
+    return {k, k + k_floats_};
+  }
+  KeysValues own_room(int64_t pair, float* scratch) const {
+    if (keeps_keys()) return kept_room(pair);
+    return {scratch + own_kv_, scratch + own_kv_ + k_floats_};
+  }
+  KeysValues kept_room(int64_t kv) const { return {saved_->k(kv), saved_->v(kv)}; }
+
   void project_keys(const SampleTask& task) const {
     const Sample& sample = samples_[task.place];
-    float* k = slot(task.place, kv_ + task.item * kv_floats_);
+    const int64_t kv = sample.first_kv + task.item;
+    const KeysValues room = shared_room(sample, task.place, task.item);
     project({.tokens = key_tokens(sample, task.place),
              .count = sample.num_keys,
              .width = source_width_,
              .q = nullptr,
-             .k = k,
-             .v = k + k_floats_},
-            -1, pairs_.kv.head_index[sample.first_kv + task.item]);
-    transform_keys(sample, task.place, k);
+             .k = room.k,
+             .v = room.v},
+            -1, pairs_.kv.head_index[kv]);
+    transform_keys(sample, task.place, kv, room.k);
   }
 
   // Row 0 of given keys or values of one head of one sample.
@@ -364,12 +391,12 @@ class Launch {
     const int32_t kv_head = static_cast<int32_t>(problem_.kv_head[head]);
     const auto begin = pairs_.kv.head_index.begin() + sample.first_kv;
     const int64_t item = std::lower_bound(begin, begin + sample.num_kv, kv_head) - begin;
-    const float* k = slot(task.place, kv_ + item * kv_floats_);
+    const KeysValues room = shared_room(sample, task.place, item);
     const CpuPairs::Keys& keys = pairs_.keys[sample.index];
     const bool in_place = problem_.keys_given() && keys.rows.empty();
     kernels::AttendParams params{};
-    params.k = k;
-    params.v = in_place ? given(v_, sample, kv_head) + keys.first * v_.stride(2) : k + k_floats_;
+    params.k = room.k;
+    params.v = in_place ? given(v_, sample, kv_head) + keys.first * v_.stride(2) : room.v;
     params.v_stride = in_place ? v_.stride(2) : row_;
     return params;
   }
@@ -379,13 +406,12 @@ class Launch {
     const int64_t pair = sample.first_pair + task.item;
     const int64_t head = pairs_.list.head_index[pair];
     const float* tokens = slot(task.place, tokens_);
-    float* q = scratch + q_;
+    float* q = saved_ == nullptr ? scratch + q_ : saved_->q(pair);
     Projection queries{
         .tokens = tokens, .count = length_, .width = width_, .q = q, .k = nullptr, .v = nullptr};
     kernels::AttendParams params{};
     if (fused_) {
-      float* k = scratch + own_kv_;
-      float* v = k + k_floats_;
+      const auto [k, v] = own_room(pair, scratch);
       if (shares_tokens(sample) && sample.num_keys == length_) {
         queries.k = k;
         queries.v = v;
@@ -405,10 +431,14 @@ class Launch {
       params = shared_keys(task, head);
     }
     project(queries, head, head);
-    transform_queries(task.place, q);
-    if (fused_) transform_keys(sample, task.place, scratch + own_kv_);
+    transform_queries(task.place, pair, q);
+    if (fused_) transform_keys(sample, task.place, pair, own_room(pair, scratch).k);
     params.q = q;
     params.context = slot(task.place, context_) + task.item * head_dim_ * table_.panel;
+    if (saved_ != nullptr) {
+      params.own_context = saved_->context(pair);
+      params.softmax = saved_->softmax(pair);
+    }
     params.scratch = scratch + attend_;
     params.scores = pairs_.scores(sample.index, head);
     params.num_tokens = length_;
@@ -445,7 +475,8 @@ class Launch {
   const AttentionProblem& problem_;
   const at::Tensor x_, source_, cosines_, sines_, q_norm_, k_norm_;
   at::Tensor k_, v_;  // given
-  at::Tensor& out_;
+  const at::Tensor out_;
+  const SavedPairs* const saved_;
   const int64_t batch_, length_, width_, source_width_, head_dim_, row_, rotary_dim_, panels_,
       output_panels_;
   const bool fused_;
@@ -487,9 +518,21 @@ at::Tensor attention_cpu(const AttentionProblem& problem) {
     return attention_cpu_decode(problem);
   }
   if (runs_in_bf16(problem)) return attention_bf16(problem);
-  at::Tensor out = at::empty(problem.x.sizes(), problem.x.options().dtype(at::kFloat));
-  if (out.numel() > 0) Launch(problem, out).run();
+  const at::Tensor out = at::empty(problem.x.sizes(), problem.x.options().dtype(at::kFloat));
+  if (out.numel() > 0) Launch(problem, out, nullptr).run();
   return out.to(problem.x.scalar_type());
+}
+
+at::Tensor attention_cpu_saving(const AttentionProblem& problem, const at::Tensor& saved) {
+  const at::Tensor out = at::empty(problem.x.sizes(), problem.x.options());
+  const SavedPairs pairs(problem, saved);
+  if (out.numel() > 0) Launch(problem, out, &pairs).run();
+  return out;
+}
+
+void save_pairs(const AttentionProblem& problem, const at::Tensor& saved) {
+  const SavedPairs pairs(problem, saved);
+  Launch(problem, at::Tensor(), &pairs).run();
 }
 
 }  // namespace headkit

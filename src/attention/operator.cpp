@@ -6,6 +6,7 @@
 
 #include "attention/attention_call.h"
 #include "attention/composite_backward.h"
+#include "attention/saved_pairs.h"
 #include "headkit/core/error.h"
 #include "operators/operator_signature.h"
 
@@ -23,6 +24,20 @@ at::Tensor run_forward(const AttentionCall& call) {
   return attention_composite(problem);
 }
 
+void check_saving(const AttentionCall& call) {
+  check_call(call);
+  HEADKIT_CHECK(SavedPairs::kept(call), call.operation(),
+                "a call on backend cpu in float32, to keep what its backward wants",
+                "backend or dtype ", call.x.scalar_type(), " without that");
+}
+
+SavingResult run_saving(const AttentionCall& call) {
+  check_saving(call);
+  const AttentionProblem problem = make_problem(call);
+  const at::Tensor saved = at::empty({SavedPairs::floats(problem)}, problem.x.options());
+  return {attention_cpu_saving(problem, saved), saved};
+}
+
 void check_backward(const at::Tensor& grad, const AttentionCall& call, const GradientMask& mask) {
   check_call(call);
   HEADKIT_CHECK(
@@ -37,12 +52,12 @@ void check_backward(const at::Tensor& grad, const AttentionCall& call, const Gra
 }
 
 std::vector<at::Tensor> run_backward(const at::Tensor& grad, const AttentionCall& call,
-                                     GradientMask mask) {
+                                     const std::optional<at::Tensor>& saved, GradientMask mask) {
   check_backward(grad, call, mask);
   const AttentionProblem problem = make_problem(call);
   const std::string backend = choose_backend(problem).name;
   const DifferentiableTensors gradients =
-      backend == "cpu"         ? attention_cpu_backward(problem, grad, mask)
+      backend == "cpu" ? attention_cpu_backward(problem, grad, saved.value_or(at::Tensor()), mask)
       : backend == "reference" ? attention_reference_backward(call, grad, mask)
                                : attention_composite_backward(problem, grad, mask);
   const DifferentiableTensors tensors = differentiable_tensors(call);
@@ -62,8 +77,14 @@ at::Tensor meta_forward(const AttentionCall& call) {
   return at::empty_symint(call.x.sym_sizes(), call.x.options());
 }
 
+SavingResult meta_saving(const AttentionCall& call) {
+  check_call(call);
+  return {at::empty_symint(call.x.sym_sizes(), call.x.options()),
+          at::empty_symint({SavedPairs::floats(call)}, call.x.options())};
+}
+
 std::vector<at::Tensor> meta_backward(const at::Tensor& grad, const AttentionCall& call,
-                                      GradientMask mask) {
+                                      const std::optional<at::Tensor>&, GradientMask mask) {
   check_backward(grad, call, mask);
   const DifferentiableTensors tensors = differentiable_tensors(call);
   std::vector<at::Tensor> result;
@@ -131,17 +152,30 @@ at::Tensor dispatch_attention(const AttentionCall& call) {
   return with_arguments(call, [](const auto&... args) { return fused.call(args...); });
 }
 
+SavingResult dispatch_attention_saving(const AttentionCall& call) {
+  if (call.keys_given) {
+    static const auto attend = find<Attend::Forward<SavingResult>>("headkit::attend_saving");
+    return with_attend_arguments(call, [](const auto&... args) { return attend.call(args...); });
+  }
+  static const auto fused =
+      find<GatedAttention::Forward<SavingResult>>("headkit::gated_attention_saving");
+  return with_arguments(call, [](const auto&... args) { return fused.call(args...); });
+}
+
 std::vector<at::Tensor> dispatch_attention_backward(const at::Tensor& grad,
-                                                    const AttentionCall& call, GradientMask mask) {
+                                                    const AttentionCall& call,
+                                                    const std::optional<at::Tensor>& saved,
+                                                    GradientMask mask) {
   if (call.keys_given) {
     static const auto attend =
-        find<Attend::Backward<GradientMask, const at::Tensor&>>("headkit::attend_backward");
+        find<Attend::SavedBackward<GradientMask>>("headkit::attend_backward");
     return with_attend_arguments(
-        call, [&](const auto&... args) { return attend.call(grad, args..., mask); });
+        call, [&](const auto&... args) { return attend.call(grad, args..., saved, mask); });
   }
-  static const auto fused = find<GatedAttention::Backward<GradientMask, const at::Tensor&>>(
-      "headkit::gated_attention_backward");
-  return with_arguments(call, [&](const auto&... args) { return fused.call(grad, args..., mask); });
+  static const auto fused =
+      find<GatedAttention::SavedBackward<GradientMask>>("headkit::gated_attention_backward");
+  return with_arguments(
+      call, [&](const auto&... args) { return fused.call(grad, args..., saved, mask); });
 }
 
 TORCH_LIBRARY(headkit, m) {
@@ -166,9 +200,13 @@ TORCH_LIBRARY(headkit, m) {
   };
   define("gated_attention(" + fused + ") -> Tensor");
   define("attend(" + attend + ") -> Tensor");
+  // What autograd calls where the backward has use for more than the arguments: the output, and
+  // `saved` of the backward (saved_pairs.h).
+  define("gated_attention_saving(" + fused + ") -> (Tensor, Tensor)");
+  define("attend_saving(" + attend + ") -> (Tensor, Tensor)");
   // The gradients that output_mask asks for, in the order x, kv, k, v, q, k, v, o weight, q, k, v,
   // o bias, gate, attn_bias, dropped_output, q, k norm weight; what a schema lacks stays false.
-  const std::string mask = ", bool[17] output_mask) -> Tensor[]";
+  const std::string mask = ", Tensor? saved=None, bool[17] output_mask) -> Tensor[]";
   define("gated_attention_backward(Tensor grad, " + fused + mask);
   define("attend_backward(Tensor grad, " + attend + mask);
 }
@@ -178,6 +216,8 @@ TORCH_LIBRARY_IMPL(headkit, CPU, m) {
   m.impl("gated_attention_backward", &GatedAttention::Of<run_backward>::run);
   m.impl("attend", &Attend::Of<run_forward>::run);
   m.impl("attend_backward", &Attend::Of<run_backward>::run);
+  m.impl("gated_attention_saving", &GatedAttention::Of<run_saving>::run);
+  m.impl("attend_saving", &Attend::Of<run_saving>::run);
 }
 
 TORCH_LIBRARY_IMPL(headkit, CUDA, m) {
@@ -192,6 +232,8 @@ TORCH_LIBRARY_IMPL(headkit, Meta, m) {
   m.impl("gated_attention_backward", &GatedAttention::Of<meta_backward>::run);
   m.impl("attend", &Attend::Of<meta_forward>::run);
   m.impl("attend_backward", &Attend::Of<meta_backward>::run);
+  m.impl("gated_attention_saving", &GatedAttention::Of<meta_saving>::run);
+  m.impl("attend_saving", &Attend::Of<meta_saving>::run);
 }
 
 TORCH_LIBRARY_IMPL(headkit, Autograd, m) {
@@ -199,6 +241,8 @@ TORCH_LIBRARY_IMPL(headkit, Autograd, m) {
   m.impl("gated_attention_backward", &GatedAttention::Of<attention_backward_autograd>::run);
   m.impl("attend", &Attend::Of<attention_autograd>::run);
   m.impl("attend_backward", &Attend::Of<attention_backward_autograd>::run);
+  m.impl("gated_attention_saving", &GatedAttention::Of<attention_saving_autograd>::run);
+  m.impl("attend_saving", &Attend::Of<attention_saving_autograd>::run);
 }
 
 TORCH_LIBRARY_IMPL(headkit, AutocastCPU, m) {

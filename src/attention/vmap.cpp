@@ -2,6 +2,7 @@
 #include <ATen/functorch/PlumbingHelper.h>
 #include <torch/library.h>
 
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -118,18 +119,40 @@ at::Tensor forward_rule(const AttentionCall& call) {
   return at::functorch::makeBatched(y, 0, level);
 }
 
+// One call for each element: what is saved has no dimension that the mapped one could join.
+SavingResult saving_rule(const AttentionCall& call) {
+  const BatchedCall batch = unwrap_call(call);
+  const int64_t level = current_vmap_level();
+  const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
+  if (batch.size < 0) return dispatch_attention_saving(batch.call);
+  std::vector<at::Tensor> outputs, saved;
+  for (int64_t i = 0; i < batch.size; ++i) {
+    const auto [y, pairs] = dispatch_attention_saving(element(batch, i));
+    outputs.push_back(y);
+    saved.push_back(pairs);
+  }
+  return {at::functorch::makeBatched(at::stack(outputs), 0, level),
+          at::functorch::makeBatched(at::stack(saved), 0, level)};
+}
+
 std::vector<at::Tensor> backward_rule(const at::Tensor& grad, const AttentionCall& call,
-                                      GradientMask mask) {
+                                      const std::optional<at::Tensor>& saved, GradientMask mask) {
   BatchedCall batch = unwrap_call(call);
   const int64_t level = current_vmap_level();
   at::Tensor dy = grad;
   const bool grad_batched = unwrap_vmap(dy, level, batch.size);
+  at::Tensor pairs = saved.value_or(at::Tensor());
+  const bool saved_batched = pairs.defined() && unwrap_vmap(pairs, level, batch.size);
+  const auto saved_of = [&](int64_t i) {
+    if (!pairs.defined()) return std::optional<at::Tensor>();
+    return std::optional(saved_batched ? pairs.select(0, i) : pairs);
+  };
   const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
-  if (batch.size < 0) return dispatch_attention_backward(dy, batch.call, mask);
+  if (batch.size < 0) return dispatch_attention_backward(dy, batch.call, saved_of(0), mask);
   std::vector<std::vector<at::Tensor>> by_gradient;
   for (int64_t i = 0; i < batch.size; ++i) {
-    const std::vector<at::Tensor> part =
-        dispatch_attention_backward(grad_batched ? dy.select(0, i) : dy, element(batch, i), mask);
+    const std::vector<at::Tensor> part = dispatch_attention_backward(
+        grad_batched ? dy.select(0, i) : dy, element(batch, i), saved_of(i), mask);
     by_gradient.resize(part.size());
     for (size_t j = 0; j < part.size(); ++j) by_gradient[j].push_back(part[j]);
   }
@@ -149,6 +172,8 @@ TORCH_LIBRARY_IMPL(headkit, FuncTorchBatched, m) {
   m.impl("gated_attention_backward", &GatedAttention::Of<backward_rule>::run);
   m.impl("attend", &Attend::Of<forward_rule>::run);
   m.impl("attend_backward", &Attend::Of<backward_rule>::run);
+  m.impl("gated_attention_saving", &GatedAttention::Of<saving_rule>::run);
+  m.impl("attend_saving", &Attend::Of<saving_rule>::run);
 }
 
 }  // namespace headkit

@@ -35,6 +35,11 @@ struct KernelTable {
   void (*prepare_keys)(const PrepareKeysParams&);
   int64_t (*attend_backward_scratch_floats)(int64_t num_keys, int64_t head_dim);
   void (*attend_backward)(const AttendBackwardParams&);
+  void (*transform_backward)(const TransformBackwardParams&);
+  void (*panels_to_rows)(const TurnPanelsParams&);
+  void (*rows_to_panels)(const TurnPanelsParams&);
+  int64_t (*bias_gradient_scratch_floats)();
+  void (*bias_gradient)(const BiasGradientParams&);
   void (*place_keys)(const PlaceKeysParams&);
   int64_t (*weight_gradient_scratch_floats)(int64_t head_dim);
   void (*weight_gradient)(const WeightGradientParams&);

@@ -97,7 +97,9 @@ struct AttendParams {
   const float* k;      // token panels of the keys
   const float* v;      // [num_keys] rows, `v_stride` floats apart, readable up to a full VL
   float* context;      // [head_dim][P] of the first panel
-  float* log_sum_exp;  // [num_tokens] of the scores, +infinity where nothing is seen; or nullptr
+  float* own_context;  // token panels: the context before the gate; or nullptr
+  float* softmax;      // [2][P] for each token panel: the largest score, and the sum of exp(score -
+                       // largest); -infinity and 0 where nothing is seen; or nullptr
   float* scratch;      // `attend_scratch_floats` floats, 64-byte aligned
   ScoreParams scores;
   int64_t num_tokens;
@@ -211,23 +213,68 @@ struct PrepareKeysParams {
   int64_t head_dim;
 };
 
-// Backward of `attend`. With `scores` false only the gate's gradient and the context are computed,
-// which is all that the gate and W_O want.
+// Backward of `attend`. With `of_scores` false only the gate's gradient and the gated context are
+// computed, which is all that the gate and W_O want.
 struct AttendBackwardParams {
-  AttendParams forward;   // context and log_sum_exp are not used; v in rows without a gap;
-                          // scratch of `attend_backward_scratch_floats`
-  const float* u;         // token panels: gradient of the gated context, dOut W_O
+  const float* q;         // token panels, scaled
+  const float* k;         // token panels of the keys
   const float* k_rows;    // see PrepareKeysParams
   const float* v_panels;  // see PrepareKeysParams
+  const float* context;   // token panels: what `attend` gave as `own_context`
+  const float* softmax;   // what `attend` gave
+  const float* u;         // token panels: gradient of the gated context, dOut W_O
   float* dq;              // [head_dim][P] of the first panel: of q before its factor `scale`
-  float* dq_rows;         // the same in rows
   float* context_rows;    // gate * context, in rows
   float* dk;              // [num_keys] rows, added to
   float* dv;              // as dk
+  float* d_scores;        // [num_keys][P] for each token panel: kept; or nullptr
   float* gate_gradient;   // of this pair
-  int64_t dq_stride;      // floats from one panel of dq to the next
+  float* scratch;         // `attend_backward_scratch_floats` floats, 64-byte aligned
+  ScoreParams scores;
+  int64_t num_tokens;
+  int64_t num_keys;
+  int64_t head_dim;
+  int64_t dq_stride;  // floats from one panel of dq to the next
+  float gate;
   float scale;
-  bool scores;
+  bool of_scores;
+};
+
+// Backward of `transform`, in place: of what it gave before its factor `scale` -> of what it took.
+struct TransformBackwardParams {
+  float* panels;           // [head_dim][P] of the first panel, zero beyond the tokens
+  const float* projected;  // token panels: what `transform` took; nullptr without a norm
+  const float* norm_weight;
+  const float* cosines;
+  const float* sines;
+  float* norm_gradient;  // [head_dim][VL], added to: sums over some of the tokens each; nullptr
+                         // without a norm
+  int64_t num_tokens;
+  int64_t head_dim;
+  int64_t rotary_dim;
+  int64_t panel_stride;  // floats from one panel to the next
+  float norm_eps;
+};
+
+// Panels [head_dim][P] and rows of the same tokens, either way.
+struct TurnPanelsParams {
+  float* panels;
+  float* rows;
+  int64_t num_tokens;
+  int64_t head_dim;
+  int64_t panel_stride;  // floats from one panel to the next
+};
+
+// Adds the gradient of one pair's scores to that of a bias.
+struct BiasGradientParams {
+  const float* d_scores;        // see AttendBackwardParams
+  const int32_t* key_position;  // as in ScoreParams
+  double* out;                  // as the bias in ScoreParams, with its strides
+  float* scratch;               // `bias_gradient_scratch_floats` floats
+  int64_t query_stride;
+  int64_t key_stride;
+  int64_t num_tokens;
+  int64_t num_keys;
 };
 
 // Rows of keys -> rows of tokens, zero where a token is no key, and their panels.

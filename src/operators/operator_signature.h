@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <optional>
 #include <stdexcept>
 #include <vector>
 
@@ -45,6 +46,10 @@ struct Signature<Make> {
   /// Of the backward operator: gradients of the results first, the mask last.
   template <typename Mask, typename... Grads>
   using Backward = std::vector<at::Tensor>(Grads..., Args..., Mask);
+  /// The same with what the forward has saved, if anything, before the mask.
+  template <typename Mask>
+  using SavedBackward = std::vector<at::Tensor>(const at::Tensor&, Args...,
+                                                const std::optional<at::Tensor>&, Mask);
 
   template <auto Kernel>
   struct Of;
@@ -60,6 +65,16 @@ struct Signature<Make> {
   struct Of<Kernel> {
     static std::vector<at::Tensor> run(const at::Tensor& grad, Args... args, Mask mask) {
       return translated([&] { return Kernel(grad, Make(args...), mask); });
+    }
+  };
+
+  template <typename Mask,
+            std::vector<at::Tensor> (*Kernel)(const at::Tensor&, const Call&,
+                                              const std::optional<at::Tensor>&, Mask)>
+  struct Of<Kernel> {
+    static std::vector<at::Tensor> run(const at::Tensor& grad, Args... args,
+                                       const std::optional<at::Tensor>& saved, Mask mask) {
+      return translated([&] { return Kernel(grad, Make(args...), saved, mask); });
     }
   };
 

@@ -99,9 +99,12 @@ class AttentionInput {
 /// 0, dh = q.size(0) / H. Returns [B, T, D], dtype of x.
 ///
 /// Differentiable once in x, kv, weights, biases, gate, attn_bias, dropped_output and the norms'
-/// weights; the backward recomputes the forward of open pairs and does no work for closed ones.
-/// Under vmap the mapped dimension joins B; torch refuses torch.func.grad, as for every backward in
-/// C++.
+/// weights; the backward does no work for closed pairs. In float32 on backend "cpu" a forward that
+/// records a graph keeps what the backward wants: of an open pair Q and the context, 8 T (dh + 1)
+/// bytes with T rounded up to 48, of an open KV head K and V, 8 S dh bytes; a norm adds 4 T dh.
+/// Elsewhere the backward computes that again. Address space, not memory, is taken for closed
+/// pairs. Under vmap the mapped dimension joins B; torch refuses torch.func.grad, as for every
+/// backward in C++.
 ///
 /// Throws std::invalid_argument on shapes, dtypes or devices that do not fit and, on CPU, on a NaN
 /// or infinite gate; std::runtime_error if the environment variable HEADKIT_BACKEND names a backend

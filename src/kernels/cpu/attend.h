@@ -87,18 +87,33 @@ HEADKIT_INLINE void softmax_block(float* scores, int64_t count, int64_t vectors,
   }
 }
 
-// context [head_dim][P] = (first ? 0 : context * rescale) + V^T scores, times `finish` if given.
+// What ends the context of one panel: one factor for each query.
+struct ContextFinish {
+  const float* gated;    // gate / sum
+  const float* inverse;  // 1 / sum
+  float* own_context;    // [head_dim][P] or nullptr
+};
+
+// context [head_dim][P] = (first ? 0 : context * rescale) + V^T scores, finished if `finish` is
+// given.
 template <int NV>
 void weigh_values(const float* v, int64_t v_stride, const float* scores, int64_t count,
-                  int64_t head_dim, const float* rescale, const float* finish, float* context) {
+                  int64_t head_dim, const float* rescale, const ContextFinish* finish,
+                  float* context) {
   for_row_tiles<kTileRows[NV]>(head_dim, [&]<int MR>(int64_t i) {
     float* to = context + i * kPanel;
     tile<MR, NV>(1, count, v + i, v_stride, OneSegment{scores}, kPanel, v + i, v_stride,
-                 [to, rescale, finish](int r, int j, Vec c) {
+                 [to, i, rescale, finish](int r, int j, Vec c) {
                    if (rescale != nullptr) {
                      c = fma(load(to + r * kPanel + j * kLanes), load(rescale + j * kLanes), c);
                    }
-                   if (finish != nullptr) c = mul(c, load(finish + j * kLanes));
+                   if (finish != nullptr) {
+                     if (finish->own_context != nullptr) {
+                       store(finish->own_context + (i + r) * kPanel + j * kLanes,
+                             mul(c, load(finish->inverse + j * kLanes)));
+                     }
+                     c = mul(c, load(finish->gated + j * kLanes));
+                   }
                    store(to + r * kPanel + j * kLanes, c);
                  });
   });
@@ -123,7 +138,7 @@ HEADKIT_INLINE VisibleKeys visible_keys(const ScoreParams& p, int64_t num_keys, 
   if (p.window > 0) {
     while (keys.end > 0 && position_of(p, keys.end - 1) - last >= p.window) --keys.end;
     while (keys.begin < keys.end && first - position_of(p, keys.begin) >= p.window) ++keys.begin;
-    if (keys.begin == keys.end) keys.end = 0;
+    if (keys.begin == keys.end) return {0, 0};
     keys.begin = keys.begin / kPanel * kPanel;
   }
   return keys;
@@ -186,6 +201,8 @@ template <int NV>
 void attend_panel(const AttendParams& p, int64_t first_token, float* context) {
   const int64_t tokens = panel_size(first_token, p.num_tokens);
   const VisibleKeys keys = visible_keys(p.scores, p.num_keys, first_token, tokens);
+  float* own_context =
+      p.own_context == nullptr ? nullptr : p.own_context + first_token * p.head_dim;
   RunningSoftmax running;
   for (int64_t block = keys.begin; block < keys.end; block += kKeyBlock) {
     const int64_t count = keys.end - block < kKeyBlock ? keys.end - block : kKeyBlock;
@@ -197,28 +214,37 @@ void attend_panel(const AttendParams& p, int64_t first_token, float* context) {
     hide_keys<NV>(p.scores, first_token, block, count, p.scratch);
     softmax_block(p.scratch, count, NV, block == keys.begin, running);
     const bool last = block + count == keys.end;
-    float finish[NV * kLanes];
+    float gated[NV * kLanes], inverse[NV * kLanes];
     if (last) {
       for (int j = 0; j < NV; ++j) {
         const Vec sum = load(running.sum + j * kLanes);
-        const Vec scaled = div(broadcast(p.gate), sum);
-        store(finish + j * kLanes, if_equal(sum, zero(), zero(), scaled));
+        const auto over_sum = [sum](float x) {
+          return if_equal(sum, zero(), zero(), div(broadcast(x), sum));
+        };
+        store(gated + j * kLanes, over_sum(p.gate));
+        store(inverse + j * kLanes, over_sum(1.0f));
       }
     }
+    const ContextFinish finish{gated, inverse, own_context};
     weigh_values<NV>(p.v + block * p.v_stride, p.v_stride, p.scratch, count, p.head_dim,
-                     block == keys.begin ? nullptr : running.rescale, last ? finish : nullptr,
+                     block == keys.begin ? nullptr : running.rescale, last ? &finish : nullptr,
                      context);
   }
   if (keys.end == 0) {
     for (int64_t i = 0; i < p.head_dim; ++i) {
-      for (int j = 0; j < NV; ++j) store(context + i * kPanel + j * kLanes, zero());
+      for (int j = 0; j < NV; ++j) {
+        store(context + i * kPanel + j * kLanes, zero());
+        if (own_context != nullptr) store(own_context + i * kPanel + j * kLanes, zero());
+      }
     }
   }
-  if (p.log_sum_exp == nullptr) return;
-  for (int64_t t = 0; t < tokens; ++t) {
-    const bool sees = keys.end > 0 && running.sum[t] != 0.0f;
-    p.log_sum_exp[first_token + t] =
-        sees ? running.largest[t] + __builtin_logf(running.sum[t]) : -kMinusInfinity;
+  if (p.softmax == nullptr) return;
+  float* softmax = p.softmax + 2 * first_token;
+  for (int j = 0; j < NV; ++j) {
+    const bool sees = keys.end > 0;
+    store(softmax + j * kLanes,
+          sees ? load(running.largest + j * kLanes) : broadcast(kMinusInfinity));
+    store(softmax + kPanel + j * kLanes, sees ? load(running.sum + j * kLanes) : zero());
   }
 }
 

@@ -9,7 +9,7 @@ namespace {
 struct AttendBackwardScratch {
   int64_t scores;          // [keys][P] of one panel of queries: exponentials
   int64_t d_scores;        // as scores
-  int64_t context;         // [dh][P] of one panel of queries
+  int64_t context;         // [dh][P] of one panel of queries, gated
   int64_t d_context;       // as context
   int64_t q_rows;          // [P] rows of one panel of queries
   int64_t d_context_rows;  // as q_rows
@@ -117,96 +117,129 @@ HEADKIT_INLINE void softmax_backward(const float* scores, int64_t count, int64_t
   }
 }
 
-// One panel of queries. Softmax divides a query's exponentials by their sum: here the sum divides
-// the context and its gradient instead, and the exponentials stay as they are.
+// scores = exp(scores - largest)
+HEADKIT_INLINE void exponentials(float* scores, int64_t count, int64_t vectors,
+                                 const float* largest) {
+  for (int64_t j = 0; j < vectors; ++j) {
+    const Vec most = load(largest + j * kLanes);
+    const Vec shift = if_equal(most, broadcast(kMinusInfinity), zero(), most);
+    for (int64_t r = 0; r < count; ++r) {
+      float* at = scores + r * kPanel + j * kLanes;
+      store(at, exponential(sub(load(at), shift)));
+    }
+  }
+}
+
+// The gate's gradient and the gated context of one panel; also the gradient of the context, over
+// the sum of the softmax, if asked for.
 template <int NV>
-void backward_panel(const AttendBackwardParams& b, int64_t first_token, float* gate_gradient) {
-  const AttendParams& p = b.forward;
+void context_backward(const AttendBackwardParams& p, int64_t first_token, const Vec* inverse,
+                      float* gate_gradient, float* gated, float* d_context) {
+  const float* u = p.u + first_token * p.head_dim;
+  const float* context = p.context + first_token * p.head_dim;
+  const Vec gate = broadcast(p.gate);
+  Vec product[NV], factor[NV];
+  for (int j = 0; j < NV; ++j) {
+    product[j] = zero();
+    factor[j] = mul(gate, inverse[j]);
+  }
+  for (int64_t d = 0; d < p.head_dim; ++d) {
+    for (int j = 0; j < NV; ++j) {
+      const int64_t place = d * kPanel + j * kLanes;
+      const Vec from_output = load(u + place), value = load(context + place);
+      product[j] = fma(from_output, value, product[j]);
+      store(gated + place, mul(gate, value));
+      if (p.of_scores) store(d_context + place, mul(from_output, factor[j]));
+    }
+  }
+  for (int j = 0; j < NV; ++j) {
+    float* sum = gate_gradient + j * kLanes;
+    store(sum, add(load(sum), product[j]));
+  }
+}
+
+// One panel of queries. Softmax divides a query's exponentials by their sum: here the sum divides
+// the gradient of the context instead, and the exponentials stay as they are.
+template <int NV>
+void backward_panel(const AttendBackwardParams& p, int64_t first_token, float* gate_gradient) {
   const AttendBackwardScratch at(p.num_keys, p.head_dim);
   const int64_t count = panel_size(first_token, p.num_tokens), head_dim = p.head_dim;
   const int64_t stride = row_floats(head_dim);
   const float* q = p.q + first_token * head_dim;
-  const float* u = b.u + first_token * head_dim;
+  const float* softmax = p.softmax + 2 * first_token;
   float* scores = p.scratch + at.scores;
-  float* d_scores = p.scratch + at.d_scores;
   float* context = p.scratch + at.context;
   float* d_context = p.scratch + at.d_context;
-  float* dq = b.dq + first_token / kPanel * b.dq_stride;
-  float* dq_rows = b.dq_rows + first_token * stride;
-  float* context_rows = b.context_rows + first_token * stride;
+  Vec inverse[NV];
+  for (int j = 0; j < NV; ++j) {
+    const Vec sum = load(softmax + kPanel + j * kLanes);
+    inverse[j] = if_equal(sum, zero(), zero(), div(broadcast(1.0f), sum));
+  }
+  context_backward<NV>(p, first_token, inverse, gate_gradient, context, d_context);
+  panel_to_rows(context, head_dim, count, p.context_rows + first_token * stride);
+  if (!p.of_scores) return;
+
+  float* dq = p.dq + first_token / kPanel * p.dq_stride;
+  float* kept = p.d_scores == nullptr ? nullptr : p.d_scores + first_token * p.num_keys;
   const VisibleKeys keys = visible_keys(p.scores, p.num_keys, first_token, count);
   const int64_t visible = keys.end - keys.begin;
-  if (visible == 0) {
-    clear(context_rows, count * stride);
-    if (!b.scores) return;
-    clear(dq_rows, count * stride);
-    clear(dq, head_dim * kPanel);
-    return;
+  if (kept != nullptr) {
+    clear(kept, keys.begin * kPanel);
+    clear(kept + keys.end * kPanel, (p.num_keys - keys.end) * kPanel);
   }
+  if (visible == 0) return clear(dq, head_dim * kPanel);
+  float* d_scores = kept == nullptr ? p.scratch + at.d_scores : kept + keys.begin * kPanel;
 
   score_keys<NV>(p.k, q, head_dim, keys.begin, visible, scores);
   if (p.scores.bias != nullptr) {
     add_bias<NV>(p.scores, first_token, count, keys.begin, visible, scores, d_scores);
   }
   hide_keys<NV>(p.scores, first_token, keys.begin, visible, scores);
-  RunningSoftmax softmax;
-  softmax_block(scores, visible, NV, true, softmax);
-  Vec inverse[NV], product[NV];
-  for (int j = 0; j < NV; ++j) {
-    const Vec sum = load(softmax.sum + j * kLanes);
-    inverse[j] = if_equal(sum, zero(), zero(), div(broadcast(1.0f), sum));
-    product[j] = zero();
-  }
-  multiply<NV>(head_dim, visible, p.v + keys.begin * stride, stride, scores, kPanel, context,
-               kPanel, false, [&inverse](int64_t, int j, Vec c) { return mul(c, inverse[j]); });
-
-  const Vec gate = broadcast(p.gate);
-  for (int64_t d = 0; d < head_dim; ++d) {
-    for (int j = 0; j < NV; ++j) {
-      const int64_t place = d * kPanel + j * kLanes;
-      const Vec from_output = load(u + place), value = load(context + place);
-      product[j] = fma(from_output, value, product[j]);
-      const Vec gradient = mul(from_output, mul(gate, inverse[j]));
-      store(context + place, mul(gate, value));
-      store(d_context + place, gradient);
-    }
-  }
-  panel_to_rows(context, head_dim, count, context_rows);
-  for (int j = 0; j < NV; ++j) {
-    float* sum = gate_gradient + j * kLanes;
-    store(sum, add(load(sum), product[j]));
-  }
-  if (!b.scores) return;
+  exponentials(scores, visible, NV, softmax);
 
   for (int64_t key = 0; key < visible; key += kPanel) {
-    multiply<NV>(panel_size(key, visible), head_dim, b.v_panels + (keys.begin + key) * head_dim,
+    multiply<NV>(panel_size(key, visible), head_dim, p.v_panels + (keys.begin + key) * head_dim,
                  kPanel, d_context, kPanel, d_scores + key * kPanel, kPanel, false,
                  [](int64_t, int, Vec c) { return c; });
   }
   softmax_backward(scores, visible, NV, inverse, d_scores);
-  const Vec scale = broadcast(b.scale);
-  multiply<NV>(head_dim, visible, b.k_rows + keys.begin * stride, stride, d_scores, kPanel, dq,
+  const Vec scale = broadcast(p.scale);
+  multiply<NV>(head_dim, visible, p.k_rows + keys.begin * stride, stride, d_scores, kPanel, dq,
                kPanel, false, [scale](int64_t, int, Vec c) { return mul(scale, c); });
-  panel_to_rows(dq, head_dim, count, dq_rows);
 
   panel_to_rows(q, head_dim, count, p.scratch + at.q_rows);
   add_product(visible, count, d_scores, p.scratch + at.q_rows, head_dim,
-              b.dk + keys.begin * stride);
+              p.dk + keys.begin * stride);
   panel_to_rows(d_context, head_dim, count, p.scratch + at.d_context_rows);
   add_product(visible, count, scores, p.scratch + at.d_context_rows, head_dim,
-              b.dv + keys.begin * stride);
+              p.dv + keys.begin * stride);
 }
 
-void attend_backward(const AttendBackwardParams& b) {
-  const AttendParams& p = b.forward;
+void attend_backward(const AttendBackwardParams& p) {
   float gate_gradient[kPanel] = {};
   for (int64_t token = 0; token < p.num_tokens; token += kPanel) {
     for_vectors(vectors_of(panel_size(token, p.num_tokens)),
-                [&]<int NV>() { backward_panel<NV>(b, token, gate_gradient); });
+                [&]<int NV>() { backward_panel<NV>(p, token, gate_gradient); });
   }
   double sum = 0.0;
   for (const float lane : gate_gradient) sum += lane;
-  *b.gate_gradient = static_cast<float>(sum);
+  *p.gate_gradient = static_cast<float>(sum);
+}
+
+void panels_to_rows(const TurnPanelsParams& p) {
+  const int64_t stride = row_floats(p.head_dim);
+  for (int64_t token = 0; token < p.num_tokens; token += kPanel) {
+    panel_to_rows(p.panels + token / kPanel * p.panel_stride, p.head_dim,
+                  panel_size(token, p.num_tokens), p.rows + token * stride);
+  }
+}
+
+void rows_to_panels(const TurnPanelsParams& p) {
+  const int64_t stride = row_floats(p.head_dim);
+  for (int64_t token = 0; token < p.num_tokens; token += kPanel) {
+    rows_to_panel(p.rows + token * stride, p.head_dim, panel_size(token, p.num_tokens),
+                  p.panels + token / kPanel * p.panel_stride);
+  }
 }
 
 void prepare_keys(const PrepareKeysParams& p) {
@@ -233,10 +266,11 @@ void place_keys(const PlaceKeysParams& p) {
     for (int64_t d = 0; d < stride; d += kLanes) store(to + d, load(p.of_keys + key * stride + d));
     ++key;
   }
-  for (int64_t token = 0; token < p.num_tokens; token += kPanel) {
-    rows_to_panel(p.rows + token * stride, p.head_dim, panel_size(token, p.num_tokens),
-                  p.panels + token / kPanel * p.panel_stride);
-  }
+  rows_to_panels({.panels = p.panels,
+                  .rows = p.rows,
+                  .num_tokens = p.num_tokens,
+                  .head_dim = p.head_dim,
+                  .panel_stride = p.panel_stride});
 }
 
 }  // namespace

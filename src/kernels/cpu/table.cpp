@@ -3,6 +3,7 @@
 #include "kernels/cpu/attend.h"
 #include "kernels/cpu/attend_backward.h"
 #include "kernels/cpu/attend_rows.h"
+#include "kernels/cpu/bias_gradient.h"
 #include "kernels/cpu/feed_forward.h"
 #include "kernels/cpu/feed_forward_backward.h"
 #include "kernels/cpu/packing.h"
@@ -10,6 +11,7 @@
 #include "kernels/cpu/project.h"
 #include "kernels/cpu/sum_projections.h"
 #include "kernels/cpu/transform.h"
+#include "kernels/cpu/transform_backward.h"
 #include "kernels/cpu/weight_gradient.h"
 #include "kernels/kernel_table.h"
 
@@ -37,6 +39,11 @@ const KernelTable& table() {
       .prepare_keys = prepare_keys,
       .attend_backward_scratch_floats = attend_backward_scratch_floats,
       .attend_backward = attend_backward,
+      .transform_backward = transform_backward,
+      .panels_to_rows = panels_to_rows,
+      .rows_to_panels = rows_to_panels,
+      .bias_gradient_scratch_floats = bias_gradient_scratch_floats,
+      .bias_gradient = bias_gradient,
       .place_keys = place_keys,
       .weight_gradient_scratch_floats = weight_gradient_scratch_floats,
       .weight_gradient = weight_gradient,

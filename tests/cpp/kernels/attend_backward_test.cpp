@@ -7,15 +7,16 @@
 namespace headkit::kernels {
 namespace {
 
-/// Of the sum of output * seed, in PyTorch's layouts; `gate` of the open heads.
+/// Of the sum of output * seed, in PyTorch's layouts; `gate` of the open heads, `scores` that of a
+/// bias [tokens][tokens] that all of them share.
 template <typename Number>
 struct Gradients {
-  std::vector<Number> x, q, k, v, o, q_bias, k_bias, v_bias, gate;
+  std::vector<Number> x, q, k, v, o, q_bias, k_bias, v_bias, gate, scores;
 
   std::vector<std::pair<std::string, const std::vector<Number>*>> named() const {
-    return {{"x", &x},           {"q", &q},           {"k", &k},
-            {"v", &v},           {"o", &o},           {"q_bias", &q_bias},
-            {"k_bias", &k_bias}, {"v_bias", &v_bias}, {"gate", &gate}};
+    return {{"x", &x},       {"q", &q},           {"k", &k},           {"v", &v},
+            {"o", &o},       {"q_bias", &q_bias}, {"k_bias", &k_bias}, {"v_bias", &v_bias},
+            {"gate", &gate}, {"scores", &scores}};
   }
 
   void append(const Gradients& other) {
@@ -24,7 +25,7 @@ struct Gradients {
     };
     add(x, other.x), add(q, other.q), add(k, other.k), add(v, other.v), add(o, other.o);
     add(q_bias, other.q_bias), add(k_bias, other.k_bias), add(v_bias, other.v_bias);
-    add(gate, other.gate);
+    add(gate, other.gate), add(scores, other.scores);
   }
 
   /// Moves each bias to the end of its weight.
@@ -48,7 +49,8 @@ Gradients<Number> zero_gradients(const Problem& p) {
           bias,
           bias,
           bias,
-          std::vector<Number>(p.open.size(), Number(0))};
+          std::vector<Number>(p.open.size(), Number(0)),
+          std::vector<Number>(p.tokens * p.tokens, Number(0))};
 }
 
 /// The chain rule, written out.
@@ -87,15 +89,18 @@ Gradients<Number> plain_gradients(const Problem& p, const std::vector<float>& se
     open_gate.gates[place] = 1.0f;
     const std::vector<Number> context = plain_context<Number>(open_gate, place);
     for (int64_t t = 0; t < T; ++t) {
-      int64_t visible = 0;
+      std::vector<int64_t> seen;
       Number largest = -std::numeric_limits<Number>::infinity(), sum = 0;
-      for (; visible < n && (!p.causal || p.keys[visible] <= t); ++visible) {
+      for (int64_t j = 0; j < n; ++j) {
+        if (!p.sees(t, p.keys[j])) continue;
         Number score = 0;
-        for (int64_t d = 0; d < dh; ++d) score += q[t * dh + d] * k[visible * dh + d];
-        weight[t * n + visible] = score * scale;
-        largest = std::max(largest, score * scale);
+        for (int64_t d = 0; d < dh; ++d) score += q[t * dh + d] * k[j * dh + d];
+        score = score * scale + Number(p.bias_of(t, p.keys[j]));
+        weight[t * n + j] = score;
+        largest = std::max(largest, score);
+        seen.push_back(j);
       }
-      for (int64_t j = 0; j < visible; ++j) {
+      for (const int64_t j : seen) {
         sum += weight[t * n + j] = std::exp(weight[t * n + j] - largest);
       }
       Number delta = 0;
@@ -103,11 +108,12 @@ Gradients<Number> plain_gradients(const Problem& p, const std::vector<float>& se
         g.gate[place] += u[t * dh + d] * context[t * dh + d];
         delta += gate * u[t * dh + d] * context[t * dh + d];
       }
-      for (int64_t j = 0; j < visible; ++j) {
+      for (const int64_t j : seen) {
         const Number probability = weight[t * n + j] / sum;
         Number dp = 0;
         for (int64_t d = 0; d < dh; ++d) dp += gate * u[t * dh + d] * v[j * dh + d];
         const Number ds = probability * (dp - delta) * scale;
+        g.scores[t * T + p.keys[j]] += probability * (dp - delta);
         for (int64_t d = 0; d < dh; ++d) {
           dq[t * dh + d] += ds * k[j * dh + d];
           dk[p.keys[j] * dh + d] += ds * q[t * dh + d];
@@ -184,11 +190,12 @@ BackwardWeights pack_backward(const KernelTable& table, const Problem& p, int64_
 
 struct PairGradients {
   Floats panels, rows, gate;
-  int64_t matrix, row;  // strides of `rows`
+  std::vector<double> scores;  // [tokens][tokens]
+  int64_t matrix, row;         // strides of `rows`
 };
 
 PairGradients run_pairs_backward(const KernelTable& table, const Problem& p,
-                                 const std::vector<float>& seed, bool scores = true) {
+                                 const std::vector<float>& seed, bool of_scores = true) {
   const int64_t n = static_cast<int64_t>(p.open.size()), P = table.panel;
   const int64_t num_keys = static_cast<int64_t>(p.keys.size());
   const int64_t row = row_floats(table, p.head_dim);
@@ -199,6 +206,7 @@ PairGradients run_pairs_backward(const KernelTable& table, const Problem& p,
   PairGradients found{.panels = Floats(panels * stride),
                       .rows = Floats(n * 4 * p.tokens * row),
                       .gate = Floats(n),
+                      .scores = std::vector<double>(p.tokens * p.tokens, 0.0),
                       .matrix = n * p.tokens * row,
                       .row = row};
   for (int64_t place = 0; place < n; ++place) {
@@ -213,6 +221,23 @@ PairGradients run_pairs_backward(const KernelTable& table, const Problem& p,
                           .width = p.width,
                           .head_dim = p.head_dim,
                           .scale = 1.0f});
+    Floats forward_scratch(table.attend_scratch_floats(num_keys));
+    Floats gated(panel_floats(table, p.tokens, p.head_dim)), context(gated.size());
+    Floats softmax(panel_floats(table, p.tokens, 2));
+    table.attend({.q = operands.q.data(),
+                  .k = operands.k.data(),
+                  .v = operands.v.data(),
+                  .context = gated.data(),
+                  .own_context = context.data(),
+                  .softmax = softmax.data(),
+                  .scratch = forward_scratch.data(),
+                  .scores = p.scores(),
+                  .num_tokens = p.tokens,
+                  .num_keys = num_keys,
+                  .head_dim = p.head_dim,
+                  .v_stride = row,
+                  .context_stride = p.head_dim * P,
+                  .gate = p.gates[place]});
     Floats k_rows(num_keys * row), v_panels(panel_floats(table, num_keys, p.head_dim));
     table.prepare_keys({.k = operands.k.data(),
                         .v = operands.v.data(),
@@ -225,33 +250,49 @@ PairGradients run_pairs_backward(const KernelTable& table, const Problem& p,
     Floats scratch(table.attend_backward_scratch_floats(num_keys, p.head_dim));
     float* to_panels = found.panels.data() + place * 3 * p.head_dim * P;
     float* to_rows = found.rows.data() + place * p.tokens * row;
-    table.attend_backward({.forward = {.q = operands.q.data(),
-                                       .k = operands.k.data(),
-                                       .v = operands.v.data(),
-                                       .context = nullptr,
-                                       .log_sum_exp = nullptr,
-                                       .scratch = scratch.data(),
-                                       .scores = p.scores(),
-                                       .num_tokens = p.tokens,
-                                       .num_keys = num_keys,
-                                       .head_dim = p.head_dim,
-                                       .v_stride = row,
-                                       .context_stride = 0,
-                                       .gate = p.gates[place]},
-                           .u = u.data(),
+    Floats d_scores(panel_floats(table, p.tokens, num_keys));
+    table.attend_backward({.q = operands.q.data(),
+                           .k = operands.k.data(),
                            .k_rows = k_rows.data(),
                            .v_panels = v_panels.data(),
+                           .context = context.data(),
+                           .softmax = softmax.data(),
+                           .u = u.data(),
                            .dq = to_panels,
-                           .dq_rows = to_rows,
                            .context_rows = to_rows + 3 * found.matrix,
                            .dk = dk.data(),
                            .dv = dv.data(),
+                           .d_scores = p.attn_bias ? d_scores.data() : nullptr,
                            .gate_gradient = found.gate.data() + place,
+                           .scratch = scratch.data(),
+                           .scores = p.scores(),
+                           .num_tokens = p.tokens,
+                           .num_keys = num_keys,
+                           .head_dim = p.head_dim,
                            .dq_stride = stride,
+                           .gate = p.gates[place],
                            .scale = p.scale(),
-                           .scores = scores});
+                           .of_scores = of_scores});
     EXPECT_TRUE(scratch.intact() && dk.intact() && dv.intact()) << "written beyond the room";
-    for (int m = 1; m < 3 && scores; ++m) {
+    if (!of_scores) continue;
+    table.panels_to_rows({.panels = to_panels,
+                          .rows = to_rows,
+                          .num_tokens = p.tokens,
+                          .head_dim = p.head_dim,
+                          .panel_stride = stride});
+    if (p.attn_bias) {
+      Floats turned(table.bias_gradient_scratch_floats());
+      table.bias_gradient({.d_scores = d_scores.data(),
+                           .key_position = p.keys.data(),
+                           .out = found.scores.data(),
+                           .scratch = turned.data(),
+                           .query_stride = p.tokens,
+                           .key_stride = 1,
+                           .num_tokens = p.tokens,
+                           .num_keys = num_keys});
+      EXPECT_TRUE(d_scores.intact() && turned.intact()) << "written beyond the room";
+    }
+    for (int m = 1; m < 3; ++m) {
       table.place_keys({.of_keys = m == 1 ? dk.data() : dv.data(),
                         .key_position = p.keys.data(),
                         .rows = to_rows + m * found.matrix,
@@ -327,6 +368,7 @@ Gradients<float> run_backward(const KernelTable& table, const Problem& p,
     }
   }
   g.gate.assign(pairs.gate.data(), pairs.gate.data() + n);
+  g.scores.assign(pairs.scores.begin(), pairs.scores.end());
   return g;
 }
 
@@ -335,9 +377,11 @@ class AttendBackwardTest : public LevelTest {
   // The rule of `expect_accurate`, over four random fillings together, a bias as the weight of a
   // constant 1: alone they have so few gradients that the largest error is luck.
   void expect_gradients(const Problem& unfilled, uint32_t first_seed) {
-    SCOPED_TRACE(testing::Message() << unfilled.tokens << " tokens, " << unfilled.keys.size()
-                                    << " keys, width " << unfilled.width << ", head size "
-                                    << unfilled.head_dim << (unfilled.causal ? ", causal" : ""));
+    SCOPED_TRACE(testing::Message()
+                 << unfilled.tokens << " tokens, " << unfilled.keys.size() << " keys, width "
+                 << unfilled.width << ", head size " << unfilled.head_dim
+                 << (unfilled.causal ? ", causal" : "") << ", window " << unfilled.window
+                 << ", offset " << unfilled.query_offset);
     Gradients<float> found, plain;
     Gradients<double> exact;
     for (uint32_t i = 0; i < 4; ++i) {
@@ -347,6 +391,10 @@ class AttendBackwardTest : public LevelTest {
       found.append(run_backward(table(), p, seed));
       plain.append(plain_gradients<float>(p, seed));
       exact.append(plain_gradients<double>(p, seed));
+    }
+    if (!unfilled.attn_bias) {
+      for (auto* scores : {&found.scores, &plain.scores}) scores->clear();
+      exact.scores.clear();
     }
     found.join_biases();
     plain.join_biases();
@@ -384,6 +432,23 @@ TEST_P(AttendBackwardTest, LeavesOutKeys) {
       Problem holes{.tokens = tokens, .width = 12, .heads = 1, .head_dim = 5, .causal = causal};
       for (int32_t t = 2; t < tokens; t += 1 + t % 3) holes.keys.push_back(t);
       expect_gradients(holes, 7);
+    }
+  }
+}
+
+TEST_P(AttendBackwardTest, KnowsWindowsOffsetsAndBiases) {
+  for (const int64_t tokens : {1, 5, 50, 131}) {
+    for (const bool causal : {false, true}) {
+      for (const int64_t window : {0, 4, 60}) {
+        for (const int64_t offset : {0, -3, 7}) {
+          Problem p{.tokens = tokens, .width = 9, .heads = 2, .head_dim = 6, .causal = causal};
+          p.window = window, p.query_offset = offset, p.attn_bias = true;
+          if (offset < 0) {
+            for (int32_t t = 0; t < tokens; t += 1 + t % 2) p.keys.push_back(t);
+          }
+          expect_gradients(p, tokens);
+        }
+      }
     }
   }
 }

@@ -81,20 +81,22 @@ TEST_P(AttendTest, KnowsWindowsOffsetsAndBiases) {
   }
 }
 
-TEST_P(AttendTest, LogSumExpIsThatOfTheScores) {
+TEST_P(AttendTest, KeepsTheSoftmaxAndTheContextBeforeTheGate) {
   Problem p{.tokens = 301, .width = 9, .heads = 1, .head_dim = 6, .causal = true};
   p.window = 40, p.query_offset = -2;  // the first two queries see nothing
   p.fill(3);
   const PackedLayer packed = pack_heads(table(), p);
   const Floats tokens = pack_tokens(table(), p);
   const HeadOperands operands = project(table(), p, packed, tokens, tokens, 0);
-  Floats context(panel_floats(table(), p.tokens, p.head_dim)), lse(p.tokens);
+  Floats context(panel_floats(table(), p.tokens, p.head_dim)), own_context(context.size());
+  Floats softmax(panel_floats(table(), p.tokens, 2));
   Floats scratch(table().attend_scratch_floats(p.tokens));
   table().attend({.q = operands.q.data(),
                   .k = operands.k.data(),
                   .v = operands.v.data(),
                   .context = context.data(),
-                  .log_sum_exp = lse.data(),
+                  .own_context = own_context.data(),
+                  .softmax = softmax.data(),
                   .scratch = scratch.data(),
                   .scores = p.scores(),
                   .num_tokens = p.tokens,
@@ -102,25 +104,33 @@ TEST_P(AttendTest, LogSumExpIsThatOfTheScores) {
                   .head_dim = p.head_dim,
                   .v_stride = row_floats(table(), p.head_dim),
                   .context_stride = p.head_dim * table().panel,
-                  .gate = 1.0f});
-  ASSERT_TRUE(lse.intact());
+                  .gate = 0.5f});
+  ASSERT_TRUE(softmax.intact() && own_context.intact());
   const auto value = [&](const Floats& panels, int64_t t, int64_t d) {
     const int64_t P = table().panel;
     return double(panels[t / P * P * p.head_dim + d * P + t % P]);
   };
   for (int64_t t = 0; t < p.tokens; ++t) {
-    double sum = 0.0;
+    for (int64_t d = 0; d < p.head_dim; ++d) {
+      EXPECT_EQ(value(context, t, d), 0.5 * value(own_context, t, d)) << t;
+    }
+    double sum = 0.0, largest = -std::numeric_limits<double>::infinity();
     for (int64_t s = 0; s < p.tokens; ++s) {
       double score = 0.0;
       for (int64_t d = 0; d < p.head_dim; ++d) {
         score += value(operands.q, t, d) * value(operands.k, s, d);
       }
-      if (p.sees(t, s)) sum += std::exp(score);
+      if (!p.sees(t, s)) continue;
+      sum += std::exp(score);
+      largest = std::max(largest, score);
     }
+    const int64_t P = table().panel, at = t / P * 2 * P + t % P;
     if (sum == 0.0) {
-      EXPECT_EQ(lse[t], std::numeric_limits<float>::infinity()) << t;
+      EXPECT_EQ(softmax[at], -std::numeric_limits<float>::infinity()) << t;
+      EXPECT_EQ(softmax[at + P], 0.0f) << t;
     } else {
-      EXPECT_NEAR(lse[t], std::log(sum), 1e-5) << t;
+      EXPECT_NEAR(softmax[at], largest, 1e-5) << t;
+      EXPECT_NEAR(softmax[at] + std::log(softmax[at + P]), std::log(sum), 1e-5) << t;
     }
   }
 }
