@@ -26,6 +26,8 @@ struct KernelTable {
   void (*transform)(const TransformParams&);
   int64_t (*attend_scratch_floats)(int64_t num_keys);
   void (*attend)(const AttendParams&);
+  int64_t (*statistics_scratch_floats)(int64_t num_keys, int64_t head_dim);
+  void (*statistics)(const StatisticsParams&);
   void (*sum_projections)(const SumProjectionsParams&);
   void (*transform_rows)(const TransformRowsParams&);
   int64_t (*attend_rows_scratch_floats)();

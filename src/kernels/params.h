@@ -110,6 +110,17 @@ struct AttendParams {
   float gate;              // on the context
 };
 
+// What each query of a pair does, without its probabilities ever lying in memory. A query that sees
+// nothing has log-sum-exp -infinity and zeros.
+struct StatisticsParams {
+  AttendParams attend;       // after `attend`; scratch of `statistics_scratch_floats`
+  const float* output_gram;  // [head_dim, head_dim]: W_O^T W_O of the head
+  float* log_sum_exp;        // [num_tokens] of the scores
+  float* entropy;            // [num_tokens] of the probabilities, in nats
+  float* largest_weight;     // [num_tokens] of the probabilities
+  float* contribution_norm;  // [num_tokens] of context W_O^T
+};
+
 // Some keys as few queries that share a KV head see them, read from rows as they are: what
 // decoding does. Contexts are sums of exp(score - largest) v, for `merge` with those of other keys.
 struct AttendRowsParams {

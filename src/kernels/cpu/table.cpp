@@ -9,6 +9,7 @@
 #include "kernels/cpu/packing.h"
 #include "kernels/cpu/probe.h"
 #include "kernels/cpu/project.h"
+#include "kernels/cpu/statistics.h"
 #include "kernels/cpu/sum_projections.h"
 #include "kernels/cpu/transform.h"
 #include "kernels/cpu/transform_backward.h"
@@ -32,6 +33,8 @@ const KernelTable& table() {
       .transform = transform,
       .attend_scratch_floats = attend_scratch_floats,
       .attend = attend,
+      .statistics_scratch_floats = statistics_scratch_floats,
+      .statistics = statistics,
       .sum_projections = sum_projections,
       .transform_rows = transform_rows,
       .attend_rows_scratch_floats = attend_rows_scratch_floats,
