@@ -4,6 +4,7 @@
 #include "headkit/attention/gated_attention.h"
 #include "headkit/attention/key_values.h"
 #include "headkit/attention/multi_head_attention.h"
+#include "headkit/attention/pair_statistics.h"
 #include "headkit/attention/reference.h"
 #include "headkit/core/backend.h"
 #include "headkit/core/error.h"

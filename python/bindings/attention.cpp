@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "headkit/attention/gated_attention.h"
+#include "headkit/attention/pair_statistics.h"
 #include "headkit/attention/reference.h"
 #include "optional_tensor.h"
 #include "rooms.h"
@@ -237,6 +238,37 @@ Where ``k`` and ``v`` are given, ``k_weight`` and ``v_weight`` may be None.
       py::arg("v_weight").none(true), py::arg("o_weight"), py::arg("num_heads"), py::kw_only(),
       py::arg("q_bias") = py::none(), py::arg("k_bias") = py::none(),
       py::arg("v_bias") = py::none(), py::arg("o_bias") = py::none());
+  py::class_<PairStatistics>(m, "PairStatistics", R"pbdoc(
+What each query does with each head, as ``pair_statistics`` found it.
+
+Every member is [B, H, T], float32 (float64 for float64). Closed heads, which are not computed, hold
+NaN; a query that sees no key has log-sum-exp -infinity and zeros.
+)pbdoc")
+      .def_readonly("log_sum_exp", &PairStatistics::log_sum_exp, "Of the scaled scores.")
+      .def_readonly("entropy", &PairStatistics::entropy,
+                    "Of the attention probabilities, in nats: 0 .. log(S).")
+      .def_readonly("largest_weight", &PairStatistics::largest_weight,
+                    "Of the attention probabilities.")
+      .def_readonly("contribution_norm", &PairStatistics::contribution_norm,
+                    "Euclidean norm of what the head adds to the output.");
+  def_attention(m, "pair_statistics", &pair_statistics, R"pbdoc(
+Entropy, largest weight, log-sum-exp and norm of the contribution of every head at every query.
+
+On backend "cpu" no attention probability lies in memory: the cost is that of a forward and one more
+product of queries and keys. Elsewhere, and for given keys, plain operators compute [B, H, T, S].
+
+Arguments as gated_attention, without dropout and gates [B, T, H]. No gradients.
+
+Returns:
+    PairStatistics: ``log_sum_exp``, ``entropy``, ``largest_weight`` and ``contribution_norm``.
+Raises:
+    ValueError: as gated_attention; on dropout and on a gate [B, T, H].
+Example:
+    >>> weights = headkit.AttentionWeights(*torch.randn(4, 6, 6))
+    >>> statistics = headkit.pair_statistics(torch.randn(2, 4, 6), weights, 3)
+    >>> statistics.entropy.shape
+    torch.Size([2, 3, 4])
+)pbdoc");
   def_attention(m, "attention_backend", &attention_backend, R"pbdoc(
 The backend that gated_attention takes for such a call, and why.
 

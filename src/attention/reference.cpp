@@ -9,6 +9,7 @@
 #include "attention/dropout.h"
 #include "attention/key_positions.h"
 #include "attention/kv_projection.h"
+#include "attention/reference_scores.h"
 
 namespace headkit {
 namespace {
@@ -34,6 +35,26 @@ at::Tensor contexts(const AttentionProblem& problem) {
   if (problem.heads == 0) {
     return at::zeros({batch, length, 0, problem.head_dim}, problem.x.options());
   }
+  const ReferenceScores scores = reference_scores(problem);
+  at::Tensor probabilities = scores.probabilities();
+  if (problem.dropout_p > 0.0) {
+    const auto index = problem.x.options().dtype(at::kLong);
+    probabilities =
+        probabilities * dropout_factor(problem, at::arange(batch, index),
+                                       at::arange(problem.heads, index), {0, problem.num_keys},
+                                       probabilities.scalar_type());
+  }
+  return probabilities.matmul(scores.v).transpose(1, 2);
+}
+
+}  // namespace
+
+at::Tensor ReferenceScores::probabilities() const {
+  return scores.softmax(-1).masked_fill(dead, 0.0);
+}
+
+ReferenceScores reference_scores(const AttentionProblem& problem) {
+  const int64_t batch = problem.x.size(0), length = problem.x.size(1);
   const AttentionWeights& w = problem.weights;
   at::Tensor q = problem.x.matmul(w.q.t());
   if (w.q_bias.defined()) q = q + w.q_bias;
@@ -43,9 +64,9 @@ at::Tensor contexts(const AttentionProblem& problem) {
       problem.keys_given()
           ? std::pair(problem.k, problem.v)
           : reference_keys_values(kv_problem(problem, make_dense_work_list(batch, problem.heads)));
-  const auto index = problem.x.options().dtype(at::kLong);
   if (!problem.own_kv_heads()) {
-    const at::Tensor kv_head = at::tensor(at::ArrayRef<int64_t>(problem.kv_head), index);
+    const at::Tensor kv_head =
+        at::tensor(at::ArrayRef<int64_t>(problem.kv_head), problem.x.options().dtype(at::kLong));
     k = k.index_select(1, kv_head);
     v = v.index_select(1, kv_head);
   }
@@ -55,17 +76,8 @@ at::Tensor contexts(const AttentionProblem& problem) {
   // A row of minus infinities alone would make NaN, in the gradient too.
   const at::Tensor dead = allowed.any(-1, true).logical_not();
   scores = scores.masked_fill(allowed.logical_not(), kMinusInfinity).masked_fill(dead, 0.0);
-  at::Tensor probabilities = scores.softmax(-1).masked_fill(dead, 0.0);
-  if (problem.dropout_p > 0.0) {
-    probabilities =
-        probabilities * dropout_factor(problem, at::arange(batch, index),
-                                       at::arange(problem.heads, index), {0, problem.num_keys},
-                                       probabilities.scalar_type());
-  }
-  return probabilities.matmul(v).transpose(1, 2);
+  return {scores, dead, v};
 }
-
-}  // namespace
 
 at::Tensor attention_reference(const AttentionProblem& problem) {
   const int64_t width = problem.x.size(2);

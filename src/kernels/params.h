@@ -113,12 +113,21 @@ struct AttendParams {
 // What each query of a pair does, without its probabilities ever lying in memory. A query that sees
 // nothing has log-sum-exp -infinity and zeros.
 struct StatisticsParams {
-  AttendParams attend;       // after `attend`; scratch of `statistics_scratch_floats`
+  const float* q;  // of AttendParams, as what follows up to `scores`
+  const float* k;
+  const float* own_context;
+  const float* softmax;
+  float* scratch;  // `statistics_scratch_floats` floats, 64-byte aligned
+  ScoreParams scores;
   const float* output_gram;  // [head_dim, head_dim]: W_O^T W_O of the head
   float* log_sum_exp;        // [num_tokens] of the scores
   float* entropy;            // [num_tokens] of the probabilities, in nats
   float* largest_weight;     // [num_tokens] of the probabilities
-  float* contribution_norm;  // [num_tokens] of context W_O^T
+  float* contribution_norm;  // [num_tokens] of gate * context W_O^T
+  int64_t num_tokens;
+  int64_t num_keys;
+  int64_t head_dim;
+  float gate;
 };
 
 // Some keys as few queries that share a KV head see them, read from rows as they are: what

@@ -5,44 +5,27 @@
 namespace headkit::kernels::HEADKIT_ISA {
 namespace {
 
-// What the probabilities of one panel of queries are summed up to, a block of keys at a time.
-struct RunningStatistics {
-  float largest[kPanel];
-  float sum[kPanel];       // of exp(score - largest)
-  float weighted[kPanel];  // of exp(score - largest) * (score - largest)
-};
-
-HEADKIT_INLINE void add_block(const float* scores, int64_t count, int64_t vectors,
-                              RunningStatistics& running) {
+// weighted += sum over the keys of a block of exp(score - largest) * (score - largest).
+HEADKIT_INLINE void add_weighted_scores(const float* scores, int64_t count, int64_t vectors,
+                                        const float* largest, float* weighted) {
+  // A hidden key has no share: 0 * -infinity must not become one.
+  const Vec lowest = broadcast(-88.0f);
   for (int64_t j = 0; j < vectors; ++j) {
-    const float* column = scores + j * kLanes;
-    const Vec before = load(running.largest + j * kLanes);
-    Vec largest = before;
-    for (int64_t r = 0; r < count; ++r) largest = max(largest, load(column + r * kPanel));
-    const Vec shift = if_equal(largest, broadcast(kMinusInfinity), zero(), largest);
-    // A hidden key has no share in either sum: 0 * -infinity must not become one.
-    const Vec lowest = broadcast(-88.0f);
-    Vec sum = zero(), weighted = zero();
+    const Vec shift = load(largest + j * kLanes);
+    Vec sum = load(weighted + j * kLanes);
     for (int64_t r = 0; r < count; ++r) {
-      const Vec score = sub(load(column + r * kPanel), shift), e = exponential(score);
-      sum = add(sum, e);
-      weighted = fma(e, max(score, lowest), weighted);
+      const Vec score = sub(load(scores + r * kPanel + j * kLanes), shift);
+      sum = fma(exponential(score), max(score, lowest), sum);
     }
-    // The earlier sums are of differences to another maximum.
-    const Vec moved = max(sub(before, shift), lowest), rescale = exponential(sub(before, shift));
-    const Vec old_sum = load(running.sum + j * kLanes);
-    const Vec old = fma(moved, old_sum, load(running.weighted + j * kLanes));
-    store(running.weighted + j * kLanes, fma(old, rescale, weighted));
-    store(running.sum + j * kLanes, fma(old_sum, rescale, sum));
-    store(running.largest + j * kLanes, largest);
+    store(weighted + j * kLanes, sum);
   }
 }
 
-// norm [t] = sqrt(context_t G context_t^T) for one panel of contexts.
+// norm [t] = |gate| sqrt(context_t G context_t^T) for one panel of contexts.
 template <int NV>
 void contribution_norm(const StatisticsParams& p, const float* context, int64_t tokens,
                        float* product, float* norm) {
-  const int64_t head_dim = p.attend.head_dim;
+  const int64_t head_dim = p.head_dim;
   Vec sum[NV];
   for (Vec& s : sum) s = zero();
   for_chains(head_dim, [&](int64_t k, int64_t steps, bool first_chain, bool) {
@@ -63,40 +46,37 @@ void contribution_norm(const StatisticsParams& p, const float* context, int64_t 
   }
   float squares[kPanel];
   for (int j = 0; j < NV; ++j) store(squares + j * kLanes, square_root(max(sum[j], zero())));
-  for (int64_t t = 0; t < tokens; ++t) norm[t] = squares[t];
+  const float gate = p.gate < 0.0f ? -p.gate : p.gate;
+  for (int64_t t = 0; t < tokens; ++t) norm[t] = gate * squares[t];
 }
 
 template <int NV>
 void panel_statistics(const StatisticsParams& p, int64_t first_token) {
-  const AttendParams& a = p.attend;
-  const int64_t tokens = panel_size(first_token, a.num_tokens);
-  const VisibleKeys keys = visible_keys(a.scores, a.num_keys, first_token, tokens);
-  RunningStatistics running;
-  for (int64_t t = 0; t < kPanel; ++t) {
-    running.largest[t] = kMinusInfinity;
-    running.sum[t] = running.weighted[t] = 0.0f;
-  }
+  const int64_t tokens = panel_size(first_token, p.num_tokens);
+  const VisibleKeys keys = visible_keys(p.scores, p.num_keys, first_token, tokens);
+  const float* largest = p.softmax + 2 * first_token;
+  const float* sum = largest + kPanel;
+  float weighted[kPanel] = {};
   for (int64_t block = keys.begin; block < keys.end; block += kKeyBlock) {
     const int64_t count = keys.end - block < kKeyBlock ? keys.end - block : kKeyBlock;
-    score_keys<NV>(a.k, a.q + first_token * a.head_dim, a.head_dim, block, count, a.scratch);
-    if (a.scores.bias != nullptr) {
-      add_bias<NV>(a.scores, first_token, tokens, block, count, a.scratch,
-                   a.scratch + block_scores(a.num_keys));
+    score_keys<NV>(p.k, p.q + first_token * p.head_dim, p.head_dim, block, count, p.scratch);
+    if (p.scores.bias != nullptr) {
+      add_bias<NV>(p.scores, first_token, tokens, block, count, p.scratch,
+                   p.scratch + block_scores(p.num_keys));
     }
-    hide_keys<NV>(a.scores, first_token, block, count, a.scratch);
-    add_block(a.scratch, count, NV, running);
+    hide_keys<NV>(p.scores, first_token, block, count, p.scratch);
+    add_weighted_scores(p.scratch, count, NV, largest, weighted);
   }
   for (int64_t t = 0; t < tokens; ++t) {
     const int64_t to = first_token + t;
-    const float sum = running.sum[t];
-    const bool sees = sum > 0.0f;
-    const float log_sum = sees ? __builtin_logf(sum) : 0.0f;
-    p.log_sum_exp[to] = sees ? running.largest[t] + log_sum : kMinusInfinity;
-    const float entropy = sees ? log_sum - running.weighted[t] / sum : 0.0f;
+    const bool sees = sum[t] > 0.0f;
+    const float log_sum = sees ? __builtin_logf(sum[t]) : 0.0f;
+    const float entropy = sees ? log_sum - weighted[t] / sum[t] : 0.0f;
+    p.log_sum_exp[to] = sees ? largest[t] + log_sum : kMinusInfinity;
     p.entropy[to] = entropy > 0.0f ? entropy : 0.0f;
-    p.largest_weight[to] = sees ? 1.0f / sum : 0.0f;
+    p.largest_weight[to] = sees ? 1.0f / sum[t] : 0.0f;
   }
-  contribution_norm<NV>(p, a.context + first_token / kPanel * a.context_stride, tokens, a.scratch,
+  contribution_norm<NV>(p, p.own_context + first_token * p.head_dim, tokens, p.scratch,
                         p.contribution_norm + first_token);
 }
 
@@ -106,8 +86,8 @@ int64_t statistics_scratch_floats(int64_t num_keys, int64_t head_dim) {
 }
 
 void statistics(const StatisticsParams& p) {
-  for (int64_t token = 0; token < p.attend.num_tokens; token += kPanel) {
-    for_vectors(vectors_of(panel_size(token, p.attend.num_tokens)),
+  for (int64_t token = 0; token < p.num_tokens; token += kPanel) {
+    for_vectors(vectors_of(panel_size(token, p.num_tokens)),
                 [&]<int NV>() { panel_statistics<NV>(p, token); });
   }
 }

@@ -15,6 +15,44 @@ class StatisticsTest : public LevelTest {
                   t % table().panel];
   }
 
+  void run(const Problem& p, const HeadOperands& operands, const std::vector<float>& gram,
+           Floats& scratch, Floats& log_sum_exp, Floats& entropy, Floats& weight,
+           Floats& norm) const {
+    const int64_t keys = static_cast<int64_t>(p.keys.size());
+    Floats context(panel_floats(table(), p.tokens, p.head_dim));
+    Floats own_context(context.size()), softmax(panel_floats(table(), p.tokens, 2));
+    Floats of_attend(table().attend_scratch_floats(keys));
+    table().attend({.q = operands.q.data(),
+                    .k = operands.k.data(),
+                    .v = operands.v.data(),
+                    .context = context.data(),
+                    .own_context = own_context.data(),
+                    .softmax = softmax.data(),
+                    .scratch = of_attend.data(),
+                    .scores = p.scores(),
+                    .num_tokens = p.tokens,
+                    .num_keys = keys,
+                    .head_dim = p.head_dim,
+                    .v_stride = row_floats(table(), p.head_dim),
+                    .context_stride = p.head_dim * table().panel,
+                    .gate = p.gates[0]});
+    table().statistics({.q = operands.q.data(),
+                        .k = operands.k.data(),
+                        .own_context = own_context.data(),
+                        .softmax = softmax.data(),
+                        .scratch = scratch.data(),
+                        .scores = p.scores(),
+                        .output_gram = gram.data(),
+                        .log_sum_exp = log_sum_exp.data(),
+                        .entropy = entropy.data(),
+                        .largest_weight = weight.data(),
+                        .contribution_norm = norm.data(),
+                        .num_tokens = p.tokens,
+                        .num_keys = keys,
+                        .head_dim = p.head_dim,
+                        .gate = p.gates[0]});
+  }
+
   Plain plain(const Problem& p, const HeadOperands& operands) const {
     Plain found;
     const int64_t n = static_cast<int64_t>(p.keys.size());
@@ -65,29 +103,9 @@ class StatisticsTest : public LevelTest {
         }
       }
     }
-    Floats context(panel_floats(table(), p.tokens, p.head_dim));
-    Floats scratch(table().statistics_scratch_floats(keys, p.head_dim));
-    const AttendParams attend{.q = operands.q.data(),
-                              .k = operands.k.data(),
-                              .v = operands.v.data(),
-                              .context = context.data(),
-                              .log_sum_exp = nullptr,
-                              .scratch = scratch.data(),
-                              .scores = p.scores(),
-                              .num_tokens = p.tokens,
-                              .num_keys = keys,
-                              .head_dim = p.head_dim,
-                              .v_stride = row_floats(table(), p.head_dim),
-                              .context_stride = p.head_dim * table().panel,
-                              .gate = p.gates[0]};
-    table().attend(attend);
     Floats log_sum_exp(p.tokens), entropy(p.tokens), weight(p.tokens), norm(p.tokens);
-    table().statistics({.attend = attend,
-                        .output_gram = gram.data(),
-                        .log_sum_exp = log_sum_exp.data(),
-                        .entropy = entropy.data(),
-                        .largest_weight = weight.data(),
-                        .contribution_norm = norm.data()});
+    Floats scratch(table().statistics_scratch_floats(keys, p.head_dim));
+    run(p, operands, gram, scratch, log_sum_exp, entropy, weight, norm);
     ASSERT_TRUE(scratch.intact() && log_sum_exp.intact() && entropy.intact());
     ASSERT_TRUE(weight.intact() && norm.intact());
     const Plain exact = plain(p, operands);
@@ -135,18 +153,9 @@ TEST_P(StatisticsTest, KnowTheExtremes) {
   const PackedLayer packed = pack_heads(table(), p);
   const Floats tokens = pack_tokens(table(), p);
   const HeadOperands operands = project(table(), p, packed, tokens, tokens, 0);
-  const std::vector<float> gram(9, 0.0f);
-  Floats context(panel_floats(table(), p.tokens, 3));
-  Floats scratch(table().statistics_scratch_floats(p.tokens, 3));
   Floats log_sum_exp(p.tokens), entropy(p.tokens), weight(p.tokens), norm(p.tokens);
-  AttendParams attend{};
-  attend.q = operands.q.data(), attend.k = operands.k.data(), attend.v = operands.v.data();
-  attend.context = context.data(), attend.scratch = scratch.data(), attend.scores = p.scores();
-  attend.num_tokens = attend.num_keys = p.tokens, attend.head_dim = 3, attend.gate = 1.0f;
-  attend.v_stride = row_floats(table(), 3), attend.context_stride = 3 * table().panel;
-  table().attend(attend);
-  table().statistics(
-      {attend, gram.data(), log_sum_exp.data(), entropy.data(), weight.data(), norm.data()});
+  Floats scratch(table().statistics_scratch_floats(p.tokens, 3));
+  run(p, operands, std::vector<float>(9, 0.0f), scratch, log_sum_exp, entropy, weight, norm);
   for (int64_t t = 0; t < p.tokens; ++t) {
     ASSERT_EQ(entropy[t], 0.0f);
     ASSERT_EQ(weight[t], 1.0f);
