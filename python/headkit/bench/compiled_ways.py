@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from headkit.bench.attention_layer import AttentionLayer, from_packed_projection
 from headkit.bench.dense_ways import LinearSdpa
@@ -30,6 +29,9 @@ def compiled_way(layer: AttentionLayer, *, trained: bool) -> Way:
 
 def flex_way(layer: AttentionLayer, share: float, gate: torch.Tensor) -> Way:
     """Dense projections and a core that skips closed heads; its mask is made beforehand."""
+    # Its import takes as long as the rest of the command line together.
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
     is_open = gate != 0
 
     def head_is_open(

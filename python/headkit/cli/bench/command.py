@@ -135,6 +135,7 @@ def model(
     length: options.Length = 128,
     dtype: options.Dtype = "float32",
     shares: options.Shares = "0.5,1/12",
+    feed_forward: options.FeedForward = False,
     seed: options.Seed = 0,
 ) -> list[Routine]:
     """Time a whole model of transformers, as it is and attached."""
@@ -147,6 +148,7 @@ def model(
             length=length,
             dtype=dtype,
             shares=fractions(shares),
+            feed_forward=feed_forward,
             seed=seed,
         )
     ]
@@ -191,7 +193,7 @@ def every(seed: options.Seed = 0) -> list[Routine]:
         ),
         FeedForward(shares=shares, peers=peers, seed=seed),
         Decode(lengths=(512,), shares=shares, seed=seed),
-        Model(shares=shares, seed=seed),
+        Model(shares=shares, feed_forward=True, seed=seed),
         Plan(batches=(8,), seed=seed),
     ]
 

@@ -25,6 +25,9 @@ ModelName = Annotated[
     str, typer.Option("--model", help="minilm, bert-base (random weights), smollm2, or a folder.")
 ]
 Phases = Annotated[str, typer.Option("--phase", help="encode, prefill or decode, with commas.")]
+FeedForward = Annotated[
+    bool, typer.Option("--feed-forward", help="Attach the feed-forward blocks too.")
+]
 Measures = Annotated[
     str, typer.Option("--measure", help="forward, backward or training (both), with commas.")
 ]
