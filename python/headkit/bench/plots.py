@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def plot_shares(report: Report, path: Path) -> None:
                 zorder=3 if name == HEADKIT else 2,
                 label=name,
             )
-        panel.set_title(title(rows[0].routine, rows[0].setting, rows[0].threads), fontsize=8)
+        name = title(rows[0].routine, rows[0].setting, rows[0].threads)
+        panel.set_title(textwrap.fill(name, 44), fontsize=8)
         panel.set_xlim(0, 1.05)
         panel.set_ylim(0)
         panel.set_xlabel("share that is open")
