@@ -80,7 +80,8 @@ def _cells(row: Row | None) -> list[str]:
     if row.of_ideal is not None:
         ratio += f" ({row.of_ideal:.2f})"
     peak = "" if row.of_peak is None else f"{row.of_peak:.2f}"
-    return [f"{row.milliseconds:.3g}", peak, ratio]
+    time = row.milliseconds
+    return [f"{time:.3g}" if time < 1000 else f"{time:.0f}", peak, ratio]
 
 
 def _line(cells: list[str]) -> str:
