@@ -48,7 +48,16 @@ struct Bf16ProjectParams {
   int64_t num_tokens;
   int64_t width;
   int64_t head_dim;
-  float scale;  // 1 for `project_rows`
+  float scale;            // 1 for `project_rows`
+  float* wide = nullptr;  // for `project_panels`: float32 panels instead of `out`, not rounded yet
+};
+
+// Float32 token panels of head_dim, rounded.
+struct Bf16RoundParams {
+  const float* panels;
+  Bf16Pair* out;  // token panels
+  int64_t num_tokens;
+  int64_t head_dim;
 };
 
 // Context of one head of one sample.
@@ -92,6 +101,7 @@ struct Bf16Kernels {
   void (*pack_tokens)(const Bf16PackTokensParams&);
   void (*project_panels)(const Bf16ProjectParams&);
   void (*project_rows)(const Bf16ProjectParams&);
+  void (*round_panels)(const Bf16RoundParams&);
   int64_t (*attend_scratch_floats)(int64_t num_keys, int64_t head_dim);
   void (*attend)(const Bf16AttendParams&);
   void (*sum_projections)(const Bf16SumProjectionsParams&);

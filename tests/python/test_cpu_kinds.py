@@ -8,12 +8,35 @@ import torch
 import headkit  # noqa: F401  registers the operators
 
 OPERATORS = torch.ops.headkit
-LEVEL_OF_FLOAT32 = torch.finfo(torch.float32).eps
+# Given keys and values are read in float32 only.
+KINDS = pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("gated_attention", torch.float32),
+        ("attend", torch.float32),
+        ("project_kv", torch.float32),
+        ("gated_attention", torch.bfloat16),
+        ("project_kv", torch.bfloat16),
+    ],
+    ids=str,
+)
 
 
 def in_float64(value):
     floating = isinstance(value, torch.Tensor) and value.is_floating_point()
     return value.double() if floating else value
+
+
+def in_dtype(call, dtype):
+    """The same call on tensors of `dtype`; a gate stays in float32."""
+    operator, positional, options = call
+
+    def cast(value):
+        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(dtype) if floating else value
+
+    options = {n: value if n == "gate" else cast(value) for n, value in options.items()}
+    return operator, tuple(map(cast, positional)), options
 
 
 class Random:
@@ -137,17 +160,19 @@ def run(monkeypatch, backend, call, cast=lambda value: value):
     return found if isinstance(found, tuple) else (found,)
 
 
-@pytest.mark.parametrize("kind", ["gated_attention", "attend", "project_kv"])
+@KINDS
 @pytest.mark.parametrize("first", range(0, 120, 20))
-def test_random_problems_agree_with_float64(kind, first, monkeypatch):
+def test_random_problems_agree_with_float64(kind, dtype, first, monkeypatch):
     for seed in range(first, first + 20):
         random.seed(seed)
-        call = getattr(Random(seed), kind)()
+        call = in_dtype(getattr(Random(seed), kind)(), dtype)
         found = run(monkeypatch, "cpu", call)
         exact = run(monkeypatch, "reference", call, in_float64)
         plain = run(monkeypatch, "reference", call)
         for value, truth, other in zip(found, exact, plain, strict=True):
-            allowed = 2 * (other - truth).abs().max() + 2 * LEVEL_OF_FLOAT32 * truth.abs().max()
+            allowed = (
+                2 * (other - truth).abs().max() + 2 * torch.finfo(dtype).eps * truth.abs().max()
+            )
             assert (value - truth).abs().max() <= allowed, f"{kind}, problem {seed}"
 
 
@@ -168,13 +193,13 @@ def sample_of(call, index):
     return operator, (*map(part, positional[:tensors]), *positional[tensors:]), narrow
 
 
-@pytest.mark.parametrize("kind", ["gated_attention", "attend", "project_kv"])
-def test_a_result_depends_neither_on_threads_nor_on_the_batch(kind, monkeypatch):
+@KINDS
+def test_a_result_depends_neither_on_threads_nor_on_the_batch(kind, dtype, monkeypatch):
     before = torch.get_num_threads()
     try:
         for seed in range(200, 230):
             random.seed(seed)
-            call = getattr(Random(seed), kind)()
+            call = in_dtype(getattr(Random(seed), kind)(), dtype)
             torch.set_num_threads(1)
             whole = run(monkeypatch, "cpu", call)
             torch.set_num_threads(3)

@@ -5,25 +5,32 @@
 namespace headkit::kernels::HEADKIT_ISA {
 namespace {
 
-// out [ceil(rows / 2)][P] = scale * (W x + bias), for W in blocks of R rows and one token panel x.
+// scale * (W x + bias), for W in blocks of R rows and one token panel x: out [ceil(rows / 2)][P],
+// or wide [rows][P] where that is given.
 template <int NV>
 void project_pair_panel(const Bf16Pair* weights, const float* bias, const Bf16Pair* x,
-                        int64_t depth, int64_t rows, float scale, Bf16Pair* out) {
+                        int64_t depth, int64_t rows, float scale, Bf16Pair* out, float* wide) {
   for (int64_t first = 0; first < rows; first += kWeightRows) {
     const int64_t count = rows - first < kWeightRows ? rows - first : kWeightRows;
     for_row_tiles<kWeightRows>(count, [&]<int MR>(int64_t i) {
-      Bf16Pair* to = out + (first + i) / 2 * kPanel;
-      const float* row_bias = bias == nullptr ? nullptr : bias + first + i;
+      const int64_t row = first + i;
       const Bf16Pair* a = weights + first * depth + i;
       pair_tile<MR, NV>(1, depth, a, kWeightRows, OnePairSegment{x}, kPanel,
                         a + kAhead * kWeightRows, kWeightRows, [&](int r, int j, Vec c, Vec d) {
-                          if (row_bias != nullptr) {
-                            c = add(c, broadcast(row_bias[r]));
-                            if (MR > 1) d = add(d, broadcast(row_bias[r + 1]));
+                          if (bias != nullptr) {
+                            c = add(c, broadcast(bias[row + r]));
+                            if (MR > 1) d = add(d, broadcast(bias[row + r + 1]));
                           }
                           const Vec factor = broadcast(scale);
-                          store(to + r / 2 * kPanel + j * kLanes,
-                                round_pairs(mul(factor, c), mul(factor, d)));
+                          c = mul(factor, c);
+                          d = mul(factor, d);
+                          if (wide == nullptr) {
+                            store(out + (row + r) / 2 * kPanel + j * kLanes, round_pairs(c, d));
+                            return;
+                          }
+                          float* to = wide + (row + r) * kPanel + j * kLanes;
+                          store(to, c);
+                          if (MR > 1) store(to + kPanel, d);
                         });
     });
   }
@@ -61,7 +68,8 @@ void project_pair_panels(const Bf16ProjectParams& p) {
     const int64_t vectors = vectors_of(panel_size(token, p.num_tokens));
     for_vectors(vectors, [&]<int NV>() {
       project_pair_panel<NV>(p.weights, p.bias, p.tokens + token * depth, depth, p.head_dim,
-                             p.scale, p.out + token * pairs_of(p.head_dim));
+                             p.scale, p.out + token * pairs_of(p.head_dim),
+                             p.wide == nullptr ? nullptr : p.wide + token * p.head_dim);
     });
   }
 }
@@ -72,6 +80,20 @@ void project_pair_rows(const Bf16ProjectParams& p) {
   for (int64_t token = 0; token < p.num_tokens; token += kPanel) {
     project_pair_columns(p.tokens + token * depth, panel_size(token, p.num_tokens), p.weights,
                          panels, p.bias, depth, p.out + token / 2 * stride, stride);
+  }
+}
+
+void round_pair_panels(const Bf16RoundParams& p) {
+  for (int64_t token = 0; token < p.num_tokens; token += kPanel) {
+    const float* from = p.panels + token * p.head_dim;
+    Bf16Pair* to = p.out + token * pairs_of(p.head_dim);
+    const int64_t vectors = vectors_of(panel_size(token, p.num_tokens));
+    for (int64_t i = 0; i < p.head_dim; i += 2, from += 2 * kPanel, to += kPanel) {
+      for (int64_t j = 0; j < vectors; ++j) {
+        const Vec second = i + 1 < p.head_dim ? load(from + kPanel + j * kLanes) : zero();
+        store(to + j * kLanes, round_pairs(load(from + j * kLanes), second));
+      }
+    }
   }
 }
 

@@ -18,6 +18,7 @@ const Bf16Kernels& table() {
       .pack_tokens = pack_pair_tokens,
       .project_panels = project_pair_panels,
       .project_rows = project_pair_rows,
+      .round_panels = round_pair_panels,
       .attend_scratch_floats = pair_attend_scratch_floats,
       .attend = attend_pairs,
       .sum_projections = sum_pair_projections,

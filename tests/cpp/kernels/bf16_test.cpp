@@ -268,6 +268,51 @@ TEST_P(Bf16Test, PackedMatricesHoldEveryElementOnceAndZeros) {
   }
 }
 
+TEST_P(Bf16Test, WidePanelsRoundToTheNarrowOnes) {
+  for (const int64_t tokens : {1, 17, 48, 97}) {
+    for (const int64_t head_dim : {1, 8, 13}) {
+      const int64_t width = 21;
+      const std::vector<Bf16> x = in_bf16(random_floats(tokens * width, 1));
+      const std::vector<Bf16> weight = in_bf16(random_floats(head_dim * width, 2));
+      const std::vector<float> bias = random_floats(head_dim, 3);
+      const Floats from = pack_rows(x, tokens, width);
+      const Floats packed = pack(true, weight.data(), width, head_dim, width);
+      Floats narrow(panel_floats(table(), tokens, pairs_of(head_dim)));
+      Floats rounded_later(narrow.size()), wide(panel_floats(table(), tokens, head_dim));
+      Bf16ProjectParams params{.tokens = pairs(from),
+                               .weights = pairs(packed),
+                               .bias = bias.data(),
+                               .out = pairs(narrow),
+                               .num_tokens = tokens,
+                               .width = width,
+                               .head_dim = head_dim,
+                               .scale = 0.3f};
+      bf16().project_panels(params);
+      params.out = nullptr;
+      params.wide = wide.data();
+      bf16().project_panels(params);
+      bf16().round_panels({.panels = wide.data(),
+                           .out = pairs(rounded_later),
+                           .num_tokens = tokens,
+                           .head_dim = head_dim});
+      EXPECT_TRUE(narrow.intact() && wide.intact() && rounded_later.intact());
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t d = 0; d < head_dim; ++d) {
+          const int64_t begin = t / panel() * panel(), lane = t % panel();
+          const int64_t at = begin * pairs_of(head_dim) + d / 2 * panel() + lane;
+          double exact = bias[d];
+          for (int64_t i = 0; i < width; ++i) {
+            exact += double(from_bf16(x[t * width + i])) * from_bf16(weight[d * width + i]);
+          }
+          ASSERT_NEAR(wide[begin * head_dim + d * panel() + lane], 0.3 * exact, 1e-5);
+          ASSERT_EQ(half(narrow, at, d % 2), half(rounded_later, at, d % 2));
+          ASSERT_EQ(half(narrow, at, d % 2), to_bf16(wide[begin * head_dim + d * panel() + lane]));
+        }
+      }
+    }
+  }
+}
+
 TEST_P(Bf16Test, AgreesWithFloat64OnAwkwardSizes) {
   for (const int64_t tokens : {1, 2, 7, 16, 33, 49, 97}) {
     for (const int64_t head_dim : {1, 5, 8, 24, 32, 64, 80}) {
