@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "attention/bias_sum.h"
@@ -26,6 +27,8 @@ constexpr int64_t kInputRows = 192;
 // Floats of the workspace of one group of samples, unless a single sample needs more. A group sees
 // the weights' gradients once.
 constexpr int64_t kGroupFloats = int64_t{1} << 24;
+// Tokens of a batch up to which laying out a weight in panels costs more than it saves.
+constexpr int64_t kFewTokens = 512;
 // Cuts of one weight's gradient, so that few heads keep many threads busy.
 constexpr int64_t kWeightParts = 4;
 
@@ -69,6 +72,31 @@ struct HeadRows {
     }
   }
   int64_t pairs() const { return static_cast<int64_t>(samples.size()); }
+};
+
+// A projection W [heads * dh, D] as the gradient of its input, of some tokens, reads it: as it is
+// where they are few and its rows are whole vectors, else in panels.
+class InputWeight {
+ public:
+  InputWeight(const at::Tensor& weight, int64_t head_dim, const std::vector<bool>& open,
+              int64_t tokens)
+      : rows_(in_float32(weight)), head_dim_(head_dim) {
+    const int64_t vector = kernels::kernel_table().vector_length;
+    if (tokens <= kFewTokens && rows_.size(1) % vector == 0) return;
+    panels_.emplace(pack_input_panels(weight, head_dim, open));
+  }
+
+  const float* at(int64_t head) const {
+    if (panels_) return panels_->at(head, 0);
+    return rows_.const_data_ptr<float>() + head * head_dim_ * rows_.size(1);
+  }
+  /// Of kernels::SumProjectionsParams.
+  int64_t stride() const { return panels_ ? 0 : rows_.size(1); }
+
+ private:
+  const at::Tensor rows_;
+  const int64_t head_dim_;
+  std::optional<PackedHeads> panels_;
 };
 
 // Whether anything is asked for that the gradients of the scores or of the values lead to.
@@ -218,26 +246,33 @@ class BackwardLaunch {
     return open;
   }
 
-  // The columns of an input's gradient sum over these: by sample in the order of its panels.
+  // An input's gradient sums over these: by sample in the order of its panels.
   void pack_weights() {
     const AttentionWeights& weights = problem_.weights;
-    queries_ = std::make_unique<PackedHeads>(
-        pack_query_heads_backward(weights, head_dim_, open_heads(list_)));
-    if (!problem_.keys_given()) {
-      keys_values_ = std::make_unique<PackedHeads>(
-          pack_key_value_heads_backward(weights, head_dim_, open_heads(kv_)));
+    output_.emplace(pack_output_blocks(weights.o, head_dim_, open_heads(list_)));
+    if (gradients_[kX].defined()) {
+      q_weight_.emplace(weights.q, head_dim_, open_heads(list_), batch_ * length_);
+    }
+    const bool of_source = gradients_[self_ ? kX : kKv].defined();
+    if (of_source) {
+      const int64_t tokens = batch_ * source_length_;
+      k_weight_.emplace(weights.k, head_dim_, open_heads(kv_), tokens);
+      v_weight_.emplace(weights.v, head_dim_, open_heads(kv_), tokens);
     }
     for (int64_t b = 0; b < batch_; ++b) {
       query_weight_offset_.push_back(static_cast<int64_t>(query_weights_.size()));
-      for (int64_t pair = list_.row_offset[b]; pair < list_.row_offset[b + 1]; ++pair) {
-        query_weights_.push_back(queries_->at(list_.head_index[pair], kQueryPanels));
-      }
-      if (problem_.keys_given()) continue;
+      if (q_weight_) push_heads(*q_weight_, list_, b, query_weights_);
+      if (!of_source) continue;
       std::vector<const float*>& of_keys = self_ ? query_weights_ : key_weights_;
-      for (int64_t kv = kv_.row_offset[b]; kv < kv_.row_offset[b + 1]; ++kv) {
-        of_keys.push_back(keys_values_->at(kv_.head_index[kv], kKeyPanels));
-        of_keys.push_back(keys_values_->at(kv_.head_index[kv], kValueBackwardPanels));
-      }
+      push_heads(*k_weight_, kv_, b, of_keys);
+      push_heads(*v_weight_, kv_, b, of_keys);
+    }
+  }
+
+  static void push_heads(const InputWeight& weight, const WorkList& list, int64_t sample,
+                         std::vector<const float*>& to) {
+    for (int64_t i = list.row_offset[sample]; i < list.row_offset[sample + 1]; ++i) {
+      to.push_back(weight.at(list.head_index[i]));
     }
   }
 
@@ -446,7 +481,7 @@ class BackwardLaunch {
     if (!problem_.k_transform.empty()) transform_keys(kv, scratch);
     const int64_t place = sample - first_;
     float* panels =
-        group_ + key_place_[place] + 2 * (kv - kv_.row_offset[sample]) * head_dim_ * table_.panel;
+        group_ + key_place_[place] + (kv - kv_.row_offset[sample]) * head_dim_ * table_.panel;
     const int64_t at = kv_rows_.place[kv] * source_length_ * row_;
     for (const int matrix : {kMatrixK, kMatrixV}) {
       table_.place_keys({.of_keys = scratch + (matrix == kMatrixK ? dk_ : dv_),
@@ -457,7 +492,7 @@ class BackwardLaunch {
                          .num_tokens = source_length_,
                          .head_dim = head_dim_,
                          .panel_stride = key_stride(sample)});
-      panels += head_dim_ * table_.panel;
+      panels += kv_of(sample) * head_dim_ * table_.panel;
     }
   }
 
@@ -499,7 +534,7 @@ class BackwardLaunch {
     const int64_t num_keys = pairs_.keys[sample].count;
     float* u = scratch + u_;
     table_.project_panels({.tokens = group_ + tokens_ + place * grad_floats(),
-                           .weights = queries_->at(head, kOutputBlocks),
+                           .weights = output_->at(head, 0),
                            .bias = nullptr,
                            .out = u,
                            .num_tokens = length_,
@@ -665,7 +700,8 @@ class BackwardLaunch {
          .head_dim = head_dim_,
          .context_stride = stride,
          .part = 0,
-         .parts = 1});
+         .parts = 1,
+         .weight_stride = (of_x ? q_weight_ : k_weight_)->stride()});
   }
 
   at::Tensor norm_gradient(const at::Tensor& sums) const {
@@ -687,7 +723,8 @@ class BackwardLaunch {
   at::Tensor weight_[kMatrices], bias_[3], of_pairs_, q_norm_sums_, k_norm_sums_;
   DifferentiableTensors gradients_;
   std::unique_ptr<BiasSum> bias_sum_;
-  std::unique_ptr<PackedHeads> queries_, keys_values_;
+  std::optional<PackedHeads> output_;
+  std::optional<InputWeight> q_weight_, k_weight_, v_weight_;
   std::vector<const float*> query_weights_, key_weights_;
   std::vector<int64_t> query_weight_offset_;       // [B]
   std::vector<int64_t> sample_of_;                 // of each entry of kv_

@@ -81,18 +81,6 @@ Part projection(Part::Layout layout, const at::Tensor& weight, int64_t head_dim)
           .stride = width};
 }
 
-// The same rows, y W.
-Part projection_backward(const at::Tensor& weight, int64_t head_dim) {
-  const int64_t width = weight.size(1);
-  return {.layout = Part::kColumnPanels,
-          .from = weight,
-          .head_step = head_dim * width,
-          .count = width,
-          .depth = head_dim,
-          .stride = width,
-          .transposed = true};
-}
-
 std::vector<Part> query_parts(const AttentionWeights& w, int64_t head_dim) {
   return {projection(Part::kBlocks, w.q, head_dim), vector(w.q_bias, head_dim)};
 }
@@ -173,33 +161,29 @@ std::shared_ptr<const PackedHeads> packed_rows(const at::Tensor& weight, const a
   });
 }
 
-PackedHeads pack_query_heads(const AttentionWeights& weights, int64_t head_dim,
-                             const std::vector<bool>& wanted) {
-  return {query_parts(weights, head_dim), static_cast<int64_t>(wanted.size()), wanted};
-}
-
-PackedHeads pack_key_value_heads(const AttentionWeights& weights, int64_t head_dim,
-                                 const std::vector<bool>& wanted) {
-  return {key_value_parts(weights, head_dim), static_cast<int64_t>(wanted.size()), wanted};
-}
-
-PackedHeads pack_query_heads_backward(const AttentionWeights& weights, int64_t head_dim,
-                                      const std::vector<bool>& wanted) {
-  return {{projection_backward(weights.q, head_dim),
-           {.layout = Part::kBlocks,
-            .from = weights.o,
+PackedHeads pack_output_blocks(const at::Tensor& weight, int64_t head_dim,
+                               const std::vector<bool>& wanted) {
+  return {{{.layout = Part::kBlocks,
+            .from = weight,
             .head_step = head_dim,
             .count = head_dim,
-            .depth = weights.o.size(0),
-            .stride = weights.o.size(1),
+            .depth = weight.size(0),
+            .stride = weight.size(1),
             .transposed = true}},
           static_cast<int64_t>(wanted.size()),
           wanted};
 }
 
-PackedHeads pack_key_value_heads_backward(const AttentionWeights& weights, int64_t head_dim,
-                                          const std::vector<bool>& wanted) {
-  return {{projection_backward(weights.k, head_dim), projection_backward(weights.v, head_dim)},
+PackedHeads pack_input_panels(const at::Tensor& weight, int64_t head_dim,
+                              const std::vector<bool>& wanted) {
+  const int64_t width = weight.size(1);
+  return {{{.layout = Part::kColumnPanels,
+            .from = weight,
+            .head_step = head_dim * width,
+            .count = width,
+            .depth = head_dim,
+            .stride = width,
+            .transposed = true}},
           static_cast<int64_t>(wanted.size()),
           wanted};
 }

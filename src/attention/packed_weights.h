@@ -54,10 +54,6 @@ enum QueryPart : int64_t { kQueryBlocks, kQueryBias };
 enum KeyValuePart : int64_t { kKeyBlocks, kKeyBias, kValuePanels, kValueBias };
 /// Of few tokens, queries are computed in rows; keys and values always so where they are cached.
 enum RowsPart : int64_t { kRowPanels, kRowBias };
-/// What a backward wants beside them.
-enum QueryBackwardPart : int64_t { kQueryPanels, kOutputBlocks };
-enum KeyValueBackwardPart : int64_t { kKeyPanels, kValueBackwardPanels };
-
 /// The packed forms, from `cached_packing`; in pairs only of bfloat16 weights.
 std::shared_ptr<const PackedHeads> packed_query_heads(
     const AttentionWeights& weights, int64_t heads, int64_t head_dim,
@@ -73,14 +69,11 @@ std::shared_ptr<const PackedHeads> packed_output_heads(
 std::shared_ptr<const PackedHeads> packed_rows(const at::Tensor& weight, const at::Tensor& bias,
                                                int64_t heads, int64_t head_dim);
 
-/// Never from the cache: somebody trains these weights.
-PackedHeads pack_query_heads(const AttentionWeights& weights, int64_t head_dim,
-                             const std::vector<bool>& wanted);
-PackedHeads pack_key_value_heads(const AttentionWeights& weights, int64_t head_dim,
-                                 const std::vector<bool>& wanted);
-PackedHeads pack_query_heads_backward(const AttentionWeights& weights, int64_t head_dim,
-                                      const std::vector<bool>& wanted);
-PackedHeads pack_key_value_heads_backward(const AttentionWeights& weights, int64_t head_dim,
-                                          const std::vector<bool>& wanted);
+/// For the backward, never from the cache: somebody trains these weights. One part each: W_O [D,
+/// H*dh] in blocks for dy W_O, and a projection W [heads*dh, D] in column panels for dy W.
+PackedHeads pack_output_blocks(const at::Tensor& weight, int64_t head_dim,
+                               const std::vector<bool>& wanted);
+PackedHeads pack_input_panels(const at::Tensor& weight, int64_t head_dim,
+                              const std::vector<bool>& wanted);
 
 }  // namespace headkit

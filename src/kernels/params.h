@@ -156,7 +156,8 @@ struct AttendRowsParams {
 // Rows of an output: out = start + sum over segments of context_s W_s.
 struct SumProjectionsParams {
   const float* context;         // first panel of the rows, [num_segments * head_dim][P]
-  const float* const* weights;  // [num_segments] column panels of [width][head_dim]
+  const float* const* weights;  // [num_segments] column panels of [width][head_dim], or where
+                                // `weight_stride` is set matrices [head_dim][width] as they are
   const float* start;           // [width]: bias and what closed heads add; readable up to a full VL
   float* out;                   // [num_tokens, width], contiguous
   int64_t num_segments;
@@ -167,8 +168,10 @@ struct SumProjectionsParams {
   int64_t part;            // this part of the columns, 0 <= part < parts; whole panels, so a part
                            // may be empty
   int64_t parts;
-  bool add = false;    // to what `out` holds: the sum over earlier segments
-  bool finish = true;  // adds `start`: no further segments follow
+  bool add = false;           // to what `out` holds: the sum over earlier segments
+  bool finish = true;         // adds `start`: no further segments follow
+  int64_t weight_stride = 0;  // floats from one row of a matrix to the next; the width is then a
+                              // multiple of VL
 };
 
 enum class Activation : int8_t { kGelu, kGeluTanh, kRelu, kSilu };

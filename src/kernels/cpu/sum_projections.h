@@ -18,13 +18,16 @@ void output_panel(const SumProjectionsParams& p, int64_t panel_width, int64_t co
     for_chains(p.head_dim, [&](int64_t k, int64_t steps, bool first_chain, bool last_chain) {
       const bool opens = s == 0 && first_chain && !p.add;
       const bool closes = s + in_chain == segments && last_chain && p.finish;
-      const auto b_of = [&](int64_t i) {
-        return p.weights[s + i] + column * p.head_dim + k * panel_width;
-      };
-      // While this chain runs, the weights of the next one come closer: one segment a tile.
+      const bool packed = p.weight_stride == 0;
+      const int64_t b_stride = packed ? panel_width : p.weight_stride;
+      const int64_t b_offset = packed ? column * p.head_dim : column;
+      const auto b_of = [&](int64_t i) { return p.weights[s + i] + b_offset + k * b_stride; };
+      // While this chain runs, the weights of the next one come closer: one segment a tile, or of
+      // matrices, which often follow each other in memory, one line of all their rows.
       const bool next_panel = s + in_chain == segments;
       const int64_t next = next_panel ? 0 : s + in_chain;
-      const int64_t next_offset = (column + (next_panel ? panel_width : 0)) * p.head_dim;
+      const int64_t next_column = column + (next_panel ? panel_width : 0);
+      const int64_t ahead_stride = packed ? kLine : b_stride;
       int64_t tiles = 0;
       for (int64_t token = 0; token < count; token += kPanel) {
         const int64_t left = count - token < kPanel ? count - token : kPanel;
@@ -33,11 +36,13 @@ void output_panel(const SumProjectionsParams& p, int64_t panel_width, int64_t co
         for_row_tiles<kTileRows[NV]>(left, [&]<int MR>(int64_t i) {
           float* to = out + (token + i) * stride;
           const float* ahead = context;
-          if (tiles < in_chain && next + tiles < segments) {
-            ahead = p.weights[next + tiles] + next_offset;
+          if (!packed && tiles * kLine < NV * kLanes) {
+            ahead = p.weights[next] + next_column + tiles * kLine;
+          } else if (packed && tiles < in_chain && next + tiles < segments) {
+            ahead = p.weights[next + tiles] + next_column * p.head_dim;
           }
           ++tiles;
-          tile<MR, NV>(in_chain, steps, context + i, kPanel, b_of, panel_width, ahead, kLine,
+          tile<MR, NV>(in_chain, steps, context + i, kPanel, b_of, b_stride, ahead, ahead_stride,
                        [&](int r, int j, Vec c) {
                          float* at = to + r * stride + j * kLanes;
                          if (!opens) c = add(load(at), c);

@@ -66,6 +66,11 @@ void weight_gradient(const WeightGradientParams& p) {
   const int64_t sum_floats = p.head_dim * width;
   const int64_t group = p.num_tokens < kChain ? kChain / p.num_tokens : 1;
   const int64_t end = panels.panels * (p.part + 1) / p.parts;
+  // One chain is the whole sum: it needs no place to grow in.
+  const bool straight = !p.transposed && !p.add && p.num_samples <= group && p.num_tokens <= kChain;
+  const auto writes_out = [&](int64_t panel) {
+    return straight && panel * width + panels.vectors_of(panel) * kLanes <= p.width;
+  };
   if (p.bias != nullptr && p.part == 0) bias_gradient(p);
   for (int64_t begin = panels.panels * p.part / p.parts; begin < end; begin += kGradientPanels) {
     const int64_t together = end - begin < kGradientPanels ? end - begin : kGradientPanels;
@@ -80,13 +85,16 @@ void weight_gradient(const WeightGradientParams& p) {
             return p.columns + p.sample_index[s + segment] * p.sample_stride +
                    column * p.num_tokens + k * width;
           };
+          const bool out = writes_out(begin + i);
+          float* sum = out ? p.out + column : p.scratch + i * sum_floats;
+          const int64_t sum_stride = out ? p.out_stride : width;
           for_vectors(panels.vectors_of(begin + i), [&]<int NV>() {
             for_row_tiles<kTileRows[NV]>(p.head_dim, [&]<int MR>(int64_t d) {
-              float* to = p.scratch + i * sum_floats + d * width;
+              float* to = sum + d * sum_stride;
               const float* a = rows + d;
               tile<MR, NV>(samples, steps, a, stride, b_of, width, a + kAhead * stride, stride,
                            [&](int r, int j, Vec c) {
-                             float* at = to + r * width + j * kLanes;
+                             float* at = to + r * sum_stride + j * kLanes;
                              store(at, opens ? c : add(load(at), c));
                            });
             });
@@ -95,6 +103,7 @@ void weight_gradient(const WeightGradientParams& p) {
       });
     }
     for (int64_t i = 0; i < together; ++i) {
+      if (writes_out(begin + i)) continue;
       write_gradient_panel(p, p.scratch + i * sum_floats, width, (begin + i) * width,
                            p.scratch + kGradientPanels * p.head_dim * kPanel);
     }

@@ -38,6 +38,46 @@ TEST_P(SumProjectionsTest, PartsOfTheColumnsDoNotChangeABit) {
   }
 }
 
+TEST_P(SumProjectionsTest, MatricesAsTheyAreGiveTheSameBits) {
+  const int64_t tokens = 203, head_dim = 20, segments = 15, P = table().panel;
+  const int64_t stride = segments * head_dim * P, panels = (tokens + P - 1) / P;
+  for (const int64_t width : {16, 48, 112}) {
+    const std::vector<float> all = random_floats(segments * head_dim * width, width);
+    const std::vector<float> values = random_floats(panels * stride, 3);
+    std::vector<Floats> packed;
+    std::vector<const float*> in_panels, as_they_are;
+    for (int64_t s = 0; s < segments; ++s) {
+      as_they_are.push_back(all.data() + s * head_dim * width);
+      packed.push_back(pack_column_panels(table(), {.from = as_they_are.back(),
+                                                    .packed = nullptr,
+                                                    .stride = width,
+                                                    .count = width,
+                                                    .depth = head_dim,
+                                                    .transposed = true}));
+    }
+    for (const Floats& panel : packed) in_panels.push_back(panel.data());
+    const Floats start(width + table().vector_length, 0.5f);
+    Floats context(panels * stride), found(tokens * width), truth(tokens * width);
+    for (int64_t i = 0; i < context.size(); ++i) context[i] = values[i];
+    for (Floats* out : {&found, &truth}) {
+      table().sum_projections({.context = context.data(),
+                               .weights = (out == &found ? as_they_are : in_panels).data(),
+                               .start = start.data(),
+                               .out = out->data(),
+                               .num_segments = segments,
+                               .num_tokens = tokens,
+                               .width = width,
+                               .head_dim = head_dim,
+                               .context_stride = stride,
+                               .part = 0,
+                               .parts = 1,
+                               .weight_stride = out == &found ? width : 0});
+      ASSERT_TRUE(out->intact());
+    }
+    for (int64_t i = 0; i < tokens * width; ++i) ASSERT_EQ(found[i], truth[i]) << i;
+  }
+}
+
 TEST_P(SumProjectionsTest, RowsDoNotDependOnTheOthers) {
   Problem p{.tokens = 100, .width = 40, .heads = 2, .head_dim = 9};
   p.fill(13);
