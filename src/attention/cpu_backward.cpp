@@ -79,11 +79,11 @@ struct HeadRows {
 class InputWeight {
  public:
   InputWeight(const at::Tensor& weight, int64_t head_dim, const std::vector<bool>& open,
-              int64_t tokens)
+              int64_t tokens, Arena& arena)
       : rows_(in_float32(weight)), head_dim_(head_dim) {
     const int64_t vector = kernels::kernel_table().vector_length;
     if (tokens <= kFewTokens && rows_.size(1) % vector == 0) return;
-    panels_.emplace(pack_input_panels(weight, head_dim, open));
+    panels_.emplace(pack_input_panels(weight, head_dim, open, arena));
   }
 
   const float* at(int64_t head) const {
@@ -248,16 +248,18 @@ class BackwardLaunch {
 
   // An input's gradient sums over these: by sample in the order of its panels.
   void pack_weights() {
+    thread_local Arena arenas[kMatrices];
     const AttentionWeights& weights = problem_.weights;
-    output_.emplace(pack_output_blocks(weights.o, head_dim_, open_heads(list_)));
+    output_.emplace(pack_output_blocks(weights.o, head_dim_, open_heads(list_), arenas[kMatrixO]));
     if (gradients_[kX].defined()) {
-      q_weight_.emplace(weights.q, head_dim_, open_heads(list_), batch_ * length_);
+      q_weight_.emplace(weights.q, head_dim_, open_heads(list_), batch_ * length_,
+                        arenas[kMatrixQ]);
     }
     const bool of_source = gradients_[self_ ? kX : kKv].defined();
     if (of_source) {
       const int64_t tokens = batch_ * source_length_;
-      k_weight_.emplace(weights.k, head_dim_, open_heads(kv_), tokens);
-      v_weight_.emplace(weights.v, head_dim_, open_heads(kv_), tokens);
+      k_weight_.emplace(weights.k, head_dim_, open_heads(kv_), tokens, arenas[kMatrixK]);
+      v_weight_.emplace(weights.v, head_dim_, open_heads(kv_), tokens, arenas[kMatrixV]);
     }
     for (int64_t b = 0; b < batch_; ++b) {
       query_weight_offset_.push_back(static_cast<int64_t>(query_weights_.size()));

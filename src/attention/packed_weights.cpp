@@ -112,14 +112,16 @@ std::shared_ptr<const PackedHeads> cached_heads(PackingKind kind,
 }  // namespace
 
 PackedHeads::PackedHeads(std::vector<Part> parts, int64_t heads, const std::vector<bool>& wanted,
-                         Operand operand) {
+                         Operand operand, Arena* arena) {
   for (Part& part : parts) {
     const bool widen = operand == Operand::kFloat32 || part.layout == Part::kVector;
     part.from = widen ? in_float32(part.from) : part.from.contiguous();
     offset_.push_back(head_floats_);
     head_floats_ += (part_floats(part, operand) + kLine - 1) / kLine * kLine;
   }
-  data_ = aligned_floats(heads * head_floats_);
+  const int64_t floats = heads * head_floats_;
+  data_ = arena == nullptr ? aligned_floats(floats)
+                           : AlignedFloats{arena->reserve(floats), [](void*) {}};
   run_queue(queue_threads(), heads, 0, [&](int64_t head, float*) {
     if (!wanted.empty() && !wanted[head]) return;
     for (size_t i = 0; i < parts.size(); ++i) {
@@ -162,7 +164,7 @@ std::shared_ptr<const PackedHeads> packed_rows(const at::Tensor& weight, const a
 }
 
 PackedHeads pack_output_blocks(const at::Tensor& weight, int64_t head_dim,
-                               const std::vector<bool>& wanted) {
+                               const std::vector<bool>& wanted, Arena& arena) {
   return {{{.layout = Part::kBlocks,
             .from = weight,
             .head_step = head_dim,
@@ -171,11 +173,13 @@ PackedHeads pack_output_blocks(const at::Tensor& weight, int64_t head_dim,
             .stride = weight.size(1),
             .transposed = true}},
           static_cast<int64_t>(wanted.size()),
-          wanted};
+          wanted,
+          PackedHeads::Operand::kFloat32,
+          &arena};
 }
 
 PackedHeads pack_input_panels(const at::Tensor& weight, int64_t head_dim,
-                              const std::vector<bool>& wanted) {
+                              const std::vector<bool>& wanted, Arena& arena) {
   const int64_t width = weight.size(1);
   return {{{.layout = Part::kColumnPanels,
             .from = weight,
@@ -185,7 +189,9 @@ PackedHeads pack_input_panels(const at::Tensor& weight, int64_t head_dim,
             .stride = width,
             .transposed = true}},
           static_cast<int64_t>(wanted.size()),
-          wanted};
+          wanted,
+          PackedHeads::Operand::kFloat32,
+          &arena};
 }
 
 }  // namespace headkit

@@ -8,6 +8,7 @@
 
 #include "headkit/attention/gated_attention.h"
 #include "kernels/bf16_params.h"
+#include "operators/task_queue.h"
 #include "operators/weight_cache.h"
 
 namespace headkit {
@@ -31,9 +32,10 @@ class PackedHeads {
 
   enum class Operand { kFloat32, kBf16Pair };
 
-  /// `wanted` [heads]: heads to pack, empty = all; the others stay unset.
+  /// `wanted` [heads]: heads to pack, empty = all; the others stay unset. In memory of its own, or
+  /// of `arena`.
   PackedHeads(std::vector<Part> parts, int64_t heads, const std::vector<bool>& wanted = {},
-              Operand operand = Operand::kFloat32);
+              Operand operand = Operand::kFloat32, Arena* arena = nullptr);
 
   /// A part of float32, and one of pairs.
   const float* at(int64_t head, int64_t part) const {
@@ -70,10 +72,11 @@ std::shared_ptr<const PackedHeads> packed_rows(const at::Tensor& weight, const a
                                                int64_t heads, int64_t head_dim);
 
 /// For the backward, never from the cache: somebody trains these weights. One part each: W_O [D,
-/// H*dh] in blocks for dy W_O, and a projection W [heads*dh, D] in column panels for dy W.
+/// H*dh] in blocks for dy W_O, and a projection W [heads*dh, D] in column panels for dy W. They lie
+/// in `arena`: fresh memory for every step would cost as much as the packing.
 PackedHeads pack_output_blocks(const at::Tensor& weight, int64_t head_dim,
-                               const std::vector<bool>& wanted);
+                               const std::vector<bool>& wanted, Arena& arena);
 PackedHeads pack_input_panels(const at::Tensor& weight, int64_t head_dim,
-                              const std::vector<bool>& wanted);
+                              const std::vector<bool>& wanted, Arena& arena);
 
 }  // namespace headkit
