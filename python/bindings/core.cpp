@@ -160,16 +160,27 @@ Args:
     heads: float32 (float64 for a float64 model), shape [layers, heads], [batch, layers, heads] or
         [batch, layers, tokens, heads]; 1 = the head as it is, 0 = it does not run; None = all run.
     dropped_output: what a closed head adds instead of nothing, shape [layers, heads, model_dim].
-    skip: False computes closed heads and multiplies by 0, so that their gates get gradients.
+    blocks: gates of blocks of 32 neurons, float32 or float64, shape [layers, blocks] or [batch,
+        layers, blocks]; None = all run.
+    dropped_blocks: what a closed block adds instead of nothing, shape [layers, blocks, model_dim].
+    skip: False computes closed heads and blocks and multiplies by 0, so that their gates get
+        gradients.
 Raises:
     ValueError: if the shapes do not fit each other or a gate is not finite.
 )pbdoc")
       .def(py::init([](std::optional<at::Tensor> heads, std::optional<at::Tensor> dropped_output,
+                       std::optional<at::Tensor> blocks, std::optional<at::Tensor> dropped_blocks,
                        bool skip) {
              GateSet gates;
              gates.heads = or_undefined(heads);
              gates.dropped_output = or_undefined(dropped_output);
+             gates.blocks = or_undefined(blocks);
+             gates.dropped_blocks = or_undefined(dropped_blocks);
              gates.skip = skip;
+             if (const at::Tensor& b = gates.blocks; b.defined()) {
+               const bool fits = b.dim() >= 2;
+               gates.check_blocks("gate_set", -1, fits ? b.size(-2) : 0, fits ? b.size(-1) : 0);
+             }
              if (gates.heads.defined() && gates.heads.dim() >= 2) {
                const at::Tensor& h = gates.heads;
                gates.check("gate_set", -1, h.size(h.dim() == 2 ? 0 : 1), h.size(-1));
@@ -179,11 +190,15 @@ Raises:
              return gates;
            }),
            py::arg("heads") = py::none(), py::kw_only(), py::arg("dropped_output") = py::none(),
+           py::arg("blocks") = py::none(), py::arg("dropped_blocks") = py::none(),
            py::arg("skip") = true)
       .def_static("from_mask", &GateSet::from_mask, py::arg("mask"))
       .def_property_readonly("heads", [](const GateSet& g) { return or_none(g.heads); })
       .def_property_readonly("dropped_output",
                              [](const GateSet& g) { return or_none(g.dropped_output); })
+      .def_property_readonly("blocks", [](const GateSet& g) { return or_none(g.blocks); })
+      .def_property_readonly("dropped_blocks",
+                             [](const GateSet& g) { return or_none(g.dropped_blocks); })
       .def_readonly("skip", &GateSet::skip)
       .def(
           "layer_gate", [](const GateSet& g, int64_t l) { return or_none(g.layer_gate(l)); },

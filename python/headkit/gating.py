@@ -11,6 +11,8 @@ import torch
 from headkit import _C
 
 CALL = "headkit_call"
+# Neurons of a block that a gate opens or closes.
+NEURON_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,9 @@ class Gating:
     Attributes:
         heads: [L, H], [B, L, H] or [B, L, T, H]; None = all heads run.
         dropped_output: [L, H, D]; what a closed head adds instead of nothing.
-        skip: False computes closed heads and multiplies them by 0.
+        blocks: gates of blocks of neurons, [L, N] or [B, L, N]; None = all run.
+        dropped_blocks: [L, N, D]; what a closed block adds instead of nothing.
+        skip: False computes closed heads and blocks and multiplies them by 0.
         policy: decides the rest for each call instead.
         state: what the policy writes its records to, or None.
         every: number of tokens after which a sequence that is generated with a cache is decided
@@ -33,6 +37,8 @@ class Gating:
     policy: Any = None
     state: Any = None
     every: int | None = None
+    blocks: torch.Tensor | None = None
+    dropped_blocks: torch.Tensor | None = None
 
     @staticmethod
     def of(
@@ -60,7 +66,19 @@ class Gating:
             )
         if gates.heads is not None:
             gates.check(-1, layers, heads)
-        return Gating(gates.heads, gates.dropped_output, gates.skip, every=every)
+        return Gating.of_set(gates, every)
+
+    @staticmethod
+    def of_set(gates: Any, every: int | None = None) -> "Gating":
+        """The gates of a GateSet that was checked."""
+        return Gating(
+            gates.heads,
+            gates.dropped_output,
+            gates.skip,
+            every=every,
+            blocks=gates.blocks,
+            dropped_blocks=gates.dropped_blocks,
+        )
 
     def decided(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> "Gating":
         """The gates for one call: asks the policy, if there is one.
@@ -72,17 +90,17 @@ class Gating:
         if self.policy is None:
             return self
         gates = self.policy.decide(hidden, padding, self.state)
-        return Gating(gates.heads, gates.dropped_output, gates.skip, every=self.every)
+        return Gating.of_set(gates, self.every)
 
     def repeated(self, batch: int) -> "Gating":
         """The gates of a batch in which each sample stands several times in a row, as for beams."""
-        heads = self.heads
-        if heads is None or heads.dim() == 2 or not heads.shape[0]:
-            return self
-        times, rest = divmod(batch, heads.shape[0])
-        if times < 2 or rest:
-            return self
-        return replace(self, heads=heads.repeat_interleave(times, 0))
+        given = {"heads": self.heads, "blocks": self.blocks}
+        repeated = {
+            name: gate.repeat_interleave(batch // len(gate), 0)
+            for name, gate in given.items()
+            if gate is not None and gate.dim() > 2 and len(gate) and batch % len(gate) == 0
+        }
+        return replace(self, **repeated) if repeated else self
 
     def check_batch(self, batch: int, tokens: int) -> None:
         """Refuse gates made for another batch before a layer runs.
@@ -91,7 +109,12 @@ class Gating:
             ValueError: if the first axis of the gates is not ``batch``, or the third not
                 ``tokens``.
         """
-        heads = self.heads
+        heads, blocks = self.heads, self.blocks
+        if blocks is not None and blocks.dim() == 3 and blocks.shape[0] != batch:
+            raise ValueError(
+                f"[gates] expected gates of neuron blocks for a batch of {batch}; found shape "
+                f"{list(blocks.shape)}"
+            )
         if heads is None or heads.dim() == 2:
             return
         if heads.shape[0] != batch:
@@ -109,9 +132,23 @@ class Gating:
         if self.heads is None:
             return None
         heads = self.heads[layer] if self.heads.dim() == 2 else self.heads[:, layer]
-        return heads.to(
-            like.device, torch.float64 if like.dtype == torch.float64 else torch.float32
-        )
+        return heads.to(like.device, _gate_dtype(like))
+
+    def neuron_arguments(self, layer: int, like: torch.Tensor) -> dict[str, Any]:
+        """The gate arguments of the feed-forward operator for one layer."""
+        if self.blocks is None:
+            return {}
+        gate = self.blocks[layer] if self.blocks.dim() == 2 else self.blocks[:, layer]
+        dropped = self.dropped_blocks
+        return {
+            "gate": gate.to(like.device, _gate_dtype(like)),
+            "skip": self.skip,
+            "dropped_output": None if dropped is None else dropped[layer].to(like),
+        }
+
+
+def _gate_dtype(like: torch.Tensor) -> torch.dtype:
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
 @dataclass
@@ -160,6 +197,8 @@ class Attachment:
         heads: heads of one, H.
         notes_padding: whether a mask [B, T] that the model is given is the padding of its blocks.
         one_stack: whether it is an encoder or a decoder, not both.
+        feed_forwards: layers whose feed-forward block is attached; 0 or all.
+        neuron_blocks: blocks of neurons in one of them, N.
     """
 
     def __init__(
@@ -167,6 +206,29 @@ class Attachment:
     ):
         self.layers, self.heads = layers, heads
         self.notes_padding, self.one_stack = notes_padding, one_stack
+        self.feed_forwards, self.neuron_blocks = 0, 0
+
+    def check_gates(self, gating: Gating) -> None:
+        """Refuse gates that no call of this model can have.
+
+        Raises:
+            ValueError: as ``check_tokens``, or if gates of neurons do not fit the model, or its
+                feed-forward blocks are not attached.
+        """
+        self.check_tokens(gating)
+        if gating.blocks is None:
+            return
+        if not self.feed_forwards:
+            raise ValueError(
+                "[gates] expected a model that was attached with feed_forward=True, for gates of "
+                "neuron blocks; found attention attached alone"
+            )
+        shape = (self.feed_forwards, self.neuron_blocks)
+        if tuple(gating.blocks.shape[-2:]) != shape:
+            raise ValueError(
+                f"[gates] expected gates of neuron blocks of shape {list(shape)} or [batch, "
+                f"{shape[0]}, {shape[1]}]; found shape {list(gating.blocks.shape)}"
+            )
 
     def check_tokens(self, gating: Gating) -> None:
         """Refuse gates by token where not all blocks run on the same tokens.

@@ -1,4 +1,4 @@
-"""Modules around the gated attention operator."""
+"""Modules around the gated operators."""
 
 from __future__ import annotations
 
@@ -219,3 +219,155 @@ class MultiHeadAttention(nn.Module):
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, "
             f"num_kv_heads={self.num_kv_heads}, head_dim={self.head_dim}"
         )
+
+
+class FeedForward(nn.Module):
+    """A feed-forward layer whose blocks of neurons can be gated: a closed gate is work not done.
+
+    ``out_proj(act(in_proj(x)))``, or ``out_proj(act(in_proj(x)) * up_proj(x))``. Block j owns rows
+    ``j * block_size`` and on of ``in_proj`` and ``up_proj``, and the same columns of ``out_proj``.
+    Weights start as those of ``torch.nn.Linear``.
+
+    Args:
+        embed_dim: D, the width of input and output.
+        num_neurons: F.
+        activation: "gelu" (by the error function), "gelu_tanh", "relu" or "silu".
+        gated: whether a second projection multiplies what the activation gives (GEGLU, SwiGLU).
+        bias: whether the projections have biases.
+        block_size: neurons of a block; the last one may have fewer.
+        device: as for every module of torch.
+        dtype: float32, float64, bfloat16 or float16.
+
+    Raises:
+        ValueError: if the activation is not known or a size is negative.
+
+    Example:
+        >>> layer = FeedForward(12, 96)
+        >>> y = layer(torch.randn(2, 5, 12), prefix=torch.tensor([3, 0]))
+        >>> torch.equal(y[1], layer.out_proj.bias.expand(5, 12))
+        True
+    """
+
+    ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_neurons: int,
+        *,
+        activation: str = "gelu",
+        gated: bool = False,
+        bias: bool = True,
+        block_size: int = 32,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if embed_dim < 0 or num_neurons < 0:
+            raise ValueError(
+                "[FeedForward] expected embed_dim and num_neurons of at least 0; found embed_dim = "
+                f"{embed_dim}, num_neurons = {num_neurons}"
+            )
+        self._set_kind(activation, block_size)
+        self.in_proj = nn.Linear(embed_dim, num_neurons, bias, device, dtype)
+        self.up_proj = nn.Linear(embed_dim, num_neurons, bias, device, dtype) if gated else None
+        self.out_proj = nn.Linear(num_neurons, embed_dim, bias, device, dtype)
+
+    @classmethod
+    def from_linears(
+        cls,
+        in_proj: nn.Linear,
+        out_proj: nn.Linear,
+        *,
+        up_proj: nn.Linear | None = None,
+        activation: str = "gelu",
+        block_size: int = 32,
+    ) -> FeedForward:
+        """Take two or three linear layers as they are: the modules themselves, not copies.
+
+        Raises:
+            ValueError: if their sizes do not fit together or the activation is not known.
+
+        Example:
+            >>> inner, outer = torch.nn.Linear(12, 96), torch.nn.Linear(96, 12)
+            >>> x = torch.randn(2, 5, 12)
+            >>> y = FeedForward.from_linears(inner, outer)(x)
+            >>> torch.allclose(y, outer(torch.nn.functional.gelu(inner(x))), atol=1e-6)
+            True
+        """
+        sizes = (in_proj.in_features, in_proj.out_features)
+        found = [(out_proj.out_features, out_proj.in_features)]
+        if up_proj is not None:
+            found.append((up_proj.in_features, up_proj.out_features))
+        if any(one != sizes for one in found):
+            raise ValueError(
+                f"[FeedForward.from_linears] expected projections between {sizes[0]} and "
+                f"{sizes[1]} features; found {found}"
+            )
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._set_kind(activation, block_size)
+        layer.in_proj, layer.up_proj, layer.out_proj = in_proj, up_proj, out_proj
+        return layer.train(in_proj.training)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        *,
+        gate: torch.Tensor | None = None,
+        prefix: torch.Tensor | None = None,
+        skip: bool = True,
+        dropped_output: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute the open blocks.
+
+        Args:
+            x: [B, T, D].
+            gate: [N] or [B, N], float32 (float64 when ``x`` is float64); 0 = skipped, another
+                value scales what the block adds.
+            prefix: instead of a gate int64 [B], the number of leading blocks that run.
+            skip: False = closed blocks are computed and multiplied by 0, so that their gates
+                receive gradients; with True the gate of a skipped block gets exactly 0.
+            dropped_output: [N, D]; a gate g gives ``g * output + (1 - g) * dropped_output``.
+
+        Returns:
+            torch.Tensor: [B, T, D], dtype of ``x``.
+
+        Raises:
+            ValueError: if shapes, dtypes or devices do not fit, or a CPU gate is not finite.
+        """
+        up = self.up_proj
+        return torch.ops.headkit.gated_feed_forward(
+            x,
+            self.in_proj.weight,
+            self.out_proj.weight,
+            in_bias=self.in_proj.bias,
+            out_bias=self.out_proj.bias,
+            up_weight=None if up is None else up.weight,
+            up_bias=None if up is None else up.bias,
+            activation=self.activation,
+            block_size=self.block_size,
+            gate=gate,
+            prefix=prefix,
+            skip=skip,
+            dropped_output=dropped_output,
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        """N = ceil(F / block_size)."""
+        return -(-self.in_proj.out_features // self.block_size)
+
+    def extra_repr(self) -> str:
+        """Kind for ``print``."""
+        return f"activation={self.activation}, block_size={self.block_size}"
+
+    def _set_kind(self, activation: str, block_size: int) -> None:
+        if activation not in self.ACTIVATIONS:
+            raise ValueError(
+                f"[FeedForward] expected activation {', '.join(self.ACTIVATIONS)}; found "
+                f"{activation!r}"
+            )
+        if block_size < 1:
+            raise ValueError(f"[FeedForward] expected block_size of at least 1; found {block_size}")
+        self.activation, self.block_size = activation, block_size

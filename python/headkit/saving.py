@@ -44,12 +44,15 @@ def save(
         >>> headkit.load("pruned").config.num_hidden_layers
         2
     """
+    from headkit import huggingface
+
     gated = gated_model(model, "save")
     module = getattr(gated, "model", None)
     content = _C.describe_model(gated, base_fingerprint(gated))
     details: dict[str, Any] = {}
     if module is not None:
         details["model_class"] = type(module).__name__
+        details["feed_forward"] = huggingface.has_feed_forward(module)
         if hasattr(module, "config"):
             content.config = json.dumps(module.config.to_dict())
     content.details = json.dumps(details)
@@ -91,9 +94,10 @@ def load(folder: str | os.PathLike, model: torch.nn.Module | None = None) -> tor
     from headkit import huggingface
 
     content = _C.read_model_folder(os.fspath(folder))
+    feed_forward = bool(json.loads(content.details or "{}").get("feed_forward"))
     if model is None:
         built = _build(content)
-        gated = huggingface.attach(built)
+        gated = huggingface.attach(built, feed_forward=feed_forward)
         _adopt_dtypes(gated, content)
         _C.restore_model(gated, content, check_base=False)
         remember_base(gated, content)
@@ -102,7 +106,7 @@ def load(folder: str | os.PathLike, model: torch.nn.Module | None = None) -> tor
     if isinstance(model, _C.GatedModel):
         model = model.model
     was_attached = huggingface.is_attached(model)
-    gated = huggingface.attach(model)
+    gated = huggingface.attach(model, feed_forward=feed_forward)
     try:
         _C.restore_model(gated, content)
     except BaseException:

@@ -7,6 +7,34 @@
 
 namespace headkit {
 
+namespace {
+
+void check_values(const char* operation, const at::Tensor& gates) {
+  HEADKIT_CHECK(gates.scalar_type() == at::kFloat || gates.scalar_type() == at::kDouble, operation,
+                "gates of float32 or float64", gates.scalar_type());
+  HEADKIT_CHECK(!gates.device().is_cpu() || gates.isfinite().all().item<bool>(), operation,
+                "finite gates", "NaN or infinity");
+}
+
+void gates_to_json(Json& json, const std::string& name, const at::Tensor& gates) {
+  json[name] = tensor_to_json("gate_set", gates);
+  const std::string prefix = name == "heads" ? "" : name + "_";
+  json[prefix + "rank"] = gates.dim();
+  json[prefix + "dtype"] = gates.scalar_type() == at::kDouble ? "float64" : "float32";
+}
+
+at::Tensor gates_from_json(const Json& json, const std::string& name) {
+  constexpr auto kOperation = "gate_set";
+  const std::string prefix = name == "heads" ? "" : name + "_";
+  const int64_t rank = integer_member(kOperation, json, (prefix + "rank").c_str());
+  HEADKIT_CHECK(rank >= 2 && rank <= 4, kOperation, "gates of rank 2, 3 or 4", rank);
+  const bool is_double = string_member(kOperation, json, (prefix + "dtype").c_str()) == "float64";
+  return tensor_from_json(kOperation, member(kOperation, json, name.c_str()), rank)
+      .to(is_double ? at::kDouble : at::kFloat);
+}
+
+}  // namespace
+
 GateSet GateSet::from_mask(const HeadMask& mask) {
   GateSet gates;
   gates.heads = mask.keep().to(at::kFloat);
@@ -25,6 +53,7 @@ at::Tensor GateSet::layer_dropped_output(int64_t layer) const {
 GateSet GateSet::select_samples(const at::Tensor& index) const {
   GateSet selected = *this;
   if (heads.defined() && heads.dim() > 2) selected.heads = heads.index_select(0, index);
+  if (blocks.defined() && blocks.dim() > 2) selected.blocks = blocks.index_select(0, index);
   return selected;
 }
 
@@ -40,10 +69,7 @@ void GateSet::check(const char* operation, int64_t batch, int64_t layers,
                            batch < 0 ? std::string("batch") : std::to_string(batch), ", ", layers,
                            ", ", model_heads, "] or [batch, layers, tokens, heads]"),
                   "shape ", heads.sizes());
-    HEADKIT_CHECK(heads.scalar_type() == at::kFloat || heads.scalar_type() == at::kDouble,
-                  operation, "gates of float32 or float64", heads.scalar_type());
-    HEADKIT_CHECK(!heads.device().is_cpu() || heads.isfinite().all().item<bool>(), operation,
-                  "finite gates", "NaN or infinity");
+    check_values(operation, heads);
   }
   HEADKIT_CHECK(
       !dropped_output.defined() || (dropped_output.dim() == 3 && dropped_output.size(0) == layers &&
@@ -52,15 +78,33 @@ void GateSet::check(const char* operation, int64_t batch, int64_t layers,
       dropped_output.sizes());
 }
 
+void GateSet::check_blocks(const char* operation, int64_t batch, int64_t layers,
+                           int64_t count) const {
+  if (blocks.defined()) {
+    const int64_t rank = blocks.dim();
+    HEADKIT_CHECK(rank >= 2 && rank <= 3 && blocks.size(-1) == count && blocks.size(-2) == layers &&
+                      (rank == 2 || batch < 0 || blocks.size(0) == batch),
+                  operation,
+                  c10::str("gates of neuron blocks of shape [", layers, ", ", count, "] or [",
+                           batch < 0 ? std::string("batch") : std::to_string(batch), ", ", layers,
+                           ", ", count, "]"),
+                  "shape ", blocks.sizes());
+    check_values(operation, blocks);
+  }
+  HEADKIT_CHECK(
+      !dropped_blocks.defined() || (dropped_blocks.dim() == 3 && dropped_blocks.size(0) == layers &&
+                                    dropped_blocks.size(1) == count),
+      operation, c10::str("dropped_blocks of shape [", layers, ", ", count, ", D]"), "shape ",
+      dropped_blocks.sizes());
+}
+
 std::string GateSet::to_json() const {
   constexpr auto kOperation = "gate_set";
   Json json{{"skip", skip}, {"heads", nullptr}, {"dropped_output", nullptr}};
-  if (heads.defined()) {
-    json["rank"] = heads.dim();
-    json["dtype"] = heads.scalar_type() == at::kDouble ? "float64" : "float32";
-    json["heads"] = tensor_to_json(kOperation, heads);
-  }
+  if (heads.defined()) gates_to_json(json, "heads", heads);
   if (dropped_output.defined()) json["dropped_output"] = tensor_to_json(kOperation, dropped_output);
+  if (blocks.defined()) gates_to_json(json, "blocks", blocks);
+  if (dropped_blocks.defined()) json["dropped_blocks"] = tensor_to_json(kOperation, dropped_blocks);
   return json.dump();
 }
 
@@ -71,15 +115,13 @@ GateSet GateSet::from_json(const std::string& text) {
   const Json& skip = member(kOperation, json, "skip");
   HEADKIT_CHECK(skip.is_boolean(), kOperation, "true or false as \"skip\"", skip.dump());
   gates.skip = skip.get<bool>();
-  if (const Json& heads = member(kOperation, json, "heads"); !heads.is_null()) {
-    const int64_t rank = integer_member(kOperation, json, "rank");
-    HEADKIT_CHECK(rank >= 2 && rank <= 4, kOperation, "gates of rank 2, 3 or 4", rank);
-    const bool is_double = string_member(kOperation, json, "dtype") == "float64";
-    gates.heads =
-        tensor_from_json(kOperation, heads, rank).to(is_double ? at::kDouble : at::kFloat);
-  }
+  if (!member(kOperation, json, "heads").is_null()) gates.heads = gates_from_json(json, "heads");
   if (const Json& dropped = member(kOperation, json, "dropped_output"); !dropped.is_null()) {
     gates.dropped_output = tensor_from_json(kOperation, dropped, 3).to(at::kFloat);
+  }
+  if (json.contains("blocks")) gates.blocks = gates_from_json(json, "blocks");
+  if (json.contains("dropped_blocks")) {
+    gates.dropped_blocks = tensor_from_json(kOperation, json["dropped_blocks"], 3).to(at::kFloat);
   }
   return gates;
 }

@@ -6,14 +6,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <stdexcept>
+#include <utility>
 
 #include "core/json.h"
 #include "headkit/core/error.h"
@@ -26,8 +29,12 @@ namespace {
 
 constexpr char kManifest[] = "headkit.json";
 constexpr char kConfig[] = "config.json";
-constexpr char kGateHeads[] = "headkit.gates.heads";
-constexpr char kGateDropped[] = "headkit.gates.dropped_output";
+// The tensors of a GateSet, by their names in the weights file.
+constexpr std::pair<const char*, at::Tensor GateSet::*> kGateTensors[] = {
+    {"headkit.gates.heads", &GateSet::heads},
+    {"headkit.gates.dropped_output", &GateSet::dropped_output},
+    {"headkit.gates.blocks", &GateSet::blocks},
+    {"headkit.gates.dropped_blocks", &GateSet::dropped_blocks}};
 constexpr size_t kMaxManifestBytes = size_t{64} << 20;
 constexpr size_t kHashDigits = 64;
 
@@ -80,14 +87,21 @@ void check_content(const ModelFolder& content) {
                 "the fingerprint of the base model, 64 hexadecimal digits", "'",
                 content.base_fingerprint,
                 "'; a model whose heads were removed no longer knows its base, give it");
-  if (!content.gates.empty()) {
-    HEADKIT_CHECK(content.gates.heads.dim() == 2, "save", "static gates [layers, heads]", "shape ",
-                  content.gates.heads.sizes());
-    content.gates.check("save", -1, content.layout.layers, content.layout.heads);
+  const GateSet& gates = content.gates;
+  if (gates.heads.defined()) {
+    HEADKIT_CHECK(gates.heads.dim() == 2, "save", "static gates [layers, heads]", "shape ",
+                  gates.heads.sizes());
+  }
+  gates.check("save", -1, content.layout.layers, content.layout.heads);
+  if (gates.blocks.defined()) {
+    HEADKIT_CHECK(gates.blocks.dim() == 2, "save", "static gates of blocks [layers, blocks]",
+                  "shape ", gates.blocks.sizes());
+    gates.check_blocks("save", -1, gates.blocks.size(0), gates.blocks.size(1));
   }
   for (const auto& [name, tensor] : content.weights) {
-    HEADKIT_CHECK(name != kGateHeads && name != kGateDropped, "save",
-                  "no weight under a name of headkit", "'", name, "'");
+    for (const auto& [gate_name, member] : kGateTensors) {
+      HEADKIT_CHECK(name != gate_name, "save", "no weight under a name of headkit", "'", name, "'");
+    }
   }
 }
 
@@ -146,9 +160,9 @@ void write_model_folder(const std::string& folder, const ModelFolder& content) {
   Json gates = nullptr;
   if (!content.gates.empty()) {
     gates = {{"skip", content.gates.skip}};
-    tensors.emplace_back(kGateHeads, content.gates.heads);
-    if (content.gates.dropped_output.defined()) {
-      tensors.emplace_back(kGateDropped, content.gates.dropped_output);
+    for (const auto& [name, member] : kGateTensors) {
+      const at::Tensor& tensor = content.gates.*member;
+      if (tensor.defined()) tensors.emplace_back(name, tensor);
     }
   }
   const std::string config = text_or_empty(json_or_null("save", content.config));
@@ -214,10 +228,11 @@ ModelFolder read_model_folder(const std::string& folder) {
                         "weights with SHA-256 " + content.weights_sha256, hash, " in '",
                         weights_path, "': the file was changed or damaged, copy the folder again");
   for (const auto& [name, tensor] : file.tensors()) {
-    if (name == kGateHeads) {
-      content.gates.heads = tensor;
-    } else if (name == kGateDropped) {
-      content.gates.dropped_output = tensor;
+    const auto* gate =
+        std::find_if(std::begin(kGateTensors), std::end(kGateTensors),
+                     [&, own = name](const auto& known) { return own == known.first; });
+    if (gate != std::end(kGateTensors)) {
+      content.gates.*(gate->second) = tensor;
     } else {
       content.weights.emplace_back(name, tensor);
     }
@@ -228,6 +243,11 @@ ModelFolder read_model_folder(const std::string& folder) {
     content.gates.skip = gates["skip"].get<bool>();
     try {
       content.gates.check("load", -1, content.layout.layers, content.layout.heads);
+      if (const at::Tensor& blocks = content.gates.blocks; blocks.defined()) {
+        HEADKIT_CHECK(blocks.dim() == 2, "load", "static gates of blocks [layers, blocks]",
+                      "shape ", blocks.sizes());
+        content.gates.check_blocks("load", -1, blocks.size(0), blocks.size(1));
+      }
     } catch (const std::invalid_argument& error) {
       throw std::runtime_error(error.what());
     }

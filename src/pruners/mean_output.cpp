@@ -14,7 +14,7 @@ constexpr char kName[] = "mean_head_outputs";
 
 // 1 where a sample counts for a head: where the head is closed. [B, L, H], double, CPU.
 at::Tensor closed_samples(const GateSet& gates, int64_t batch, const HeadLayout& layout) {
-  if (gates.empty()) return at::zeros({batch, layout.layers, layout.heads}, at::kDouble);
+  if (!gates.heads.defined()) return at::zeros({batch, layout.layers, layout.heads}, at::kDouble);
   HEADKIT_CHECK(gates.heads.dim() <= 3, kName, "gates [L, H] or [B, L, H]", "shape ",
                 gates.heads.sizes());
   gates.check(kName, batch, layout.layers, layout.heads);

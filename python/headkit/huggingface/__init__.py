@@ -25,6 +25,12 @@ from headkit.huggingface import sequence
 from headkit.huggingface.adapter import Adapter, refuse_altered
 from headkit.huggingface.attention_block import BLOCK, ORIGIN, Block, Origin
 from headkit.huggingface.families import ADAPTERS, supported
+from headkit.huggingface.feed_forward import (
+    find_feed_forward,
+    has_feed_forward,
+    restore_feed_forward,
+    swap_feed_forward,
+)
 from headkit.huggingface.masks import read_mask
 from headkit.huggingface.staged_model import StagedModel
 from headkit.huggingface.structure import (
@@ -108,7 +114,7 @@ def is_attached(model: nn.Module) -> bool:
     return any(BLOCK in vars(module) for module in _plain(model).modules())
 
 
-def attach(model: nn.Module) -> StagedModel:
+def attach(model: nn.Module, *, feed_forward: bool = False) -> StagedModel:
     """Swap the attention blocks of a model for gated ones, in place.
 
     Outputs, parameters and their names stay; only when gates are set do heads stay closed, and
@@ -121,13 +127,17 @@ def attach(model: nn.Module) -> StagedModel:
     Args:
         model: a model whose attention is that of one of ``headkit.huggingface.supported()``, with
             or without a task head.
+        feed_forward: swap the feed-forward blocks too, so that whole layers run on headkit's
+            kernels and blocks of 32 neurons can be gated. For BERT, RoBERTa, XLM-RoBERTa, ELECTRA,
+            ALBERT, DistilBERT, ViT and DeiT, Wav2Vec2 and HuBERT.
 
     Returns:
         StagedModel: the GatedModel that scorers, pruners and policies use.
 
     Raises:
         ValueError: if the model is of another kind, or has adapters, quantised projections or hooks
-            on them. The model stays as it was.
+            on them, or feed-forward blocks that headkit does not run are asked for. The model
+            stays as it was.
 
     Example:
         >>> import transformers
@@ -139,6 +149,8 @@ def attach(model: nn.Module) -> StagedModel:
     known = _attached.get(model)
     gated = known() if known is not None else None
     if gated is not None and gated.is_current():
+        if feed_forward and not has_feed_forward(model):
+            swap_feed_forward(find_feed_forward(gated.structure), gated.blocks()[0].attachment)
         return gated
     fresh = not is_attached(model)
     if fresh:
@@ -146,6 +158,7 @@ def attach(model: nn.Module) -> StagedModel:
             adapter.prepare(model)
     try:
         structure = find_structure(model, ADAPTERS, ", ".join(supported()))
+        feed_forwards = find_feed_forward(structure) if feed_forward else []
         if any(BLOCK not in vars(site.module) for site in structure.sites):
             _swap(structure)
     except BaseException:
@@ -154,6 +167,8 @@ def attach(model: nn.Module) -> StagedModel:
                 adapter.restore(model)
         raise
     gated = StagedModel(structure)
+    if feed_forwards:
+        swap_feed_forward(feed_forwards, gated.blocks()[0].attachment)
     _attached[model] = weakref.ref(gated)
     return gated
 
@@ -194,6 +209,7 @@ def detach(model: nn.Module) -> nn.Module:
     for site in structure.sites:
         site.adapter.detach(site.module)
         delattr(site.module, BLOCK)
+    restore_feed_forward(model)
     for module in model.modules():
         _remove_hooks(module)
     for adapter in ADAPTERS:
@@ -216,7 +232,8 @@ def gates(
         gates: a tensor [L, H] or [B, L, H] (1 = the head as it is, 0 = it does not run), a
             HeadMask, a GateSet or a GatePolicy; always in original head indices. L counts the
             attention blocks in the order in which they run: a decoder layer with cross-attention
-            has two.
+            has two. A GateSet may also gate blocks of neurons, if the model was attached with
+            ``feed_forward=True``: there L counts the layers.
         state: a PolicyState that collects the records of a policy's decisions; for one thread.
         every: for models that generate with a cache. None: what is decided on the prompt holds for
             the sequence, and closed heads write no keys and values. A number of tokens: a policy is
@@ -238,7 +255,7 @@ def gates(
     model = model.model if isinstance(model, StagedModel) else _plain(model)
     attachment = _check_attached(model, "gates")
     gating = Gating.of(gates, attachment.layers, attachment.heads, state, every)
-    attachment.check_tokens(gating)
+    attachment.check_gates(gating)
     return bind(attachment, gating)
 
 

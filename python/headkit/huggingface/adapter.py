@@ -2,13 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
 from headkit.huggingface.shallow import HOOKS
 from headkit.huggingface.swapping import Swapped, original_class, swap_in, swap_out
+
+if TYPE_CHECKING:
+    from headkit.huggingface.feed_forward import FeedForwardPaths
 
 
 class Weights(NamedTuple):
@@ -48,6 +51,8 @@ class Adapter(ABC):
     FRONT: ClassVar[tuple[str, ...]] = ()
     #: Whether a mask [B, T] that a model of transformers is given is the padding of its blocks.
     NOTES_PADDING: ClassVar[bool] = True
+    #: The feed-forward block of a layer, if it is linear, activation, linear.
+    FEED_FORWARD: ClassVar["FeedForwardPaths | None"] = None
     #: Keyword arguments of a layer that are the same for all samples, [T, S].
     SQUARE: ClassVar[frozenset[str]] = frozenset()
 
@@ -100,6 +105,18 @@ class Adapter(ABC):
     def feed_forward(self, layer: nn.Module) -> int:
         """Neurons of the feed-forward block in a layer; 0 = unknown."""
         return 0
+
+    def feed_forward_paths(self, layer: nn.Module) -> "FeedForwardPaths | None":
+        """Where the feed-forward block of a layer is, if headkit can run it."""
+        paths = self.FEED_FORWARD
+        if paths is None or not _has(layer, paths.owner):
+            return None
+        owner = layer.get_submodule(paths.owner)
+        known = all(
+            _has(owner, path) and isinstance(owner.get_submodule(path), nn.Linear)
+            for path in (paths.inner, paths.out)
+        )
+        return paths if known else None
 
     @abstractmethod
     def swapped(self, module: nn.Module) -> list[tuple[nn.Module, type[Swapped]]]:
@@ -327,7 +344,7 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 
 def _has(module: nn.Module, path: str) -> bool:
-    for name in path.split("."):
+    for name in path.split(".") if path else ():
         module = module._modules.get(name)
         if module is None:
             return False

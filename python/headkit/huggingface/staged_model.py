@@ -225,7 +225,7 @@ class StagedModel(_C.GatedModel):
             _C.GateSet() if gates is None else gates, blocks, self.blocks()[0].origin.heads
         )
         gating.check_batch(*state.hidden.shape[:2])
-        self.blocks()[0].attachment.check_tokens(gating)
+        self.blocks()[0].attachment.check_gates(gating)
         extra: _Extra = state.extra
         pending = (*extra.pending, *((block, gating) for block in range(first, last)))
         layers = self._whole_layers(pending[0][0] if pending else first, last)
@@ -290,7 +290,7 @@ class StagedModel(_C.GatedModel):
         calls = {layer: pick(call, self._batch_axis) for layer, call in extra.journal.calls.items()}
         journal = _Journal(calls, pick(extra.journal.front))
         pending = tuple(
-            (block, Gating(pick(gating.heads), gating.dropped_output, gating.skip))
+            (block, replace(gating, heads=pick(gating.heads), blocks=pick(gating.blocks)))
             for block, gating in extra.pending
         )
         return _C.ModelState(
@@ -498,8 +498,10 @@ def _joined(pending: tuple[tuple[int, Gating], ...], gating: Gating, blocks: int
     if all(own is gating for _, own in pending):
         return gating
     given = [own for _, own in pending if own.heads is not None]
+    # A feed-forward block runs last in its layer, under the gates of the stage that ends the layer.
+    last = pending[-1][1]
     if not given:
-        return gating
+        return last
     # [L, H] before [B, L, H] before [B, L, T, H], so that each fits into the last.
     widest = max(given, key=lambda own: own.heads.dim()).heads
     heads = torch.ones_like(widest)
@@ -515,7 +517,7 @@ def _joined(pending: tuple[tuple[int, Gating], ...], gating: Gating, blocks: int
         place.copy_(row)
         if own.dropped_output is not None:
             dropped[block] = own.dropped_output[block]
-    return Gating(heads, dropped, skip=all(own.skip for own in given))
+    return replace(last, heads=heads, dropped_output=dropped, skip=all(o.skip for o in given))
 
 
 def _checked(weights: _C.AttentionWeights, old: Weights, origin: Origin, head_dim: int) -> Weights:

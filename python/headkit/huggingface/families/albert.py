@@ -10,6 +10,11 @@ from torch import nn
 
 from headkit.huggingface.adapter import LinearAdapter
 from headkit.huggingface.attention_block import Inputs, run_block
+from headkit.huggingface.feed_forward import (
+    FeedForwardPaths,
+    GatedFeedForward,
+    run_feed_forward,
+)
 from headkit.huggingface.shallow import own_modules
 from headkit.huggingface.swapping import Swapped, swap_in, swap_out
 
@@ -28,6 +33,16 @@ class GatedAttention(Swapped):
         inputs = Inputs(hidden_states, attention_mask, kwargs, self.scaling, dropout=dropout)
         output, probabilities = run_block(self, inputs)
         return self.LayerNorm(hidden_states + self.output_dropout(output)), probabilities
+
+
+class GatedLayer(GatedFeedForward):
+    """The layer, as far as its feed-forward block goes."""
+
+    METHOD = "ff_chunk"
+
+    def ff_chunk(self, attention_output):
+        """Return the feed-forward block's output; residual and norm are outside."""
+        return run_feed_forward(self, attention_output)
 
 
 class OwnLayers(Swapped):
@@ -60,6 +75,13 @@ class Albert(LinearAdapter):
     """ALBERT."""
 
     NAMES = ("ALBERT",)
+    FEED_FORWARD = FeedForwardPaths(
+        owner="albert_layers.0",
+        inner="ffn",
+        activation="activation",
+        out="ffn_output",
+        mixin=GatedLayer,
+    )
     FRONT = ("embeddings",)
     PROJECTIONS = ("query", "key", "value", "dense")
     ATTRIBUTES = frozenset(
@@ -123,6 +145,10 @@ class Albert(LinearAdapter):
     def feed_forward(self, layer: nn.Module) -> int:
         """Rows of ``ffn``, in the first of the layers that a group runs."""
         return layer.albert_layers[0].ffn.out_features
+
+    def feed_forward_paths(self, layer: nn.Module) -> FeedForwardPaths | None:
+        """That of a group's only layer; groups that run several are not known."""
+        return super().feed_forward_paths(layer) if len(layer.albert_layers) == 1 else None
 
     def swapped(self, module: nn.Module) -> list[tuple[nn.Module, type[Swapped]]]:
         """The block itself."""

@@ -7,6 +7,11 @@ from torch import nn
 
 from headkit.huggingface.adapter import LinearAdapter, unknown_parts
 from headkit.huggingface.attention_block import Inputs, run_block
+from headkit.huggingface.feed_forward import (
+    FeedForwardPaths,
+    GatedFeedForward,
+    run_feed_forward,
+)
 from headkit.huggingface.swapping import Swapped
 
 
@@ -55,10 +60,28 @@ class ProjectedOutput(Swapped):
         return self.LayerNorm(self.dropout(hidden_states) + input_tensor)
 
 
+class GatedLayer(GatedFeedForward):
+    """The layer, as far as its feed-forward block goes."""
+
+    METHOD = "feed_forward_chunk"
+
+    def feed_forward_chunk(self, attention_output):
+        """Return ``LayerNorm(dropout(feed-forward) + attention_output)``."""
+        hidden = self.output.dropout(run_feed_forward(self, attention_output))
+        return self.output.LayerNorm(hidden + attention_output)
+
+
 class Bert(LinearAdapter):
     """BERT and what is built like it."""
 
     NAMES = ("BERT", "RoBERTa", "XLM-RoBERTa", "ELECTRA")
+    FEED_FORWARD = FeedForwardPaths(
+        owner="",
+        inner="intermediate.dense",
+        activation="intermediate.intermediate_act_fn",
+        out="output.dense",
+        mixin=GatedLayer,
+    )
     FRONT = ("embeddings", "embeddings_project")
     PROJECTIONS = ("self.query", "self.key", "self.value", "output.dense")
     ATTRIBUTES = frozenset({"is_cross_attention"})

@@ -4,6 +4,11 @@ from torch import nn
 
 from headkit.huggingface.adapter import LinearAdapter
 from headkit.huggingface.attention_block import Inputs, run_block
+from headkit.huggingface.feed_forward import (
+    FeedForwardPaths,
+    GatedFeedForward,
+    run_feed_forward,
+)
 from headkit.huggingface.swapping import Swapped
 
 
@@ -17,10 +22,23 @@ class GatedAttention(Swapped):
         return run_block(self, inputs)
 
 
+class GatedNeurons(GatedFeedForward):
+    """The feed-forward block; residual and norm are outside."""
+
+    METHOD = "ff_chunk"
+
+    def ff_chunk(self, hidden):
+        """Return ``dropout(feed-forward)``."""
+        return self.dropout(run_feed_forward(self, hidden))
+
+
 class DistilBert(LinearAdapter):
     """DistilBERT."""
 
     NAMES = ("DistilBERT",)
+    FEED_FORWARD = FeedForwardPaths(
+        owner="ffn", inner="lin1", activation="activation", out="lin2", mixin=GatedNeurons
+    )
     FRONT = ("embeddings",)
     PROJECTIONS = ("q_lin", "k_lin", "v_lin", "out_lin")
     ATTRIBUTES = frozenset(

@@ -4,6 +4,11 @@ from torch import nn
 
 from headkit.huggingface.adapter import LinearAdapter
 from headkit.huggingface.attention_block import Inputs, run_block
+from headkit.huggingface.feed_forward import (
+    FeedForwardPaths,
+    GatedFeedForward,
+    run_feed_forward,
+)
 from headkit.huggingface.swapping import Swapped
 
 
@@ -17,10 +22,23 @@ class GatedAttention(Swapped):
         return run_block(self, inputs)
 
 
+class GatedNeurons(GatedFeedForward):
+    """The feed-forward block; residual and norm are outside."""
+
+    METHOD = "forward"
+
+    def forward(self, hidden_states):
+        """Return the block's output [B, T, D]."""
+        return run_feed_forward(self, hidden_states)
+
+
 class Vit(LinearAdapter):
     """Vision transformers: bidirectional, no cache, projections q_proj to o_proj."""
 
     NAMES = ("ViT", "DeiT", "BEiT", "DINOv2")
+    FEED_FORWARD = FeedForwardPaths(
+        owner="mlp", inner="fc1", activation="activation_fn", out="fc2", mixin=GatedNeurons
+    )
     FRONT = ("embeddings",)
     PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
     ATTRIBUTES = frozenset(

@@ -4,6 +4,12 @@ from torch import nn
 
 from headkit.huggingface.adapter import LinearAdapter
 from headkit.huggingface.attention_block import Inputs, run_block
+from headkit.huggingface.feed_forward import (
+    FeedForwardPaths,
+    GatedFeedForward,
+    has_gates,
+    run_feed_forward,
+)
 from headkit.huggingface.swapping import Swapped
 
 
@@ -23,10 +29,38 @@ class GatedAttention(Swapped):
         return run_block(self, inputs)
 
 
+class GatedNeurons(GatedFeedForward):
+    """The feed-forward block; residual and norm are outside."""
+
+    METHOD = "forward"
+
+    def forward(self, hidden_states):
+        """Return ``dropout(feed-forward)``; with dropout inside, by the original code.
+
+        Raises:
+            ValueError: if a training step that drops neurons is gated too.
+        """
+        if self.training and self.intermediate_dropout.p > 0:
+            if has_gates(self):
+                raise ValueError(
+                    "[feed_forward] expected no dropout of neurons under their gates; found "
+                    f"activation_dropout = {self.intermediate_dropout.p}"
+                )
+            return super().forward(hidden_states)
+        return self.output_dropout(run_feed_forward(self, hidden_states))
+
+
 class Wav2Vec2(LinearAdapter):
     """Speech encoders: bidirectional, no cache, projections q_proj to out_proj."""
 
     NAMES = ("Wav2Vec2", "HuBERT")
+    FEED_FORWARD = FeedForwardPaths(
+        owner="feed_forward",
+        inner="intermediate_dense",
+        activation="intermediate_act_fn",
+        out="output_dense",
+        mixin=GatedNeurons,
+    )
     # Not feature_projection: what it returns is changed in place by the encoder.
     FRONT = ("feature_extractor",)
     PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
