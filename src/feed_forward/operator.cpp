@@ -128,17 +128,6 @@ std::vector<at::Tensor> dispatch_feed_forward_backward(const at::Tensor& grad,
                         [&](const auto&... args) { return backward.call(grad, args..., mask); });
 }
 
-at::Tensor gated_feed_forward(const at::Tensor& x, const FeedForwardWeights& weights,
-                              const FeedForwardInput& input) {
-  const FeedForwardCall call = make_call(x, weights, input);
-  return translated_back([&] { return dispatch_feed_forward(call); });
-}
-
-BackendChoice feed_forward_backend(const at::Tensor& x, const FeedForwardWeights& weights,
-                                   const FeedForwardInput& input) {
-  return choose_backend(make_problem(make_call(x, weights, input)));
-}
-
 TORCH_LIBRARY_FRAGMENT(headkit, m) {
   const std::string arguments =
       "Tensor x, Tensor in_weight, Tensor out_weight, *, Tensor? in_bias=None, "

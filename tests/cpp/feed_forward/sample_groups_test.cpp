@@ -27,8 +27,9 @@ TEST(SampleGroups, AreOneWithoutGatesOrWithOneForAll) {
     const auto groups = sample_groups(problem_of(gate, 3), true);
     ASSERT_EQ(groups.size(), 1u);
     EXPECT_EQ(groups[0].samples, (std::vector<int64_t>{0, 1, 2}));
-    if (!gate.defined()) EXPECT_EQ(groups[0].blocks, (std::vector<int32_t>{0, 1, 2}));
-    if (gate.defined()) {
+    if (!gate.defined()) {
+      EXPECT_EQ(groups[0].blocks, (std::vector<int32_t>{0, 1, 2}));
+    } else {
       EXPECT_EQ(groups[0].blocks, (std::vector<int32_t>{0, 2}));
       EXPECT_EQ(groups[0].scale, (std::vector<float>{1.0f, 0.5f}));
     }
