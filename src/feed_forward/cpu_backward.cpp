@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "feed_forward/feed_forward_call.h"
+#include "feed_forward/kept_rows.h"
 #include "feed_forward/packed_blocks.h"
 #include "feed_forward/sample_groups.h"
 #include "kernels/dispatch.h"
@@ -55,19 +56,20 @@ enum Matrix : int { kIn, kUp, kOut, kMatrices };
 class FeedForwardBackward {
  public:
   FeedForwardBackward(const FeedForwardProblem& problem, const at::Tensor& grad,
-                      const FeedForwardMask& mask)
+                      const at::Tensor& kept, const FeedForwardMask& mask)
       : table_(kernels::kernel_table()),
         problem_(problem),
         x_(in_float32(problem.x)),
         grad_(in_float32(grad)),
+        kept_(kept.defined() ? kept.contiguous() : kept),
         length_(x_.size(1)),
         width_(x_.size(2)),
         block_size_(problem.block_size),
         threads_(queue_threads()),
         gated_(problem.weights.up.defined()),
         of_gate_(mask[kBlockGate]),
-        groups_(sample_groups(problem, true)),
-        packed_(packed_blocks(problem)) {
+        groups_(sample_groups(problem, true)) {
+    if (!kept_.defined()) packed_ = packed_blocks(problem);
     // Whole blocks: the neurons beyond the last one are cut off at the end.
     const int64_t neurons = problem.blocks * block_size_;
     const auto room = [&](bool wanted, at::IntArrayRef shape) {
@@ -207,6 +209,8 @@ class FeedForwardBackward {
     float* input;   // their gradient; or nullptr
     int64_t first;  // among the rows of the group
     int64_t count;
+    int64_t first_row;                // among the rows of x, if they lie beside each other
+    std::vector<int32_t> index = {};  // [count] rows of x if not
 
     float *tokens = nullptr, *grad_tokens = nullptr, *columns = nullptr, *grad_columns = nullptr;
     float* panels = nullptr;      // gradients: of in, then of up, of all blocks
@@ -301,9 +305,11 @@ class FeedForwardBackward {
     const int64_t place = run.place * block_size_ * table_.panel;
     float* in_panels = part.panels + first / table_.panel * part.panel_stride + place;
     const int64_t row = first * row_floats(run.count * block_size_) + part.row_place[run_index];
+    kernels::KeptRows kept = kept_rows(problem_, kept_, part.first_row + first, part.index);
+    if (kept.rows != nullptr) kept.rows += first;
     table_.feed_forward_hidden_backward(
         {.forward = {.tokens = part.tokens + first * width_,
-                     .packed = packed_->data.get(),
+                     .packed = packed_ == nullptr ? nullptr : packed_->data.get(),
                      .block_index = part.group.blocks.data() + run.place,
                      .scale = part.group.scale.data() + run.place,
                      .hidden = nullptr,
@@ -314,7 +320,8 @@ class FeedForwardBackward {
                      .block_size = block_size_,
                      .hidden_stride = 0,
                      .activation = problem_.activation,
-                     .gated = gated_},
+                     .gated = gated_,
+                     .kept = kept},
          .output_gradient = part.grad_tokens + first * width_,
          .out_blocks = out_blocks_.get(),
          .in_panels = in_panels,
@@ -387,10 +394,11 @@ class FeedForwardBackward {
   const KernelTable& table_;
   const FeedForwardProblem& problem_;
   const at::Tensor x_, grad_;
+  const at::Tensor kept_;  // may be undefined
   const int64_t length_, width_, block_size_, threads_;
   const bool gated_, of_gate_;
   const std::vector<SampleGroup> groups_;
-  const std::shared_ptr<const PackedBlocks> packed_;
+  std::shared_ptr<const PackedBlocks> packed_;  // nullptr where nothing is computed again
   at::Tensor input_, weight_[kMatrices], bias_[2];
   std::vector<double> of_blocks_;  // [B, N]
   AlignedFloats out_blocks_{nullptr, nullptr};
@@ -401,7 +409,8 @@ class FeedForwardBackward {
 }  // namespace
 
 FeedForwardTensors feed_forward_cpu_backward(const FeedForwardProblem& problem,
-                                             const at::Tensor& grad, const FeedForwardMask& mask) {
+                                             const at::Tensor& grad, const at::Tensor& kept,
+                                             const FeedForwardMask& mask) {
   if (problem.x.numel() == 0 || problem.neurons == 0) {
     return feed_forward_composite_backward(problem, grad, mask);
   }
@@ -410,7 +419,7 @@ FeedForwardTensors feed_forward_cpu_backward(const FeedForwardProblem& problem,
   FeedForwardTensors gradients;
   at::Tensor gate_gradients;
   if (std::any_of(of_blocks.begin(), of_blocks.end(), [](bool wanted) { return wanted; })) {
-    FeedForwardBackward backward(problem, grad, mask);
+    FeedForwardBackward backward(problem, grad, kept, mask);
     backward.run();
     gradients = backward.gradients(mask);
     gate_gradients = backward.of_blocks();

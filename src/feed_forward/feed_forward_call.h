@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
 
 #include <algorithm>
 #include <array>
@@ -8,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "headkit/feed_forward/gated_feed_forward.h"
@@ -91,16 +93,20 @@ FeedForwardProblem make_problem(const FeedForwardCall& call);
 /// the reference where autograd is on.
 at::Tensor feed_forward_reference(const FeedForwardProblem& problem);  // reference.cpp
 at::Tensor feed_forward_composite(const FeedForwardProblem& problem);  // composite.cpp: "aten"
-at::Tensor feed_forward_cpu(const FeedForwardProblem& problem);        // launch.cpp: "cpu"
+/// Backend "cpu". `kept`: undefined, or where the inputs of the activation are left for the
+/// backward, as `kept_shape` says.
+at::Tensor feed_forward_cpu(const FeedForwardProblem& problem,
+                            const at::Tensor& kept = {});  // launch.cpp
 
 /// Gradients for `grad` [B, T, D]; undefined where `mask` is false. They touch open blocks only:
 /// skipped blocks get gate gradient 0.
 FeedForwardTensors feed_forward_composite_backward(const FeedForwardProblem& problem,
                                                    const at::Tensor& grad,
                                                    const FeedForwardMask& mask);
-/// The same on the CPU kernels, bit for bit the same on any number of threads.
+/// The same on the CPU kernels, bit for bit the same on any number of threads. `kept`: what the
+/// forward left, or undefined: then it is computed again.
 FeedForwardTensors feed_forward_cpu_backward(const FeedForwardProblem& problem,
-                                             const at::Tensor& grad,
+                                             const at::Tensor& grad, const at::Tensor& kept,
                                              const FeedForwardMask& mask);  // cpu_backward.cpp
 /// The same by autograd of the reference.
 FeedForwardTensors feed_forward_reference_backward(const FeedForwardCall& call,
@@ -110,17 +116,30 @@ FeedForwardTensors feed_forward_reference_backward(const FeedForwardCall& call,
 /// The backend of a problem: as `choose_backend` of operators/backend.h.
 BackendChoice choose_backend(const FeedForwardProblem& problem);
 
+/// Whether a forward whose graph is recorded keeps the inputs of the activation for its backward:
+/// where the CPU kernels run it. A matter of devices, dtypes and HEADKIT_BACKEND alone.
+bool keeps_hidden(const FeedForwardCall& call);
+/// [B, T, F], float32; of a gated layer [B, T, 2 F]: then those of what multiplies the activation.
+/// Empty where nothing is kept. Entries of closed blocks are 0.
+std::vector<c10::SymInt> kept_shape(const FeedForwardCall& call);
+
 /// Calls the operator through the dispatcher (operator.cpp).
 at::Tensor dispatch_feed_forward(const FeedForwardCall& call);
+/// The output, and what is kept for the backward.
+using KeepingResult = std::tuple<at::Tensor, at::Tensor>;
+KeepingResult dispatch_feed_forward_keeping(const FeedForwardCall& call);
 /// The gradients that `mask` asks for, in order.
 std::vector<at::Tensor> dispatch_feed_forward_backward(const at::Tensor& grad,
                                                        const FeedForwardCall& call,
+                                                       const std::optional<at::Tensor>& kept,
                                                        FeedForwardMask mask);
 
 /// Kernels of the Autograd key (autograd.cpp).
 at::Tensor feed_forward_autograd(const FeedForwardCall& call);
+KeepingResult feed_forward_keeping_autograd(const FeedForwardCall& call);
 std::vector<at::Tensor> feed_forward_backward_autograd(const at::Tensor& grad,
                                                        const FeedForwardCall& call,
+                                                       const std::optional<at::Tensor>& kept,
                                                        FeedForwardMask mask);
 
 }  // namespace headkit

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "feed_forward/feed_forward_call.h"
+#include "feed_forward/kept_rows.h"
 #include "feed_forward/packed_blocks.h"
 #include "feed_forward/row_blocks.h"
 #include "kernels/dispatch.h"
@@ -17,12 +18,14 @@ using kernels::KernelTable;
 
 class FeedForwardLaunch {
  public:
-  FeedForwardLaunch(const FeedForwardProblem& problem, const PackedBlocks& packed, at::Tensor& out)
+  FeedForwardLaunch(const FeedForwardProblem& problem, const PackedBlocks& packed, at::Tensor& out,
+                    const at::Tensor& kept)
       : table_(kernels::kernel_table()),
         problem_(problem),
         packed_(packed),
         x_(in_float32(problem.x)),
         out_(out),
+        kept_(kept),
         length_(x_.size(1)),
         width_(x_.size(2)),
         threads_(queue_threads()),
@@ -117,7 +120,8 @@ class FeedForwardLaunch {
                                 .block_size = problem_.block_size,
                                 .hidden_stride = hidden_stride,
                                 .activation = problem_.activation,
-                                .gated = problem_.weights.up.defined()});
+                                .gated = problem_.weights.up.defined(),
+                                .kept = kept_rows(problem_, kept_, rows.first, rows.index)});
   }
 
   void project(const RowBlock& rows, int64_t first, int64_t count, const float* hidden,
@@ -229,6 +233,7 @@ class FeedForwardLaunch {
   const PackedBlocks& packed_;
   const at::Tensor x_;
   at::Tensor& out_;
+  const at::Tensor& kept_;  // may be undefined
   const int64_t length_, width_, threads_, chunk_;
   const std::vector<SampleGroup> groups_;
   const std::vector<RowBlock> row_blocks_;
@@ -239,11 +244,11 @@ class FeedForwardLaunch {
 
 }  // namespace
 
-at::Tensor feed_forward_cpu(const FeedForwardProblem& problem) {
+at::Tensor feed_forward_cpu(const FeedForwardProblem& problem, const at::Tensor& kept) {
   at::Tensor out = at::empty(problem.x.sizes(), problem.x.options().dtype(at::kFloat));
   if (out.numel() > 0) {
     const auto packed = packed_blocks(problem);
-    FeedForwardLaunch(problem, *packed, out).run();
+    FeedForwardLaunch(problem, *packed, out, kept).run();
   }
   return out.to(problem.x.scalar_type());
 }

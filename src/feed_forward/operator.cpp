@@ -2,6 +2,7 @@
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
+#include <cstdlib>
 #include <string>
 
 #include "feed_forward/feed_forward_call.h"
@@ -31,13 +32,30 @@ at::Tensor run_forward(const FeedForwardCall& call) {
   return feed_forward_composite(problem);
 }
 
+KeepingResult run_keeping(const FeedForwardCall& call) {
+  if (!keeps_hidden(call)) {
+    return {run_forward(call), at::empty({0}, call.x.options().dtype(at::kFloat))};
+  }
+  const FeedForwardProblem problem = make_problem(call);
+  const auto options = call.x.options().dtype(at::kFloat);
+  const std::vector<c10::SymInt> shape = kept_shape(call);
+  const at::Tensor kept = problem.gate.defined() && problem.skip ? at::zeros_symint(shape, options)
+                                                                 : at::empty_symint(shape, options);
+  return {feed_forward_cpu(problem, kept), kept};
+}
+
 void check_backward(const at::Tensor& grad, const FeedForwardCall& call,
-                    const FeedForwardMask& mask) {
+                    const std::optional<at::Tensor>& kept, const FeedForwardMask& mask) {
   check_call(call);
   HEADKIT_CHECK(
       grad.sym_sizes() == call.x.sym_sizes() && grad.scalar_type() == call.x.scalar_type(),
       FeedForwardCall::kOperation, "grad of the shape and dtype of x", "shape ", grad.sym_sizes(),
       " and dtype ", grad.scalar_type(), " with x of shape ", call.x.sym_sizes());
+  HEADKIT_CHECK(!kept || !keeps_hidden(call) ||
+                    (kept->sym_sizes() == c10::SymIntArrayRef(kept_shape(call)) &&
+                     kept->scalar_type() == at::kFloat && kept->device() == call.x.device()),
+                FeedForwardCall::kOperation, "what the forward of the same call kept", "shape ",
+                kept ? kept->sym_sizes() : c10::SymIntArrayRef());
   const FeedForwardTensors tensors = differentiable_tensors(call);
   for (size_t i = 0; i < kFeedForwardArguments; ++i) {
     HEADKIT_CHECK(!mask[i] || tensors[i].defined(), FeedForwardCall::kOperation,
@@ -46,12 +64,12 @@ void check_backward(const at::Tensor& grad, const FeedForwardCall& call,
 }
 
 std::vector<at::Tensor> run_backward(const at::Tensor& grad, const FeedForwardCall& call,
-                                     FeedForwardMask mask) {
-  check_backward(grad, call, mask);
+                                     const std::optional<at::Tensor>& kept, FeedForwardMask mask) {
+  check_backward(grad, call, kept, mask);
   const FeedForwardProblem problem = make_problem(call);
   const std::string backend = choose_backend(problem).name;
   const FeedForwardTensors gradients =
-      backend == "cpu"         ? feed_forward_cpu_backward(problem, grad, mask)
+      backend == "cpu" ? feed_forward_cpu_backward(problem, grad, kept.value_or(at::Tensor()), mask)
       : backend == "reference" ? feed_forward_reference_backward(call, grad, mask)
                                : feed_forward_composite_backward(problem, grad, mask);
   const FeedForwardTensors tensors = differentiable_tensors(call);
@@ -71,9 +89,14 @@ at::Tensor meta_forward(const FeedForwardCall& call) {
   return at::empty_symint(call.x.sym_sizes(), call.x.options());
 }
 
+KeepingResult meta_keeping(const FeedForwardCall& call) {
+  return {meta_forward(call),
+          at::empty_symint(kept_shape(call), call.x.options().dtype(at::kFloat))};
+}
+
 std::vector<at::Tensor> meta_backward(const at::Tensor& grad, const FeedForwardCall& call,
-                                      FeedForwardMask mask) {
-  check_backward(grad, call, mask);
+                                      const std::optional<at::Tensor>& kept, FeedForwardMask mask) {
+  check_backward(grad, call, kept, mask);
   const FeedForwardTensors tensors = differentiable_tensors(call);
   std::vector<at::Tensor> result;
   for (size_t i = 0; i < kFeedForwardArguments; ++i) {
@@ -110,6 +133,18 @@ auto find(const char* name) {
 
 }  // namespace
 
+bool keeps_hidden(const FeedForwardCall& call) {
+  const char* forced = std::getenv("HEADKIT_BACKEND");
+  const bool runs = forced == nullptr || *forced == '\0' || std::string(forced) == "cpu";
+  return runs && call.x.is_cpu() && call.x.scalar_type() != at::kDouble;
+}
+
+std::vector<c10::SymInt> kept_shape(const FeedForwardCall& call) {
+  if (!keeps_hidden(call)) return {0};
+  return {call.x.sym_size(0), call.x.sym_size(1),
+          call.in_weight.sym_size(0) * (call.up_weight ? 2 : 1)};
+}
+
 BackendChoice choose_backend(const FeedForwardProblem& problem) {
   return choose_backend(FeedForwardCall::kOperation, cpu_refusal(problem));
 }
@@ -119,13 +154,20 @@ at::Tensor dispatch_feed_forward(const FeedForwardCall& call) {
   return with_arguments(call, [](const auto&... args) { return forward.call(args...); });
 }
 
+KeepingResult dispatch_feed_forward_keeping(const FeedForwardCall& call) {
+  static const auto forward =
+      find<Schema::Forward<KeepingResult>>("headkit::gated_feed_forward_keeping");
+  return with_arguments(call, [](const auto&... args) { return forward.call(args...); });
+}
+
 std::vector<at::Tensor> dispatch_feed_forward_backward(const at::Tensor& grad,
                                                        const FeedForwardCall& call,
+                                                       const std::optional<at::Tensor>& kept,
                                                        FeedForwardMask mask) {
-  static const auto backward = find<Schema::Backward<FeedForwardMask, const at::Tensor&>>(
-      "headkit::gated_feed_forward_backward");
-  return with_arguments(call,
-                        [&](const auto&... args) { return backward.call(grad, args..., mask); });
+  static const auto backward =
+      find<Schema::SavedBackward<FeedForwardMask>>("headkit::gated_feed_forward_backward");
+  return with_arguments(
+      call, [&](const auto&... args) { return backward.call(grad, args..., kept, mask); });
 }
 
 TORCH_LIBRARY_FRAGMENT(headkit, m) {
@@ -138,29 +180,35 @@ TORCH_LIBRARY_FRAGMENT(headkit, m) {
     m.def(schema.c_str(), {at::Tag::pt2_compliant_tag});
   };
   define("gated_feed_forward(" + arguments + ") -> Tensor");
+  // The output, and what the backward would compute again: see kept_shape.
+  define("gated_feed_forward_keeping(" + arguments + ") -> (Tensor, Tensor)");
   // The gradients that output_mask asks for, in the order x, in, out weight, in, out bias, up
   // weight, up bias, gate, dropped_output.
   define("gated_feed_forward_backward(Tensor grad, " + arguments +
-         ", bool[9] output_mask) -> Tensor[]");
+         ", Tensor? kept=None, bool[9] output_mask) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(headkit, CPU, m) {
   m.impl("gated_feed_forward", &Schema::Of<run_forward>::run);
+  m.impl("gated_feed_forward_keeping", &Schema::Of<run_keeping>::run);
   m.impl("gated_feed_forward_backward", &Schema::Of<run_backward>::run);
 }
 
 TORCH_LIBRARY_IMPL(headkit, CUDA, m) {
   m.impl("gated_feed_forward", &Schema::Of<run_forward>::run);
+  m.impl("gated_feed_forward_keeping", &Schema::Of<run_keeping>::run);
   m.impl("gated_feed_forward_backward", &Schema::Of<run_backward>::run);
 }
 
 TORCH_LIBRARY_IMPL(headkit, Meta, m) {
   m.impl("gated_feed_forward", &Schema::Of<meta_forward>::run);
+  m.impl("gated_feed_forward_keeping", &Schema::Of<meta_keeping>::run);
   m.impl("gated_feed_forward_backward", &Schema::Of<meta_backward>::run);
 }
 
 TORCH_LIBRARY_IMPL(headkit, Autograd, m) {
   m.impl("gated_feed_forward", &Schema::Of<feed_forward_autograd>::run);
+  m.impl("gated_feed_forward_keeping", &Schema::Of<feed_forward_keeping_autograd>::run);
   m.impl("gated_feed_forward_backward", &Schema::Of<feed_forward_backward_autograd>::run);
 }
 

@@ -2,6 +2,7 @@
 #include <ATen/functorch/PlumbingHelper.h>
 #include <torch/library.h>
 
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -96,18 +97,40 @@ at::Tensor forward_rule(const FeedForwardCall& call) {
   return at::functorch::makeBatched(y, 0, level);
 }
 
+// One call for each element, as many rows are kept for it as without vmap.
+KeepingResult keeping_rule(const FeedForwardCall& call) {
+  const BatchedCall batch = unwrap_call(call);
+  const int64_t level = current_vmap_level();
+  const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
+  if (batch.size < 0) return dispatch_feed_forward_keeping(batch.call);
+  std::vector<at::Tensor> outputs, rows;
+  for (int64_t i = 0; i < batch.size; ++i) {
+    const auto [y, kept] = dispatch_feed_forward_keeping(element(batch, i));
+    outputs.push_back(y);
+    rows.push_back(kept);
+  }
+  return {at::functorch::makeBatched(at::stack(outputs), 0, level),
+          at::functorch::makeBatched(at::stack(rows), 0, level)};
+}
+
 std::vector<at::Tensor> backward_rule(const at::Tensor& grad, const FeedForwardCall& call,
-                                      FeedForwardMask mask) {
+                                      const std::optional<at::Tensor>& kept, FeedForwardMask mask) {
   BatchedCall batch = unwrap_call(call);
   const int64_t level = current_vmap_level();
   at::Tensor dy = grad;
   const bool grad_batched = unwrap_vmap(dy, level, batch.size);
+  at::Tensor rows = kept.value_or(at::Tensor());
+  const bool kept_batched = rows.defined() && unwrap_vmap(rows, level, batch.size);
+  const auto kept_of = [&](int64_t i) {
+    if (!rows.defined()) return std::optional<at::Tensor>();
+    return std::optional(kept_batched ? rows.select(0, i) : rows);
+  };
   const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
-  if (batch.size < 0) return dispatch_feed_forward_backward(dy, batch.call, mask);
+  if (batch.size < 0) return dispatch_feed_forward_backward(dy, batch.call, kept_of(0), mask);
   std::vector<std::vector<at::Tensor>> by_gradient;
   for (int64_t i = 0; i < batch.size; ++i) {
     const std::vector<at::Tensor> part = dispatch_feed_forward_backward(
-        grad_batched ? dy.select(0, i) : dy, element(batch, i), mask);
+        grad_batched ? dy.select(0, i) : dy, element(batch, i), kept_of(i), mask);
     by_gradient.resize(part.size());
     for (size_t j = 0; j < part.size(); ++j) by_gradient[j].push_back(part[j]);
   }
@@ -123,6 +146,7 @@ std::vector<at::Tensor> backward_rule(const at::Tensor& grad, const FeedForwardC
 TORCH_LIBRARY_IMPL(headkit, FuncTorchBatched, m) {
   using Schema = Signature<feed_forward_call>;
   m.impl("gated_feed_forward", &Schema::Of<forward_rule>::run);
+  m.impl("gated_feed_forward_keeping", &Schema::Of<keeping_rule>::run);
   m.impl("gated_feed_forward_backward", &Schema::Of<backward_rule>::run);
 }
 

@@ -190,6 +190,16 @@ struct PackBlockParams {
   int64_t out_stride;
 };
 
+// What a forward keeps for its backward: inputs of the activation, of all neurons of a layer, and
+// of what multiplies it.
+struct KeptRows {
+  float* in;            // row r at in + rows[r] * stride; nullptr = nothing is kept
+  float* up;            // as in, nullptr unless gated
+  const int32_t* rows;  // nullptr = 0, 1, 2, ...
+  int64_t stride;
+  int64_t neurons;  // of the layer
+};
+
 // Outputs of the neurons of some blocks for some rows: scale * act(x W_in^T + b) [* (x W_up^T +
 // b)].
 struct HiddenParams {
@@ -205,7 +215,8 @@ struct HiddenParams {
   int64_t block_size;
   int64_t hidden_stride;  // floats from one token panel of `hidden` to the next
   Activation activation;
-  bool gated;  // the layer has an up weight
+  bool gated;          // the layer has an up weight
+  KeptRows kept = {};  // written by `feed_forward_hidden`, read by its backward
 };
 
 // Backward of `feed_forward_hidden`.

@@ -169,6 +169,44 @@ def test_bits_depend_on_neither_batch_nor_threads(gate, monkeypatch):
             assert torch.equal(alone[0], whole[sample])
 
 
+@pytest.mark.parametrize("gate", ["none", "layer", "same", "prefix"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_what_the_forward_keeps_changes_no_bit(gate, gated):
+    layer = Layer(
+        6, batch=5, length=7, width=48, neurons=100, block_size=16, gate=gate, gated=gated,
+        biases=True,
+    )  # fmt: skip
+    kept = layer.gradients(dtype=torch.float32)
+    given = layer.cast(torch.float32)
+    names = ("x", "in_weight", "out_weight", "in_bias", "out_bias", "up_weight", "up_bias")
+    mask = [name in given for name in (*names, "gate", "dropped_output")]
+    direction = torch.randn(given["x"].shape, generator=torch.Generator().manual_seed(9))
+    found = layer.run(
+        lambda *positional, **rest: torch.ops.headkit.gated_feed_forward_backward(
+            direction, *positional, **rest, output_mask=mask
+        ),
+        torch.float32,
+    )
+    order = [name for name in (*names, "gate", "dropped_output") if name in given]
+    for name, value in zip(order, found, strict=True):
+        assert torch.equal(kept[name], value), name
+
+
+def test_the_backend_may_change_between_forward_and_backward(monkeypatch):
+    layer = Layer(6, batch=2, length=7, neurons=100, gate="soft")
+    for first, second in (("cpu", "aten"), ("aten", "cpu")):
+        monkeypatch.setenv("HEADKIT_BACKEND", first)
+        x = layer.tensors["x"].float().requires_grad_()
+        y = layer.run(dtype=torch.float32, tensors={"x": x})
+        monkeypatch.setenv("HEADKIT_BACKEND", second)
+        (found,) = torch.autograd.grad(y.sum(), x)
+        exact = layer.tensors["x"].clone().requires_grad_()
+        truth = torch.autograd.grad(
+            layer.run(plain_feed_forward, tensors={"x": exact}).sum(), exact
+        )
+        torch.testing.assert_close(found.double(), truth[0], rtol=1e-3, atol=1e-3)
+
+
 def test_weights_are_packed_again_after_a_change(monkeypatch):
     monkeypatch.setenv("HEADKIT_BACKEND", "cpu")
     layer = Layer(7, batch=2, length=7, neurons=100, width=48, gated=True)

@@ -38,6 +38,15 @@ def test_opcheck_of_the_backward():
     )
 
 
+def test_opcheck_of_what_a_training_forward_calls():
+    layer = small_layer(gate="none")
+    given = {name: value.requires_grad_() for name, value in layer.cast(torch.float32).items()}
+    positional = [given.pop(name) for name in ("x", "in_weight", "out_weight")]
+    torch.library.opcheck(
+        torch.ops.headkit.gated_feed_forward_keeping.default, positional, given | layer.settings
+    )
+
+
 @pytest.mark.parametrize("gate", ["none", "soft", "prefix"])
 def test_compiles_forward_and_backward(gate):
     torch._dynamo.reset()

@@ -71,7 +71,33 @@ void pack_block(const PackBlockParams& p) {
   }
 }
 
-int64_t hidden_scratch_floats(int64_t block_size) { return block_size * kPanel; }
+// Scratch: of one block what multiplies the activation, and rows that are kept.
+int64_t hidden_scratch_floats(int64_t block_size) {
+  return (block_size + row_floats(block_size)) * kPanel;
+}
+
+// Neurons of a block that are there.
+HEADKIT_INLINE int64_t kept_neurons(const HiddenParams& p, int64_t block) {
+  const int64_t left = p.kept.neurons - block * p.block_size;
+  return left < p.block_size ? left : p.block_size;
+}
+
+HEADKIT_INLINE float* kept_row(const KeptRows& kept, float* of, int64_t row) {
+  return of + (kept.rows == nullptr ? row : static_cast<int64_t>(kept.rows[row])) * kept.stride;
+}
+
+// panel [block][P] of the tokens from `token` on -> their rows of `to`.
+HEADKIT_INLINE void keep_panel(const HiddenParams& p, const float* panel, int64_t block,
+                               int64_t token, float* to, float* scratch) {
+  const int64_t neurons = kept_neurons(p, block), stride = row_floats(p.block_size);
+  const int64_t count = panel_size(token, p.num_tokens);
+  pack_transposed([panel](int64_t n) { return panel + n * kPanel; }, neurons, stride, count,
+                  scratch, stride);
+  for (int64_t t = 0; t < count; ++t) {
+    float* row = kept_row(p.kept, to, token + t) + block * p.block_size;
+    for (int64_t n = 0; n < neurons; ++n) row[n] = scratch[t * stride + n];
+  }
+}
 
 // hidden = scale * act(hidden) [* up], for `rows` rows of NV vectors.
 template <Activation kind, int NV>
@@ -100,6 +126,11 @@ void feed_forward_hidden(const HiddenParams& p) {
         if (p.gated) {
           project_panel<NV>(block + at.up, block + at.up_bias, x, p.width, p.block_size, 1.0f,
                             p.scratch);
+        }
+        if (p.kept.in != nullptr) {
+          float* rows = p.scratch + p.block_size * kPanel;
+          keep_panel(p, hidden, p.block_index[i], token, p.kept.in, rows);
+          if (p.gated) keep_panel(p, p.scratch, p.block_index[i], token, p.kept.up, rows);
         }
         for_activation(p.activation, [&]<Activation kind>() {
           activate_rows<kind, NV>(hidden, p.gated ? p.scratch : nullptr, p.block_size, p.scale[i]);

@@ -47,6 +47,17 @@ void block_backward(const BlockBackward& b, int64_t rows, float scale) {
   for (int j = 0; j < NV; ++j) store(b.gate_sums + j * kLanes, sums[j]);
 }
 
+// The reverse of `keep_panel`.
+HEADKIT_INLINE void restore_panel(const HiddenParams& p, float* from, int64_t block, int64_t token,
+                                  float* panel) {
+  const int64_t neurons = kept_neurons(p, block), count = panel_size(token, p.num_tokens);
+  const auto row = [&](int64_t t) {
+    return kept_row(p.kept, from, token + t) + block * p.block_size;
+  };
+  pack_transposed(row, count, vectors_of(count) * kLanes, neurons, panel, kPanel);
+  for (int64_t i = neurons * kPanel; i < p.block_size * kPanel; ++i) panel[i] = 0.0f;
+}
+
 template <int NV>
 void hidden_backward_panel(const HiddenBackwardParams& b, int64_t token) {
   const HiddenParams& p = b.forward;
@@ -61,11 +72,16 @@ void hidden_backward_panel(const HiddenBackwardParams& b, int64_t token) {
   float* d_in = b.in_panels + token / kPanel * b.panel_stride;
   float* d_up = p.gated ? b.up_panels + token / kPanel * b.panel_stride : nullptr;
   for (int64_t i = 0; i < p.num_blocks; ++i) {
-    const float* block = p.packed + p.block_index[i] * at.floats;
     const int64_t place = i * block_panel;
-    project_panel<NV>(block, block + at.in_bias, x, p.width, p.block_size, 1.0f, d_in + place);
-    if (p.gated) {
-      project_panel<NV>(block + at.up, block + at.up_bias, x, p.width, p.block_size, 1.0f, up);
+    if (p.kept.in != nullptr) {
+      restore_panel(p, p.kept.in, p.block_index[i], token, d_in + place);
+      if (p.gated) restore_panel(p, p.kept.up, p.block_index[i], token, up);
+    } else {
+      const float* block = p.packed + p.block_index[i] * at.floats;
+      project_panel<NV>(block, block + at.in_bias, x, p.width, p.block_size, 1.0f, d_in + place);
+      if (p.gated) {
+        project_panel<NV>(block + at.up, block + at.up_bias, x, p.width, p.block_size, 1.0f, up);
+      }
     }
     project_panel<NV>(b.out_blocks + p.block_index[i] * out_floats, nullptr, dy, p.width,
                       p.block_size, 1.0f, u);

@@ -48,7 +48,8 @@ HiddenGradients<std::vector<Number>> plain_gradients(const FeedForwardProblem& p
 
 HiddenGradients<std::vector<float>> run_gradients(const KernelTable& table,
                                                   const FeedForwardProblem& p,
-                                                  const std::vector<float>& dy) {
+                                                  const std::vector<float>& dy,
+                                                  const KeptRows& kept = {}) {
   const Floats packed = pack_blocks(table, p);
   const Floats tokens = pack_rows(table, p.x, p.tokens, p.width);
   const Floats gradient = pack_rows(table, dy, p.tokens, p.width);
@@ -72,29 +73,31 @@ HiddenGradients<std::vector<float>> run_gradients(const KernelTable& table,
   Floats in_rows(p.tokens * stride), up_rows(p.tokens * stride), hidden_rows(p.tokens * stride);
   Floats gate_sums(blocks * gate_stride);
   Floats scratch(table.hidden_backward_scratch_floats(blocks, p.block_size));
-  table.feed_forward_hidden_backward({.forward = {.tokens = tokens.data(),
-                                                  .packed = packed.data(),
-                                                  .block_index = p.open.data(),
-                                                  .scale = p.scale.data(),
-                                                  .hidden = nullptr,
-                                                  .scratch = scratch.data(),
-                                                  .num_blocks = blocks,
-                                                  .num_tokens = p.tokens,
-                                                  .width = p.width,
-                                                  .block_size = p.block_size,
-                                                  .hidden_stride = 0,
-                                                  .activation = p.kind,
-                                                  .gated = p.gated},
-                                      .output_gradient = gradient.data(),
-                                      .out_blocks = out_blocks.data(),
-                                      .in_panels = in_panels.data(),
-                                      .up_panels = p.gated ? up_panels.data() : nullptr,
-                                      .in_rows = in_rows.data(),
-                                      .up_rows = p.gated ? up_rows.data() : nullptr,
-                                      .hidden_rows = hidden_rows.data(),
-                                      .gate_sums = gate_sums.data(),
-                                      .panel_stride = panel_stride,
-                                      .gate_stride = gate_stride});
+  table.feed_forward_hidden_backward(
+      {.forward = {.tokens = tokens.data(),
+                   .packed = kept.in == nullptr ? packed.data() : nullptr,
+                   .block_index = p.open.data(),
+                   .scale = p.scale.data(),
+                   .hidden = nullptr,
+                   .scratch = scratch.data(),
+                   .num_blocks = blocks,
+                   .num_tokens = p.tokens,
+                   .width = p.width,
+                   .block_size = p.block_size,
+                   .hidden_stride = 0,
+                   .activation = p.kind,
+                   .gated = p.gated,
+                   .kept = kept},
+       .output_gradient = gradient.data(),
+       .out_blocks = out_blocks.data(),
+       .in_panels = in_panels.data(),
+       .up_panels = p.gated ? up_panels.data() : nullptr,
+       .in_rows = in_rows.data(),
+       .up_rows = p.gated ? up_rows.data() : nullptr,
+       .hidden_rows = hidden_rows.data(),
+       .gate_sums = gate_sums.data(),
+       .panel_stride = panel_stride,
+       .gate_stride = gate_stride});
   for (const Floats* written :
        {&in_panels, &up_panels, &in_rows, &up_rows, &hidden_rows, &gate_sums, &scratch}) {
     EXPECT_TRUE(written->intact()) << "written beyond the end";
@@ -153,6 +156,41 @@ TEST_P(FeedForwardBackwardTest, AgreesWithFloat64OverAnyListOfBlocks) {
   expect_accurate(found.up, plain.up, exact.up);
   expect_accurate(found.hidden, plain.hidden, exact.hidden);
   expect_accurate(found.gate, plain.gate, exact.gate);
+}
+
+TEST_P(FeedForwardBackwardTest, FromKeptRowsGivesTheSameBits) {
+  for (const bool gated : {false, true}) {
+    for (const bool scattered : {false, true}) {
+      FeedForwardProblem p{
+          .tokens = 61, .width = 45, .neurons = 71, .block_size = 20, .open = {0, 3}};
+      p.gated = gated;
+      p.fill(3);
+      const std::vector<float> dy = random_floats(p.tokens * p.width, 99);
+      std::vector<int32_t> rows;
+      for (int32_t t = 0; t < p.tokens; ++t) rows.push_back(p.tokens - 1 - t);
+      const int64_t stride = (gated ? 2 : 1) * p.neurons;
+      Floats room(p.tokens * stride);
+      const KeptRows kept{.in = room.data(),
+                          .up = gated ? room.data() + p.neurons : nullptr,
+                          .rows = scattered ? rows.data() : nullptr,
+                          .stride = stride,
+                          .neurons = p.neurons};
+      EXPECT_EQ(run_feed_forward(table(), p, 0, 1, kept), run_feed_forward(table(), p));
+      EXPECT_TRUE(room.intact()) << "written beyond the kept rows";
+      const std::vector<float> before = plain_projection<float>(p, p.in, p.in_bias);
+      for (int64_t t = 0; t < p.tokens; ++t) {
+        const int64_t row = scattered ? rows[t] : t;
+        EXPECT_NEAR(room[row * stride + 70], before[t * p.neurons + 70], 1e-4);
+        EXPECT_TRUE(std::isnan(room[row * stride + 25])) << "a closed block was written";
+      }
+      const auto found = run_gradients(table(), p, dy, kept);
+      const auto computed = run_gradients(table(), p, dy);
+      EXPECT_EQ(found.in, computed.in);
+      EXPECT_EQ(found.up, computed.up);
+      EXPECT_EQ(found.hidden, computed.hidden);
+      EXPECT_EQ(found.gate, computed.gate);
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Levels, FeedForwardBackwardTest, every_level(), level_name);

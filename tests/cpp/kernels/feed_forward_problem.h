@@ -119,7 +119,8 @@ inline Floats pack_rows(const KernelTable& table, const std::vector<float>& x, i
 
 /// The output, `chunk` blocks at a time (0 = all) and in `parts` parts of the columns.
 inline std::vector<float> run_feed_forward(const KernelTable& table, const FeedForwardProblem& p,
-                                           int64_t chunk = 0, int64_t parts = 1) {
+                                           int64_t chunk = 0, int64_t parts = 1,
+                                           const KeptRows& kept = {}) {
   const Floats packed = pack_blocks(table, p);
   const Floats tokens = pack_rows(table, p.x, p.tokens, p.width);
   const int64_t count = static_cast<int64_t>(p.open.size());
@@ -150,7 +151,8 @@ inline std::vector<float> run_feed_forward(const KernelTable& table, const FeedF
                                .block_size = p.block_size,
                                .hidden_stride = stride,
                                .activation = p.kind,
-                               .gated = p.gated});
+                               .gated = p.gated,
+                               .kept = kept});
     EXPECT_TRUE(hidden.intact() && scratch.intact()) << "written beyond the hidden panels";
     for (int64_t part = 0; part < parts; ++part) {
       table.sum_projections({.context = hidden.data(),
