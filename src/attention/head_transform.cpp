@@ -27,10 +27,6 @@ at::Tensor rotate(const at::Tensor& heads, const at::Tensor& cosines, const at::
 
 }  // namespace
 
-at::ScalarType sum_dtype(at::ScalarType dtype) {
-  return dtype == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 at::Tensor HeadTransform::apply(const at::Tensor& heads) const {
   at::Tensor result = heads;
   if (norm_weight.defined()) {

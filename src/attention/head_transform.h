@@ -2,6 +2,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "operators/sum_dtype.h"
+
 namespace headkit {
 
 /// What happens to projected queries or keys [n, m, T, dh] before they meet: RMS norm over dh, then
@@ -21,8 +23,5 @@ struct HeadTransform {
   /// weight to `norm_sum` [dh], where defined, in place.
   at::Tensor backward(const at::Tensor& heads, at::Tensor grad, at::Tensor& norm_sum) const;
 };
-
-/// The dtype in which sums over heads, samples and dimensions are kept.
-at::ScalarType sum_dtype(at::ScalarType dtype);
 
 }  // namespace headkit

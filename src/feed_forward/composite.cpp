@@ -3,13 +3,10 @@
 #include "feed_forward/activation.h"
 #include "feed_forward/feed_forward_call.h"
 #include "feed_forward/sample_groups.h"
+#include "operators/sum_dtype.h"
 
 namespace headkit {
 namespace {
-
-at::ScalarType sum_dtype(at::ScalarType dtype) {
-  return dtype == at::kDouble ? at::kDouble : at::kFloat;
-}
 
 // Places along one dimension; undefined = all of it.
 at::Tensor index_of(const std::vector<int64_t>& places, int64_t total, const at::Tensor& like) {

@@ -193,7 +193,12 @@ class FeedForwardBackward {
             .grad = grad.const_data_ptr<float>() + first * width_,
             .input = input.defined() ? input.mutable_data_ptr<float>() + first * width_ : nullptr,
             .first = first,
-            .count = count};
+            .count = count,
+            .first_row = group.samples.front() * length_ + first};
+        for (int64_t row = first; row < first + count && !beside; ++row) {
+          part.index.push_back(
+              static_cast<int32_t>(group.samples[row / length_] * length_ + row % length_));
+        }
         run_part(part);
       }
     }

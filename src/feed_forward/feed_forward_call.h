@@ -117,10 +117,11 @@ FeedForwardTensors feed_forward_reference_backward(const FeedForwardCall& call,
 BackendChoice choose_backend(const FeedForwardProblem& problem);
 
 /// Whether a forward whose graph is recorded keeps the inputs of the activation for its backward:
-/// where the CPU kernels run it. A matter of devices, dtypes and HEADKIT_BACKEND alone.
+/// where the CPU kernels run it. A matter of device, dtype and HEADKIT_BACKEND alone.
 bool keeps_hidden(const FeedForwardCall& call);
 /// [B, T, F], float32; of a gated layer [B, T, 2 F]: then those of what multiplies the activation.
-/// Empty where nothing is kept. Entries of closed blocks are 0.
+/// [0] where HEADKIT_BACKEND or the dtype keeps the CPU kernels away. Entries of closed blocks are
+/// 0.
 std::vector<c10::SymInt> kept_shape(const FeedForwardCall& call);
 
 /// Calls the operator through the dispatcher (operator.cpp).

@@ -34,7 +34,8 @@ at::Tensor run_forward(const FeedForwardCall& call) {
 
 KeepingResult run_keeping(const FeedForwardCall& call) {
   if (!keeps_hidden(call)) {
-    return {run_forward(call), at::empty({0}, call.x.options().dtype(at::kFloat))};
+    const auto options = call.x.options().dtype(at::kFloat);
+    return {run_forward(call), at::zeros_symint(kept_shape(call), options)};
   }
   const FeedForwardProblem problem = make_problem(call);
   const auto options = call.x.options().dtype(at::kFloat);
@@ -51,6 +52,7 @@ void check_backward(const at::Tensor& grad, const FeedForwardCall& call,
       grad.sym_sizes() == call.x.sym_sizes() && grad.scalar_type() == call.x.scalar_type(),
       FeedForwardCall::kOperation, "grad of the shape and dtype of x", "shape ", grad.sym_sizes(),
       " and dtype ", grad.scalar_type(), " with x of shape ", call.x.sym_sizes());
+  // Where nothing is kept, or was on another backend, the backward does not look at it.
   HEADKIT_CHECK(!kept || !keeps_hidden(call) ||
                     (kept->sym_sizes() == c10::SymIntArrayRef(kept_shape(call)) &&
                      kept->scalar_type() == at::kFloat && kept->device() == call.x.device()),
@@ -134,13 +136,13 @@ auto find(const char* name) {
 }  // namespace
 
 bool keeps_hidden(const FeedForwardCall& call) {
-  const char* forced = std::getenv("HEADKIT_BACKEND");
-  const bool runs = forced == nullptr || *forced == '\0' || std::string(forced) == "cpu";
-  return runs && call.x.is_cpu() && call.x.scalar_type() != at::kDouble;
+  return call.x.is_cpu() && kept_shape(call).size() == 3;
 }
 
 std::vector<c10::SymInt> kept_shape(const FeedForwardCall& call) {
-  if (!keeps_hidden(call)) return {0};
+  const char* forced = std::getenv("HEADKIT_BACKEND");
+  const bool runs = forced == nullptr || *forced == '\0' || std::string(forced) == "cpu";
+  if (!runs || call.x.scalar_type() == at::kDouble) return {0};
   return {call.x.sym_size(0), call.x.sym_size(1),
           call.in_weight.sym_size(0) * (call.up_weight ? 2 : 1)};
 }

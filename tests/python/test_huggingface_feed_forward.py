@@ -358,3 +358,16 @@ def test_neurons_dropped_in_training_cannot_be_gated():
         pytest.raises(ValueError, match="no dropout of neurons"),
     ):
         model(**inputs)
+
+
+def test_attaching_anew_keeps_both_under_the_same_gates():
+    model, inputs = make("Bert"), inputs_of("Bert")
+    hk.attach(model, feed_forward=True)
+    gates = hk.GateSet(torch.eye(LAYERS, HEADS), blocks=random_gates())
+    with hk.gates(model, gates):
+        expected = output(model, inputs)
+    other = make("Bert")
+    model.encoder.layer[1].attention = other.encoder.layer[1].attention
+    hk.attach(model)
+    with hk.gates(model, gates):
+        assert torch.equal(output(model, inputs), expected)

@@ -152,6 +152,7 @@ def attach(model: nn.Module, *, feed_forward: bool = False) -> StagedModel:
         if feed_forward and not has_feed_forward(model):
             swap_feed_forward(find_feed_forward(gated.structure), gated.blocks()[0].attachment)
         return gated
+    feed_forward = feed_forward or has_feed_forward(model)
     fresh = not is_attached(model)
     if fresh:
         for adapter in ADAPTERS:
