@@ -26,11 +26,11 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The queries of one sample that read one KV head.
 struct Group {
-  int64_t sample, kv_head;
-  std::vector<int32_t> heads;  // open query heads
-  int64_t queries;             // heads * tokens, a head's tokens together
-  int64_t chunks;
-  int64_t first;  // its first partial context
+  int64_t sample = 0, kv_head = 0;
+  std::vector<int32_t> heads = {};  // open query heads
+  int64_t queries = 0;              // heads * tokens, a head's tokens together
+  int64_t chunks = 0;
+  int64_t first = 0;  // its first partial context
 };
 
 // Few queries against many given keys. Time goes into reading: each weight once for the whole
