@@ -12,7 +12,10 @@
 #include "attention/packed_weights.h"
 #include "attention/sample_queue.h"
 #include "kernels/dispatch.h"
+#include "operators/cache_sizes.h"
 #include "operators/float32.h"
+#include "operators/places.h"
+#include "operators/rounding.h"
 #include "operators/task_queue.h"
 
 namespace headkit {
@@ -23,15 +26,9 @@ using kernels::Bf16Kernels;
 using kernels::Bf16Pair;
 using kernels::KernelTable;
 
-// Rows that one output task multiplies, about: each panel of W_O comes from memory once for them.
-constexpr int64_t kOutputRows = 192;
-// Pairs of token panels that stay in a second-level cache beside one weight matrix of a head.
-constexpr int64_t kCachedTokens = 160 * 1024;
 constexpr double kLog2E = 1.4426950408889634;  // the kernels' exponentials are of base 2
 constexpr PackedHeads::Operand kPairs = PackedHeads::Operand::kBf16Pair;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 int64_t pairs_of(int64_t depth) { return ceil_div(depth, 2); }
 
 const Bf16* data(const at::Tensor& x) {
@@ -67,7 +64,7 @@ class Bf16Launch {
         rotary_dim_(cosines_.defined() ? cosines_.size(2) : 0),
         threads_(queue_threads()),
         panels_(ceil_div(length_, table_.panel)),
-        output_panels_(std::max<int64_t>(1, kOutputRows / table_.panel)),
+        output_panels_(std::max<int64_t>(1, kPassRows / table_.panel)),
         // A KV head that one pair alone reads is computed with it, while its tokens are near.
         fused_(problem.own_kv_heads()),
         pairs_(problem),
@@ -83,8 +80,8 @@ class Bf16Launch {
 
   void run() {
     thread_local Arena shared;
-    workspace_ = shared.reserve(queue_->slots() * slot_floats_);
-    queue_->run(scratch_floats_, [this](const SampleTask& task, float* scratch) {
+    workspace_ = shared.reserve(queue_->slots() * slot_.floats());
+    queue_->run(scratch_.floats(), [this](const SampleTask& task, float* scratch) {
       switch (task.stage) {
         case Stage::kPrepare:
           return prepare(task);
@@ -149,31 +146,26 @@ class Bf16Launch {
     if (most_pairs > 0) place(most_pairs, most_kv, most_keys, own_keys);
   }
 
-  // Parts lie one after the other, each at the start of a cache line; a pair is as long as a float.
+  // A pair is as long as a float.
   void place(int64_t most_pairs, int64_t most_kv, int64_t most_keys, bool own_keys) {
-    const auto put = [](int64_t& end, int64_t floats) {
-      const int64_t at = end;
-      end += round_up(floats, 16);
-      return at;
-    };
     const int64_t queries = panels_ * table_.panel, keys = round_up(most_keys, table_.panel);
     v_in_kv_ = round_up(keys * pairs_of(head_dim_), 16);
     kv_pairs_ = v_in_kv_ + round_up(pairs_of(keys) * row_, 16);
-    tokens_ = put(slot_floats_, queries * pairs_of(width_));
-    angles_ = put(slot_floats_, 2 * queries * rotary_dim_);
-    key_tokens_ = put(slot_floats_, own_keys ? keys * pairs_of(source_width_) : 0);
-    key_angles_ = put(slot_floats_, own_keys ? 2 * keys * rotary_dim_ : 0);
-    kv_ = put(slot_floats_, most_kv * kv_pairs_);
-    context_ = put(slot_floats_, queries * most_pairs * pairs_of(head_dim_));
-    q_ = put(scratch_floats_, queries * pairs_of(head_dim_));
-    own_kv_ = put(scratch_floats_, fused_ ? kv_pairs_ : 0);
+    tokens_ = slot_.place(queries * pairs_of(width_));
+    angles_ = slot_.place(2 * queries * rotary_dim_);
+    key_tokens_ = slot_.place(own_keys ? keys * pairs_of(source_width_) : 0);
+    key_angles_ = slot_.place(own_keys ? 2 * keys * rotary_dim_ : 0);
+    kv_ = slot_.place(most_kv * kv_pairs_);
+    context_ = slot_.place(queries * most_pairs * pairs_of(head_dim_));
+    q_ = scratch_.place(queries * pairs_of(head_dim_));
+    own_kv_ = scratch_.place(fused_ ? kv_pairs_ : 0);
     const bool transforms = !problem_.q_transform.empty() || !problem_.k_transform.empty();
-    wide_ = put(scratch_floats_, transforms ? std::max(queries, keys) * head_dim_ : 0);
-    attend_ = put(scratch_floats_, kernels_.attend_scratch_floats(most_keys, head_dim_));
+    wide_ = scratch_.place(transforms ? std::max(queries, keys) * head_dim_ : 0);
+    attend_ = scratch_.place(kernels_.attend_scratch_floats(most_keys, head_dim_));
   }
 
   float* slot(int64_t place, int64_t offset) const {
-    return workspace_ + place % queue_->slots() * slot_floats_ + offset;
+    return workspace_ + place % queue_->slots() * slot_.floats() + offset;
   }
   Bf16Pair* slot_pairs(int64_t place, int64_t offset) const {
     return reinterpret_cast<Bf16Pair*>(slot(place, offset));
@@ -325,9 +317,7 @@ class Bf16Launch {
   // Keys and values of a KV head that has had its own task.
   const Bf16Pair* shared_keys(int64_t place, int64_t head) const {
     const int64_t sample = order_[place];
-    const int32_t kv_head = static_cast<int32_t>(problem_.kv_head[head]);
-    const auto begin = pairs_.kv.head_index.begin() + pairs_.kv.row_offset[sample];
-    const int64_t item = std::lower_bound(begin, begin + num_kv(sample), kv_head) - begin;
+    const int64_t item = pairs_.kv_entry(sample, head) - pairs_.kv.row_offset[sample];
     return slot_pairs(place, kv_ + item * kv_pairs_);
   }
 
@@ -419,7 +409,7 @@ class Bf16Launch {
   // What a sample has, and what a pair has.
   int64_t tokens_ = 0, angles_ = 0, key_tokens_ = 0, key_angles_ = 0, kv_ = 0, context_ = 0;
   int64_t q_ = 0, own_kv_ = 0, wide_ = 0, attend_ = 0;
-  int64_t slot_floats_ = 0, scratch_floats_ = 0;
+  Places slot_, scratch_;
   int64_t v_in_kv_ = 0, kv_pairs_ = 0;  // values behind the keys of one head, and both
   float* workspace_ = nullptr;
 };

@@ -9,11 +9,17 @@
 #include "attention/bias_sum.h"
 #include "attention/composite_backward.h"
 #include "attention/cpu_pairs.h"
+#include "attention/given_rows.h"
+#include "attention/head_rows.h"
+#include "attention/input_weight.h"
 #include "attention/packed_weights.h"
 #include "attention/saved_pairs.h"
 #include "kernels/dispatch.h"
+#include "operators/cache_sizes.h"
 #include "operators/float32.h"
 #include "operators/outer_sums.h"
+#include "operators/places.h"
+#include "operators/rounding.h"
 #include "operators/task_queue.h"
 
 namespace headkit {
@@ -21,83 +27,13 @@ namespace {
 
 using kernels::KernelTable;
 
-// Rows of one task of the gradient of an input: each panel of weights comes from memory once for
-// them.
-constexpr int64_t kInputRows = 192;
 // Floats of the workspace of one group of samples, unless a single sample needs more. A group sees
 // the weights' gradients once.
 constexpr int64_t kGroupFloats = int64_t{1} << 24;
-// Tokens of a batch up to which laying out a weight in panels costs more than it saves.
-constexpr int64_t kFewTokens = 512;
 // Cuts of one weight's gradient, so that few heads keep many threads busy.
 constexpr int64_t kWeightParts = 4;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 enum Matrix : int { kMatrixQ, kMatrixK, kMatrixV, kMatrixO, kMatrices };
-
-// Parts of a workspace, each at the start of a cache line.
-class Places {
- public:
-  int64_t place(int64_t floats) {
-    const int64_t at = floats_;
-    floats_ += ceil_div(floats, 16) * 16;
-    return at;
-  }
-  int64_t floats() const { return floats_; }
-
- private:
-  int64_t floats_ = 0;
-};
-
-// The pairs of a work list that lie in some samples, head by head: so lie their rows, and the
-// gradient of a head's weight is a product over a run of them.
-struct HeadRows {
-  std::vector<int64_t> place;    // of each pair of the list, -1 for other samples
-  std::vector<int64_t> offset;   // [heads + 1] first place of each head
-  std::vector<int32_t> samples;  // by place, counted from the first
-
-  void fill(const WorkList& list, int64_t first, int64_t count) {
-    place.assign(list.pairs(), -1);
-    offset.assign(list.heads + 1, 0);
-    samples.clear();
-    for (int64_t head = 0; head < list.heads; ++head) {
-      for (int64_t i = list.col_offset[head]; i < list.col_offset[head + 1]; ++i) {
-        const int64_t sample = list.sample_index[i] - first;
-        if (sample < 0 || sample >= count) continue;
-        place[list.pair_of[i]] = static_cast<int64_t>(samples.size());
-        samples.push_back(static_cast<int32_t>(sample));
-      }
-      offset[head + 1] = static_cast<int64_t>(samples.size());
-    }
-  }
-  int64_t pairs() const { return static_cast<int64_t>(samples.size()); }
-};
-
-// A projection W [heads * dh, D] as the gradient of its input, of some tokens, reads it: as it is
-// where they are few and its rows are whole vectors, else in panels.
-class InputWeight {
- public:
-  InputWeight(const at::Tensor& weight, int64_t head_dim, const std::vector<bool>& open,
-              int64_t tokens, Arena& arena)
-      : rows_(in_float32(weight)), head_dim_(head_dim) {
-    const int64_t vector = kernels::kernel_table().vector_length;
-    if (tokens <= kFewTokens && rows_.size(1) % vector == 0) return;
-    panels_.emplace(pack_input_panels(weight, head_dim, open, arena));
-  }
-
-  const float* at(int64_t head) const {
-    if (panels_) return panels_->at(head, 0);
-    return rows_.const_data_ptr<float>() + head * head_dim_ * rows_.size(1);
-  }
-  /// Of kernels::SumProjectionsParams.
-  int64_t stride() const { return panels_ ? 0 : rows_.size(1); }
-
- private:
-  const at::Tensor rows_;
-  const int64_t head_dim_;
-  std::optional<PackedHeads> panels_;
-};
 
 // Whether anything is asked for that the gradients of the scores or of the values lead to.
 bool asks_for_scores(const GradientMask& mask) {
@@ -137,7 +73,7 @@ class BackwardLaunch {
         head_dim_(problem.head_dim),
         panels_(ceil_div(length_, table_.panel)),
         source_panels_(ceil_div(source_length_, table_.panel)),
-        row_(ceil_div(head_dim_, table_.vector_length) * table_.vector_length),
+        row_(round_up(head_dim_, table_.vector_length)),
         rotary_dim_(cosines_.defined() ? cosines_.size(2) : 0),
         threads_(queue_threads()),
         self_(!problem.keys_given() && !problem.kv.defined()),
@@ -166,6 +102,8 @@ class BackwardLaunch {
       if (m != kMatrixO) gradients_[biases[m]] = bias_[m];
     }
     if (problem.keys_given()) {
+      k_ = GivenRows(problem.k);
+      v_ = GivenRows(problem.v);
       const bool of_keys = mask[kK] || mask[kV];
       gradients_[kK] = zeros(of_keys, problem.k.sizes());
       gradients_[kV] = zeros(of_keys, problem.v.sizes());
@@ -283,14 +221,10 @@ class BackwardLaunch {
     sample_of_.resize(kv_.pairs());
     pairs_of_kv_.resize(kv_.pairs());
     for (int64_t b = 0; b < batch_; ++b) {
-      const auto begin = kv_.head_index.begin() + kv_.row_offset[b];
-      const auto end = kv_.head_index.begin() + kv_.row_offset[b + 1];
       std::fill(sample_of_.begin() + kv_.row_offset[b], sample_of_.begin() + kv_.row_offset[b + 1],
                 b);
       for (int64_t pair = list_.row_offset[b]; pair < list_.row_offset[b + 1]; ++pair) {
-        const int64_t kv_head = problem_.kv_head[list_.head_index[pair]];
-        const int64_t kv = std::lower_bound(begin, end, kv_head) - kv_.head_index.begin();
-        pairs_of_kv_[kv].push_back(pair);
+        pairs_of_kv_[pairs_.kv_entry(b, list_.head_index[pair])].push_back(pair);
       }
     }
   }
@@ -323,7 +257,7 @@ class BackwardLaunch {
               });
   }
 
-  int64_t input_panels() const { return std::max<int64_t>(1, kInputRows / table_.panel); }
+  int64_t input_panels() const { return std::max<int64_t>(1, kPassRows / table_.panel); }
   int64_t row_blocks(int64_t panels) const { return ceil_div(panels, input_panels()); }
 
   void place_group() {
@@ -373,7 +307,7 @@ class BackwardLaunch {
 
   void place_scratch(int64_t num_keys) {
     scratch_ = Places();
-    const int64_t keys = ceil_div(num_keys, table_.panel) * table_.panel;
+    const int64_t keys = round_up(num_keys, table_.panel);
     u_ = scratch_.place(panels_ * table_.panel * head_dim_);
     given_k_ = scratch_.place(problem_.keys_given() ? keys * head_dim_ : 0);
     k_rows_ = scratch_.place(num_keys * row_);
@@ -511,18 +445,17 @@ class BackwardLaunch {
                            .head_dim = head_dim_});
       return saved_.k(kv);
     }
-    const auto pack = [&](const at::Tensor& given, float* panels) {
-      const at::Tensor rows = given.select(0, sample).select(0, kv_.head_index[kv]).contiguous();
-      const float* from = rows.const_data_ptr<float>();
-      pack_panels({.x = keys.rows.empty() ? from + keys.first * head_dim_ : from,
+    const auto pack = [&](const GivenRows& given, float* panels) {
+      const float* from = given.of(sample, kv_.head_index[kv]);
+      pack_panels({.x = keys.rows.empty() ? from + keys.first * given.stride() : from,
                    .rows = pairs_.key_rows(sample),
                    .panel = panels,
-                   .row_stride = head_dim_,
+                   .row_stride = given.stride(),
                    .tokens = keys.count,
                    .width = head_dim_});
     };
-    pack(problem_.k, scratch + given_k_);
-    pack(problem_.v, scratch + v_panels_);
+    pack(k_, scratch + given_k_);
+    pack(v_, scratch + v_panels_);
     table_.panels_to_rows({.panels = scratch + given_k_,
                            .rows = scratch + k_rows_,
                            .num_tokens = keys.count,
@@ -718,6 +651,7 @@ class BackwardLaunch {
   const WorkList& list_;
   const WorkList& kv_;
   const at::Tensor x_, source_, grad_, cosines_, sines_, q_norm_, k_norm_;
+  GivenRows k_, v_;  // if given
   const int64_t batch_, length_, source_length_, width_, heads_, kv_heads_, head_dim_, panels_,
       source_panels_, row_, rotary_dim_, threads_;
   const bool self_;  // keys and values are projected from x

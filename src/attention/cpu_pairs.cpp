@@ -40,7 +40,8 @@ std::vector<CpuPairs::Keys> find_keys(const AttentionProblem& problem) {
 }  // namespace
 
 CpuPairs::CpuPairs(const AttentionProblem& problem)
-    : query_offset_(problem.query_offset),
+    : kv_head_(problem.kv_head),
+      query_offset_(problem.query_offset),
       window_(problem.window.value_or(0)),
       causal_(problem.is_causal) {
   const int64_t batch = problem.x.size(0);
@@ -70,6 +71,13 @@ CpuPairs::CpuPairs(const AttentionProblem& problem)
     }
   }
   kv = open_kv_heads(problem, list);
+}
+
+int64_t CpuPairs::kv_entry(int64_t sample, int64_t head) const {
+  const auto begin = kv.head_index.begin();
+  return std::lower_bound(begin + kv.row_offset[sample], begin + kv.row_offset[sample + 1],
+                          static_cast<int32_t>(kv_head_[head])) -
+         begin;
 }
 
 kernels::ScoreParams CpuPairs::scores(int64_t sample, int64_t head) const {

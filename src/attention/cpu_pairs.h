@@ -36,11 +36,14 @@ struct CpuPairs {
     return keys[sample].rows.empty() ? positions_.data() + keys[sample].first
                                      : keys[sample].rows.data();
   }
+  /// The place in `kv` of the KV head that a pair reads.
+  int64_t kv_entry(int64_t sample, int64_t head) const;
   /// What a query of a pair may see.
   kernels::ScoreParams scores(int64_t sample, int64_t head) const;
 
  private:
   std::vector<int32_t> positions_;  // 0, 1, 2, ...
+  std::vector<int64_t> kv_head_;    // [H]
   at::Tensor bias_;                 // undefined or as attn_bias, float32
   int64_t query_offset_, window_;
   bool causal_;

@@ -8,10 +8,13 @@
 
 #include "attention/attention_problem.h"
 #include "attention/cpu_pairs.h"
+#include "attention/given_rows.h"
 #include "attention/output_start.h"
 #include "attention/packed_weights.h"
 #include "attention/row_projection.h"
 #include "kernels/dispatch.h"
+#include "operators/places.h"
+#include "operators/rounding.h"
 #include "operators/task_queue.h"
 
 namespace headkit {
@@ -21,8 +24,6 @@ using kernels::KernelTable;
 
 // Keys of one task. Fixed, so that a result does not depend on the threads.
 constexpr int64_t kChunk = 512;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The queries of one sample that read one KV head.
 struct Group {
@@ -49,8 +50,8 @@ class DecodeLaunch {
         head_dim_(problem.head_dim),
         row_(queries_.row_floats()),
         threads_(queue_threads()),
-        k_(unit_rows(problem.k)),
-        v_(unit_rows(problem.v)),
+        k_(problem.k),
+        v_(problem.v),
         start_(problem, pairs_),
         place_(problem.heads, -1) {
     const AttentionWeights& weights = problem.weights;
@@ -71,14 +72,19 @@ class DecodeLaunch {
     thread_local Arena arena;
     const int64_t heads = static_cast<int64_t>(open_heads_.size());
     const int64_t panels = queries_.panels(), rows = panels * table_.panel;
-    const auto rounded = [](int64_t floats) { return ceil_div(floats, 16) * 16; };
-    tokens_ = arena.reserve(queries_.token_floats() + heads * rows * (row_ + head_dim_) +
-                            rounded(partials_ * row_) + 2 * rounded(partials_));
-    q_ = tokens_ + queries_.token_floats();
-    context_ = q_ + heads * rows * row_;
-    partial_context_ = context_ + heads * rows * head_dim_;
-    largest_ = partial_context_ + rounded(partials_ * row_);
-    sum_ = largest_ + rounded(partials_);
+    Places places;
+    const int64_t tokens = places.place(queries_.token_floats());
+    const int64_t q = places.place(heads * rows * row_);
+    const int64_t context = places.place(heads * rows * head_dim_);
+    const int64_t partial_context = places.place(partials_ * row_);
+    const int64_t largest = places.place(partials_), sum = places.place(partials_);
+    float* workspace = arena.reserve(places.floats());
+    tokens_ = workspace + tokens;
+    q_ = workspace + q;
+    context_ = workspace + context;
+    partial_context_ = workspace + partial_context;
+    largest_ = workspace + largest;
+    sum_ = workspace + sum;
     if (heads > 0) {
       run_queue(threads_, panels, 0, [&](int64_t panel, float*) { queries_.pack(panel, tokens_); });
       run_queue(threads_, heads * panels, 0, [&](int64_t task, float*) {
@@ -112,10 +118,6 @@ class DecodeLaunch {
   }
 
  private:
-  static at::Tensor unit_rows(const at::Tensor& tensor) {
-    return tensor.stride(3) == 1 || tensor.size(3) == 1 ? tensor : tensor.contiguous();
-  }
-
   // Whether a head runs for any sample of the panel that begins at row `first`.
   bool runs(int64_t head, int64_t first) const {
     const int64_t last = std::min(first + table_.panel, queries_.rows()) - 1;
@@ -133,10 +135,8 @@ class DecodeLaunch {
       }
       for (int64_t i = pairs_.list.row_offset[b]; i < pairs_.list.row_offset[b + 1]; ++i) {
         const int32_t head = pairs_.list.head_index[i];
-        const auto group =
-            std::find_if(groups_.begin() + first_group_.back(), groups_.end(),
-                         [&](const Group& g) { return g.kv_head == problem_.kv_head[head]; });
-        group->heads.push_back(head);
+        const int64_t entry = pairs_.kv_entry(b, head) - pairs_.kv.row_offset[b];
+        groups_[first_group_.back() + entry].heads.push_back(head);
       }
     }
     first_group_.push_back(static_cast<int64_t>(groups_.size()));
@@ -158,13 +158,13 @@ class DecodeLaunch {
   };
 
   int64_t scratch_floats() const {
-    return most_queries_ * row_ + ceil_div(table_.attend_rows_scratch_floats(), 16) * 16;
+    return most_queries_ * row_ + round_up(table_.attend_rows_scratch_floats(), 16);
   }
 
   void attend(const Chunk& task, float* scratch) const {
     const Group& group = groups_[task.group];
     const CpuPairs::Keys& keys = pairs_.keys[group.sample];
-    float* q = scratch + ceil_div(table_.attend_rows_scratch_floats(), 16) * 16;
+    float* q = scratch + round_up(table_.attend_rows_scratch_floats(), 16);
     std::vector<int32_t> tokens;
     std::vector<const float*> bias;
     kernels::ScoreParams scores{};
@@ -178,10 +178,9 @@ class DecodeLaunch {
         if (scores.bias != nullptr) bias.push_back(scores.bias + t * scores.bias_query_stride);
       }
     }
-    const auto of_head = [&](const at::Tensor& tensor) {
-      const float* from = tensor.const_data_ptr<float>() + group.sample * tensor.stride(0) +
-                          group.kv_head * tensor.stride(1);
-      return keys.rows.empty() ? from + keys.first * tensor.stride(2) : from;
+    const auto of_head = [&](const GivenRows& given) {
+      const float* from = given.of(group.sample, group.kv_head);
+      return keys.rows.empty() ? from + keys.first * given.stride() : from;
     };
     const int64_t first = group.first + task.chunk * group.queries;
     table_.attend_rows({.q = q,
@@ -200,8 +199,8 @@ class DecodeLaunch {
                         .num_queries = group.queries,
                         .head_dim = head_dim_,
                         .q_stride = row_,
-                        .k_stride = k_.stride(2),
-                        .v_stride = v_.stride(2)});
+                        .k_stride = k_.stride(),
+                        .v_stride = v_.stride()});
   }
 
   // The column of a row and an open head in the panels of contexts; its dimensions lie P apart.
@@ -262,7 +261,7 @@ class DecodeLaunch {
   const RowProjection queries_;
   const CpuPairs pairs_;
   const int64_t batch_, length_, width_, head_dim_, row_, threads_;
-  const at::Tensor k_, v_;
+  const GivenRows k_, v_;
   OutputStart start_;
   std::shared_ptr<const PackedHeads> query_weights_, outputs_;
   std::vector<int64_t> open_heads_;  // that run for any sample

@@ -8,12 +8,16 @@
 #include "attention/attention_problem.h"
 #include "attention/bf16_launch.h"
 #include "attention/cpu_pairs.h"
+#include "attention/given_rows.h"
 #include "attention/output_start.h"
 #include "attention/packed_weights.h"
 #include "attention/sample_queue.h"
 #include "attention/saved_pairs.h"
 #include "kernels/dispatch.h"
+#include "operators/cache_sizes.h"
 #include "operators/float32.h"
+#include "operators/places.h"
+#include "operators/rounding.h"
 #include "operators/task_queue.h"
 
 namespace headkit {
@@ -21,35 +25,14 @@ namespace {
 
 using kernels::KernelTable;
 
-// Rows that one output task multiplies, about: each panel of W_O comes from memory once for them.
-constexpr int64_t kOutputRows = 192;
-// Floats of token panels that stay in a second-level cache beside one weight matrix of a head.
-constexpr int64_t kCachedTokens = 160 * 1024;
-
 // Tokens of a sample up to which given keys are read as they are, not put into panels first.
 constexpr int64_t kFewQueries = 4;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Sample {
   int64_t index = 0;
   int64_t first_pair = 0, num_pairs = 0;
   int64_t first_kv = 0, num_kv = 0;  // KV heads that tasks of their own compute
   int64_t num_keys = 0;
-};
-
-// Offsets of parts that lie one after the other, each at the start of a cache line.
-class Layout {
- public:
-  int64_t place(int64_t floats) {
-    const int64_t at = floats_;
-    floats_ += ceil_div(floats, 16) * 16;
-    return at;
-  }
-  int64_t floats() const { return floats_; }
-
- private:
-  int64_t floats_ = 0;
 };
 
 // The cosines and sines of some tokens, in panels.
@@ -77,10 +60,10 @@ class Launch {
         width_(x_.size(2)),
         source_width_(source_.size(2)),
         head_dim_(problem.head_dim),
-        row_(ceil_div(head_dim_, table_.vector_length) * table_.vector_length),
+        row_(round_up(head_dim_, table_.vector_length)),
         rotary_dim_(cosines_.defined() ? cosines_.size(2) : 0),
         panels_(ceil_div(length_, table_.panel)),
-        output_panels_(std::max<int64_t>(1, kOutputRows / table_.panel)),
+        output_panels_(std::max<int64_t>(1, kPassRows / table_.panel)),
         // A KV head that one pair alone reads is computed with it, while its tokens are near.
         fused_(!problem.keys_given() && problem.own_kv_heads()),
         pairs_(problem),
@@ -88,8 +71,8 @@ class Launch {
     queries_ = packed_query_heads(problem.weights, problem.heads, head_dim_);
     outputs_ = packed_output_heads(problem.weights, problem.heads, head_dim_);
     if (problem.keys_given()) {
-      k_ = unit_rows(problem.k);
-      v_ = unit_rows(problem.v);
+      k_ = GivenRows(problem.k);
+      v_ = GivenRows(problem.v);
     } else {
       keys_values_ = packed_key_value_heads(problem.weights, problem.kv_heads, head_dim_);
     }
@@ -108,10 +91,6 @@ class Launch {
   }
 
  private:
-  static at::Tensor unit_rows(const at::Tensor& tensor) {
-    return tensor.stride(3) == 1 || tensor.size(3) == 1 ? tensor : tensor.contiguous();
-  }
-
   // Whether the tokens of a sample are its keys too.
   bool shares_tokens(const Sample& sample) const {
     const CpuPairs::Keys& keys = pairs_.keys[sample.index];
@@ -192,7 +171,7 @@ class Launch {
     }
     copies_values_ = !problem_.keys_given() || holes;
     k_floats_ = keys * head_dim_;
-    kv_floats_ = k_floats_ + (copies_values_ ? ceil_div(most_keys * row_, 16) * 16 : 0);
+    kv_floats_ = k_floats_ + (copies_values_ ? round_up(most_keys * row_, 16) : 0);
     kv_ = slot_.place(keeps_keys() ? 0 : most_kv * kv_floats_);
     context_ = slot_.place(queries * most_pairs * head_dim_);
     if (most_pairs == 0) return;
@@ -355,32 +334,25 @@ class Launch {
     transform_keys(sample, task.place, kv, room.k);
   }
 
-  // Row 0 of given keys or values of one head of one sample.
-  const float* given(const at::Tensor& tensor, const Sample& sample, int64_t kv_head) const {
-    return tensor.const_data_ptr<float>() + sample.index * tensor.stride(0) +
-           kv_head * tensor.stride(1);
-  }
-
   void place_keys(const SampleTask& task) const {
     const Sample& sample = samples_[task.place];
     const CpuPairs::Keys& keys = pairs_.keys[sample.index];
     const int64_t kv_head = pairs_.kv.head_index[sample.first_kv + task.item];
-    const float* from = given(k_, sample, kv_head);
+    const float* from = k_.of(sample.index, kv_head);
     float* k = slot(task.place, kv_ + task.item * kv_floats_);
     for (int64_t first = 0; first < keys.count; first += table_.panel) {
-      table_.pack_tokens(
-          {.x = keys.rows.empty() ? from + (keys.first + first) * k_.stride(2) : from,
-           .rows = keys.rows.empty() ? nullptr : keys.rows.data() + first,
-           .panel = k + first * head_dim_,
-           .row_stride = k_.stride(2),
-           .tokens = std::min(table_.panel, keys.count - first),
-           .width = head_dim_});
+      table_.pack_tokens({.x = keys.rows.empty() ? from + (keys.first + first) * k_.stride() : from,
+                          .rows = keys.rows.empty() ? nullptr : keys.rows.data() + first,
+                          .panel = k + first * head_dim_,
+                          .row_stride = k_.stride(),
+                          .tokens = std::min(table_.panel, keys.count - first),
+                          .width = head_dim_});
     }
     if (keys.rows.empty()) return;
-    from = given(v_, sample, kv_head);
+    from = v_.of(sample.index, kv_head);
     float* v = k + k_floats_;
     for (const int32_t row : keys.rows) {
-      std::copy_n(from + row * v_.stride(2), head_dim_, v);
+      std::copy_n(from + row * v_.stride(), head_dim_, v);
       v += row_;
     }
   }
@@ -388,16 +360,15 @@ class Launch {
   // Keys, values and the floats between values of a pair whose KV head has had its own task.
   kernels::AttendParams shared_keys(const SampleTask& task, int64_t head) const {
     const Sample& sample = samples_[task.place];
-    const int32_t kv_head = static_cast<int32_t>(problem_.kv_head[head]);
-    const auto begin = pairs_.kv.head_index.begin() + sample.first_kv;
-    const int64_t item = std::lower_bound(begin, begin + sample.num_kv, kv_head) - begin;
+    const int64_t kv_head = problem_.kv_head[head];
+    const int64_t item = pairs_.kv_entry(sample.index, head) - sample.first_kv;
     const KeysValues room = shared_room(sample, task.place, item);
     const CpuPairs::Keys& keys = pairs_.keys[sample.index];
     const bool in_place = problem_.keys_given() && keys.rows.empty();
     kernels::AttendParams params{};
     params.k = room.k;
-    params.v = in_place ? given(v_, sample, kv_head) + keys.first * v_.stride(2) : room.v;
-    params.v_stride = in_place ? v_.stride(2) : row_;
+    params.v = in_place ? v_.of(sample.index, kv_head) + keys.first * v_.stride() : room.v;
+    params.v_stride = in_place ? v_.stride() : row_;
     return params;
   }
 
@@ -474,7 +445,7 @@ class Launch {
   const KernelTable& table_;
   const AttentionProblem& problem_;
   const at::Tensor x_, source_, cosines_, sines_, q_norm_, k_norm_;
-  at::Tensor k_, v_;  // given
+  GivenRows k_, v_;  // if given
   const at::Tensor out_;
   const SavedPairs* const saved_;
   const int64_t batch_, length_, width_, source_width_, head_dim_, row_, rotary_dim_, panels_,
@@ -489,9 +460,9 @@ class Launch {
   int64_t output_parts_ = 1;
   bool copies_values_ = true;
   int64_t k_floats_ = 0, kv_floats_ = 0;  // of the keys, and of keys and values, of one head
-  Layout slot_;                           // what a sample has
+  Places slot_;                           // what a sample has
   int64_t tokens_ = 0, rotary_ = 0, key_tokens_ = 0, key_rotary_ = 0, kv_ = 0, context_ = 0;
-  Layout scratch_;  // what a pair has
+  Places scratch_;  // what a pair has
   int64_t q_ = 0, own_kv_ = 0, attend_ = 0;
   float* workspace_ = nullptr;
 };

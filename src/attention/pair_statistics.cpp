@@ -76,12 +76,8 @@ PairStatistics cpu_statistics(const AttentionProblem& problem) {
         const auto of_pair = [&](const at::Tensor& tensor) {
           return tensor.mutable_data_ptr<float>() + place;
         };
-        const auto first_kv = pairs.kv.head_index.begin() + pairs.kv.row_offset[sample];
-        const auto last_kv = pairs.kv.head_index.begin() + pairs.kv.row_offset[sample + 1];
-        const auto kv =
-            std::lower_bound(first_kv, last_kv, static_cast<int32_t>(problem.kv_head[head]));
         table.statistics({.q = saved.q(pair),
-                          .k = saved.k(kv - pairs.kv.head_index.begin()),
+                          .k = saved.k(pairs.kv_entry(sample, head)),
                           .own_context = saved.context(pair),
                           .softmax = saved.softmax(pair),
                           .scratch = scratch,

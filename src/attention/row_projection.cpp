@@ -5,11 +5,10 @@
 #include <algorithm>
 
 #include "operators/float32.h"
+#include "operators/rounding.h"
 
 namespace headkit {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 const float* data_of(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;

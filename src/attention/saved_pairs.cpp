@@ -7,6 +7,7 @@
 #include "headkit/core/error.h"
 #include "kernels/dispatch.h"
 #include "operators/backend.h"
+#include "operators/rounding.h"
 
 namespace headkit {
 namespace {
@@ -14,11 +15,6 @@ namespace {
 // Whole panels and vectors of every level: the size must not depend on the machine.
 constexpr int64_t kTokens = 48;
 constexpr int64_t kLanes = 16;
-
-template <typename Size>
-Size round_up(const Size& size, int64_t step) {
-  return (size + (step - 1)) / step * step;
-}
 
 // Offsets within what is kept of a pair, and of a KV head.
 template <typename Size>

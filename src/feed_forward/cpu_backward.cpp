@@ -8,8 +8,10 @@
 #include "feed_forward/packed_blocks.h"
 #include "feed_forward/sample_groups.h"
 #include "kernels/dispatch.h"
+#include "operators/cache_sizes.h"
 #include "operators/float32.h"
 #include "operators/outer_sums.h"
+#include "operators/rounding.h"
 #include "operators/task_queue.h"
 
 namespace headkit {
@@ -17,16 +19,13 @@ namespace {
 
 using kernels::KernelTable;
 
-// Rows that share a pass over the weights.
-constexpr int64_t kRows = 192;
 // Neurons whose gradients of weights are summed up together: the tokens are read once for them.
 constexpr int64_t kRunNeurons = 128;
 // Floats of the workspace of some rows, unless one panel of them needs more. Each such part of the
 // rows sees the gradients of the weights once.
 constexpr int64_t kPartFloats = int64_t{1} << 24;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
+int64_t aligned(int64_t floats) { return round_up(floats, 16); }
 
 // Open blocks that lie beside each other.
 struct BlockRun {
@@ -252,7 +251,7 @@ class FeedForwardBackward {
 
     run_queue(threads_, 2 * panels + 2, 0,
               [&](int64_t task, float*) { prepare(part, panels, task); });
-    const int64_t panels_of_block = std::max<int64_t>(1, kRows / table_.panel);
+    const int64_t panels_of_block = std::max<int64_t>(1, kPassRows / table_.panel);
     const int64_t row_blocks = ceil_div(panels, panels_of_block);
     const auto runs = static_cast<int64_t>(part.runs.size());
     int64_t most_blocks = 0;

@@ -2,13 +2,13 @@
 
 #include <algorithm>
 
+#include "operators/cache_sizes.h"
+#include "operators/rounding.h"
+
 namespace headkit {
 namespace {
 
-constexpr int64_t kRows = 192;
 constexpr int64_t kHiddenNeurons = 512;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
@@ -23,8 +23,9 @@ std::vector<RowBlock> make_row_blocks(const std::vector<SampleGroup>& groups, in
     all_panels += ceil_div(static_cast<int64_t>(group.samples.size()) * length, panel);
   }
   // A few blocks for each thread, so that all end at about the same time.
-  const int64_t most = threads == 1 ? kRows / panel : all_panels / (3 * threads);
-  const int64_t panels_of_block = std::clamp<int64_t>(most, 1, std::max<int64_t>(1, kRows / panel));
+  const int64_t most = threads == 1 ? kPassRows / panel : all_panels / (3 * threads);
+  const int64_t panels_of_block =
+      std::clamp<int64_t>(most, 1, std::max<int64_t>(1, kPassRows / panel));
 
   std::vector<RowBlock> result;
   for (size_t g = 0; g < groups.size(); ++g) {
