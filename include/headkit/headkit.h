@@ -36,6 +36,8 @@
 #include "headkit/persistence/model_folder.h"
 #include "headkit/persistence/safetensors.h"
 #include "headkit/plan/work_list.h"
+#include "headkit/pruners/backward_elimination.h"
+#include "headkit/pruners/iterative.h"
 #include "headkit/pruners/mean_output.h"
 #include "headkit/pruners/pruner.h"
 #include "headkit/pruners/removal.h"

@@ -29,14 +29,76 @@ void register_pruners(py::module_& m) {
   m.def(
       "pruners", [] { return registry_dict(pruners()); },
       R"pbdoc(
-What can be asked of ``prune``: method -> definition, source, cost, needs.
+What can be asked of ``prune``: method -> definition, source, cost, needs, budget (what ``keep`` is a
+share of) and settings (a dictionary: keyword argument -> meaning).
 
 Returns:
-    dict[str, dict[str, str]]: by registry name.
+    dict[str, dict]: by registry name.
 Example:
     >>> headkit.pruners()["random"]["cost"]
     'none'
+    >>> list(headkit.pruners()["backward_elimination"]["settings"])
+    ['step', 'shortlist']
 )pbdoc");
+
+  py::class_<StaticPruning>(m, "StaticPruning", R"pbdoc(
+What a static pruner decided: what ``headkit.apply`` takes where a mask does not say everything.
+
+Args:
+    heads: HeadMask of the heads that stay.
+    gates: GateSet of what goes or changes beyond the mask; None = nothing.
+    details: JSON object in a string.
+Attributes:
+    heads: HeadMask.
+    gates: GateSet; gates of heads and ``dropped_output`` are folded into the weights.
+    details: dict: method, settings, the course of the search.
+    heads_only: whether the mask says everything.
+Example:
+    >>> headkit.StaticPruning(headkit.HeadMask(torch.ones(2, 4)))
+    StaticPruning(8 of 8 heads)
+)pbdoc")
+      .def(py::init([](HeadMask heads, const std::optional<GateSet>& gates, std::string details) {
+             return StaticPruning{std::move(heads), gates.value_or(GateSet()), std::move(details)};
+           }),
+           py::arg("heads"), py::arg("gates") = py::none(), py::arg("details") = "{}")
+      .def_readonly("heads", &StaticPruning::heads)
+      .def_readonly("gates", &StaticPruning::gates)
+      .def_property_readonly("details",
+                             [](const StaticPruning& pruning) {
+                               return py::module_::import("json").attr("loads")(pruning.details);
+                             })
+      .def_property_readonly("heads_only", &StaticPruning::heads_only)
+      .def("__repr__", [](const StaticPruning& pruning) {
+        std::string text = "StaticPruning(" + std::to_string(pruning.heads.count()) + " of " +
+                           std::to_string(pruning.heads.layers() * pruning.heads.heads()) +
+                           " heads";
+        if (pruning.gates.dropped_output.defined()) text += ", mean outputs of those that go";
+        return text + ")";
+      });
+
+  m.def(
+      "prune",
+      [](GatedModel& model, const DataSource& data, const std::string& method,
+         const Objective& objective, double keep, bool per_layer, int64_t min_per_layer,
+         const std::string& rounding, bool compensate, const std::string& settings,
+         Progress progress) {
+        PruneOptions options;
+        options.share = {.keep = keep,
+                         .per_layer = per_layer,
+                         .min_per_layer = min_per_layer,
+                         .rounding = rounding_of(rounding)};
+        options.score.progress = interruptible(std::move(progress));
+        options.compensate = compensate;
+        options.settings = settings;
+        return prune(model, data, objective, method, options);
+      },
+      py::arg("model"), py::arg("data"), py::arg("method"), py::arg("objective"), py::kw_only(),
+      py::arg("keep"), py::arg("per_layer"), py::arg("min_per_layer"), py::arg("rounding"),
+      py::arg("compensate"), py::arg("settings"), py::arg("progress") = nullptr, Unlocked(),
+      "See headkit.prune.");
+
+  m.def("apply_pruning", &apply_pruning, py::arg("model"), py::arg("pruning"), Unlocked(),
+        "See headkit.apply.");
 
   m.def(
       "prune_top_fraction",

@@ -1,12 +1,13 @@
 """Static pruning: which heads stay, and taking the others out of the weights."""
 
+import json
 from typing import Any
 
 import torch
 
 from headkit import _C
 from headkit.progress import Told, reporting
-from headkit.scoring import gated_model, score
+from headkit.scoring import as_objective, gated_model, score
 
 
 def prune(
@@ -20,14 +21,16 @@ def prune(
     per_layer: bool = False,
     min_per_layer: int = 0,
     rounding: str = "nearest",
+    compensate: bool = False,
     progress: bool | Told = False,
     **settings: Any,
-) -> _C.HeadMask:
-    """Decide which heads stay; the model is not changed (see ``apply``).
+) -> _C.HeadMask | _C.StaticPruning:
+    """Decide what stays; the model is not changed (see ``apply``).
 
     Args:
         model: an attached model, or a GatedModel. Heads that it lost are never kept.
-        keep: share of all original heads that stays, 0 to 1.
+        keep: share that stays, 0 to 1, of what ``headkit.pruners()[method]["budget"]`` names: of
+            all original heads for most methods.
         method: a name in ``headkit.pruners()``.
         data: as for ``score``; not needed with ``scores`` or ``method="random"``.
         scores: scores to use instead of computing them.
@@ -36,15 +39,19 @@ def prune(
         min_per_layer: the best heads of each layer that are never removed.
         rounding: how the share becomes whole heads: ``"nearest"`` (half counts as one), ``"up"``
             or ``"down"``.
+        compensate: mean outputs, taken at the pruned model, replace the heads that go; the methods
+            that search do so with them.
         progress: as for ``score``.
-        settings: more keyword arguments of ``score``, for example ``normalization``.
+        settings: of a metric, those of ``score``, for example ``normalization``; of other methods,
+            those that ``headkit.pruners()[method]["settings"]`` names.
 
     Returns:
-        HeadMask: what stays, in original indices.
+        HeadMask: the heads that stay, in original indices, where that says everything; else a
+        StaticPruning. ``apply`` takes both.
 
     Raises:
-        ValueError: for an unknown method, missing data, a share outside 0 to 1, or a floor that
-            does not fit into it.
+        ValueError: for an unknown method or setting, missing data, a share outside 0 to 1, or a
+            floor or budget that cannot be met.
 
     Example:
         >>> import transformers
@@ -61,16 +68,32 @@ def prune(
         raise ValueError(
             f"[prune] expected a method among {', '.join(_C.pruners())}; found {method!r}"
         )
+    if data is None and (compensate or (scores is None and method != "random")):
+        raise ValueError(f"[prune] expected data or scores for method {method!r}; found none")
+    batches = [] if data is None else data
+    if scores is None and method not in _C.scorers():
+        with reporting(f"prune: {method}", progress) as tell:
+            found = _C.prune(
+                gated,
+                batches,
+                method,
+                as_objective(objective),
+                keep=keep,
+                per_layer=per_layer,
+                min_per_layer=min_per_layer,
+                rounding=rounding,
+                compensate=compensate,
+                settings=json.dumps(settings),
+                progress=tell,
+            )
+        return found.heads if found.heads_only else found
     if scores is None:
-        if data is None and method != "random":
-            raise ValueError(f"[prune] expected data or scores for method {method!r}; found none")
-        batches = [] if data is None else data
         scores = score(gated, batches, method, objective, progress=progress, **settings)
     elif settings:
         raise ValueError(
             f"[prune] expected no settings of score beside scores; found {', '.join(settings)}"
         )
-    return _C.prune_top_fraction(
+    mask = _C.prune_top_fraction(
         scores,
         keep,
         per_layer=per_layer,
@@ -78,11 +101,16 @@ def prune(
         rounding=rounding,
         candidates=gated.heads(),
     )
+    if not compensate:
+        return mask
+    means = mean_head_outputs(gated, batches, gates=mask, progress=progress)
+    details = {"method": method, "compensate": True, "scores": json.loads(scores.to_json())}
+    return _C.StaticPruning(mask, _C.GateSet(dropped_output=means), json.dumps(details))
 
 
 def apply(
     model: torch.nn.Module | _C.GatedModel,
-    mask: _C.HeadMask | torch.Tensor,
+    mask: _C.HeadMask | _C.StaticPruning | torch.Tensor,
     dropped_output: torch.Tensor | None = None,
     *,
     optimizer: torch.optim.Optimizer | None = None,
@@ -96,7 +124,8 @@ def apply(
 
     Args:
         model: an attached model, or a GatedModel; changed in place.
-        mask: HeadMask, or [layers, heads] of bool or 0/1; true = the head stays.
+        mask: HeadMask, or [layers, heads] of bool or 0/1; true = the head stays; or what ``prune``
+            returned, with all that it decided.
         dropped_output: shape [layers, heads, model_dim], added to the output bias for each head
             that goes, for example ``mean_head_outputs``.
         optimizer: one that trains the model; changed in place. Its groups get the new parameters,
@@ -119,6 +148,13 @@ def apply(
         torch.Size([18, 24])
     """
     gated = gated_model(model, "apply")
+    if isinstance(mask, _C.StaticPruning):
+        if dropped_output is not None:
+            raise ValueError("[apply] expected no dropped_output beside a StaticPruning; found one")
+        if optimizer is None:
+            _C.apply_pruning(gated, mask)
+            return
+        mask, dropped_output = mask.heads, mask.gates.dropped_output
     if not isinstance(mask, _C.HeadMask):
         mask = _C.HeadMask(torch.as_tensor(mask))
     if optimizer is None:

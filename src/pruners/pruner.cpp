@@ -1,6 +1,11 @@
 #include "headkit/pruners/pruner.h"
 
 #include "headkit/core/error.h"
+#include "headkit/pruners/backward_elimination.h"
+#include "headkit/pruners/iterative.h"
+#include "headkit/pruners/mean_output.h"
+#include "headkit/pruners/removal.h"
+#include "pruners/method_settings.h"
 
 namespace headkit {
 namespace {
@@ -16,20 +21,103 @@ std::vector<PrunerInfo> one_shot_pruners() {
          .needs = scorer.needs,
          .prune = [name = scorer.name](GatedModel& model, const DataSource& data,
                                        const Objective& objective, const PruneOptions& options) {
+           MethodSettings settings(name, options.settings);
+           ScoreOptions score = options.score;
+           read_score_settings(settings, score);
+           settings.check_all_read();
            TopFractionOptions share = options.share;
            share.candidates = model.heads();
-           const HeadScores scores =
-               make_scorer(name)->score(model, data, objective, options.score);
-           return prune_top_fraction(scores, share);
+           const HeadScores scores = make_scorer(name)->score(model, data, objective, score);
+           StaticPruning pruning{.heads = prune_top_fraction(scores, share)};
+           if (options.compensate) {
+             pruning.gates.dropped_output =
+                 mean_head_outputs(model, data, {.gates = GateSet::from_mask(pruning.heads)});
+           }
+           pruning.details = Json{{"method", name},
+                                  {"objective", objective.name()},
+                                  {"compensate", options.compensate},
+                                  {"scores", parse_json("prune", scores.to_json())}}
+                                 .dump();
+           return pruning;
          }});
   }
   return all;
 }
 
+void read(MethodSettings& settings, IterativeOptions& options) {
+  settings.read("metric", options.metric, "a name in headkit.scorers()");
+  settings.read("step", options.step, "heads that go between two scorings; 1 = exact");
+  read_score_settings(settings, options.score);
+}
+
+void read(MethodSettings& settings, BackwardEliminationOptions& options) {
+  settings.read("step", options.step, "heads that go between two evaluations");
+  settings.read("shortlist", options.shortlist,
+                "heads tried in a step, those that did least harm before; 0 = all");
+}
+
+// An entry of the registry around a function with options of its own; `begin` makes them from what
+// all methods share.
+template <typename Options>
+PrunerInfo with_settings(PrunerInfo info, Options (*begin)(const PruneOptions&),
+                         StaticPruning (*prune)(GatedModel&, const DataSource&, const Objective&,
+                                                const Options&)) {
+  MethodSettings none(info.name, "{}");
+  Options standard = begin({});
+  read(none, standard);
+  info.settings = none.known();
+  info.prune = [name = info.name, begin, prune](GatedModel& model, const DataSource& data,
+                                                const Objective& objective,
+                                                const PruneOptions& given) {
+    Options options = begin(given);
+    MethodSettings settings(name, given.settings);
+    read(settings, options);
+    settings.check_all_read();
+    return prune(model, data, objective, options);
+  };
+  return info;
+}
+
+std::vector<PrunerInfo> searching_pruners() {
+  return {
+      with_settings<IterativeOptions>(
+          {.name = "iterative",
+           .definition = "Removes the heads of least score, scores again with them closed, and so "
+                         "on; step = 1 is exact re-estimation",
+           .source = "Michel, Levy, Neubig 2019",
+           .cost = "(heads that go / step) times the metric",
+           .needs = "what the metric needs",
+           .prune = nullptr},
+          [](const PruneOptions& given) {
+            return IterativeOptions{
+                .share = given.share, .score = given.score, .compensate = given.compensate};
+          },
+          &prune_iteratively),
+      with_settings<BackwardEliminationOptions>(
+          {.name = "backward_elimination",
+           .definition = "Removes, one after the other, the head without which the mean loss of "
+                         "what is left is lowest",
+           .source = "greedy ablation after Michel, Levy, Neubig 2019",
+           .cost = "about (heads left + 1) / 2 forwards of what is left, for each step",
+           .needs = "labels, or nothing with KL or cosine to the dense model",
+           .prune = nullptr},
+          [](const PruneOptions& given) {
+            return BackwardEliminationOptions{.share = given.share,
+                                              .compensate = given.compensate,
+                                              .progress = given.score.progress};
+          },
+          &prune_by_elimination),
+  };
+}
+
 }  // namespace
 
 const std::vector<PrunerInfo>& pruners() {
-  static const std::vector<PrunerInfo> all = one_shot_pruners();
+  static const std::vector<PrunerInfo> all = [] {
+    std::vector<PrunerInfo> each = one_shot_pruners();
+    for (PrunerInfo& method : searching_pruners()) each.push_back(std::move(method));
+    return each;
+  }();
   return all;
 }
 
@@ -40,6 +128,15 @@ const PrunerInfo& find_pruner(const std::string& name) {
     known += (known.empty() ? "" : ", ") + each.name;
   }
   throw std::invalid_argument(error_message("prune", "a method among " + known, "'", name, "'"));
+}
+
+StaticPruning prune(GatedModel& model, const DataSource& data, const Objective& objective,
+                    const std::string& method, const PruneOptions& options) {
+  return find_pruner(method).prune(model, data, objective, options);
+}
+
+void apply_pruning(GatedModel& model, const StaticPruning& pruning) {
+  remove_heads(model, pruning.heads, pruning.gates.dropped_output);
 }
 
 }  // namespace headkit

@@ -139,7 +139,7 @@ def test_methods_are_their_scores(tiny):
     model = tiny.make("Bert", "SequenceClassification")
     hk.attach(model)
     data = [{**tiny.inputs(), "labels": torch.tensor([0, 1, 2])}]
-    for method in hk.pruners():
+    for method in hk.scorers():
         scores = hk.score(model, data, method, normalization="none", seed=3)
         chosen = hk.prune(model, 0.5, method, data, seed=3)
         assert chosen == hk.prune_top_fraction(scores, 0.5)
@@ -152,6 +152,51 @@ def test_methods_are_their_scores(tiny):
         hk.prune(model, 1.5, data=data)
     with pytest.raises(ValueError, match="floor"):
         hk.prune(model, 0.1, data=data, min_per_layer=1)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"), [("iterative", {"step": 3}), ("backward_elimination", {"shortlist": 4})]
+)
+def test_methods_that_search(tiny, method, settings):
+    model = tiny.make("Bert", "SequenceClassification")
+    hk.attach(model)
+    inputs = tiny.inputs()
+    data = [{**inputs, "labels": torch.tensor([0, 1, 2])}]
+    mask = hk.prune(model, 0.5, method, data, **settings)
+    assert isinstance(mask, hk.HeadMask) and mask.count == 6
+    told = []
+    found = hk.prune(
+        model,
+        0.25,
+        method,
+        data,
+        compensate=True,
+        progress=lambda done, of: told.append((done, of)),
+        **settings,
+    )
+    assert told[-1] == (9, 9) and len(found.details["order"]) == 9
+    means = hk.mean_head_outputs(model, data, gates=found.heads)
+    torch.testing.assert_close(found.gates.dropped_output, means)
+    gates = hk.GateSet(found.heads.keep.float(), dropped_output=means)
+    with hk.gates(model, gates), torch.no_grad():
+        expected = model(**inputs).logits
+    hk.apply(model, found)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=f"settings of {method} among .*step.*found 'magic'"):
+        hk.prune(model, 0.5, method, data, magic=1)
+    with pytest.raises(ValueError, match="found none"):
+        hk.prune(model, 0.5, method)
+
+
+def test_one_shot_compensation(tiny):
+    model = tiny.make("Bert", "SequenceClassification")
+    hk.attach(model)
+    found = hk.prune(model, 0.5, "random", [tiny.inputs()], seed=1, compensate=True)
+    assert found.heads == hk.prune(model, 0.5, "random", seed=1)
+    means = hk.mean_head_outputs(model, [tiny.inputs()], gates=found.heads)
+    torch.testing.assert_close(found.gates.dropped_output, means)
+    assert not found.heads_only and found.details["scores"]["metric"] == "random"
 
 
 def test_mean_outputs_equal_the_mean_of_the_plain_model(tiny):

@@ -13,9 +13,9 @@ namespace headkit {
 struct MeanOutputOptions {
   /// Gates at which the model runs, [L, H]: upstream removals shift what a head sees. Empty =
   /// dense.
-  GateSet gates;
+  GateSet gates = {};
   /// Where set, decides the gates of each batch from its state before layer 0, instead of `gates`.
-  std::function<GateSet(const ModelState& state)> decide;
+  std::function<GateSet(const ModelState& state)> decide = {};
   Progress progress = {};  ///< batches done
 };
 

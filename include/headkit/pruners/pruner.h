@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "headkit/core/gate_set.h"
 #include "headkit/core/head_mask.h"
 #include "headkit/models/batch.h"
 #include "headkit/models/gated_model.h"
@@ -13,15 +14,35 @@
 
 namespace headkit {
 
-struct PruneOptions {
-  TopFractionOptions share;  ///< `candidates` is set from the model
-  ScoreOptions score;
+/// What a static pruner decided; the model is not changed by it (see apply_pruning).
+struct StaticPruning {
+  HeadMask heads;  ///< heads that stay
+  /// What goes or changes beyond the mask; undefined parts = nothing. `heads` scales heads that
+  /// stay, `dropped_output` replaces those that go: removal folds both into the weights.
+  GateSet gates = {};
+  std::string details = "{}";  ///< JSON object: method, settings, the course of the search
+
+  /// Whether the mask says everything.
+  bool heads_only() const { return gates.empty() && !gates.dropped_output.defined(); }
 };
 
-/// Decides which heads of `model` stay; the model is not changed (see remove_heads).
+struct PruneOptions {
+  TopFractionOptions share;     ///< `candidates` is set from the model
+  ScoreOptions score;           ///< `progress` is told of the whole pruning
+  bool compensate = false;      ///< mean outputs at the pruned model replace what goes
+  std::string settings = "{}";  ///< JSON object: the method's own, by the names in PrunerInfo
+};
+
 using PruneFunction =
-    std::function<HeadMask(GatedModel& model, const DataSource& data, const Objective& objective,
-                           const PruneOptions& options)>;
+    std::function<StaticPruning(GatedModel& model, const DataSource& data,
+                                const Objective& objective, const PruneOptions& options)>;
+
+/// A setting of a method.
+struct SettingInfo {
+  std::string name;
+  std::string meaning;
+  std::string standard;  ///< what it is when not given, as JSON
+};
 
 /// What the registry tells of a static pruning method.
 struct PrunerInfo {
@@ -31,11 +52,23 @@ struct PrunerInfo {
   std::string cost;   ///< in forwards and backwards over the data
   std::string needs;  ///< labels, none ...
   PruneFunction prune;
+  std::string budget = "heads";            ///< what `keep` is a share of
+  std::vector<SettingInfo> settings = {};  ///< those of scores are in ScoreOptions
 };
 
-/// Every scorer as a one-shot method: score once, keep the top share.
+/// Every scorer as a one-shot method (score once, keep the top share), then the methods that do
+/// more.
 const std::vector<PrunerInfo>& pruners();
 /// Throws std::invalid_argument, naming the known ones.
 const PrunerInfo& find_pruner(const std::string& name);
+
+/// Decides by the method of this name. Throws std::invalid_argument for unknown methods and
+/// settings, and for a budget that cannot be met, before any work.
+StaticPruning prune(GatedModel& model, const DataSource& data, const Objective& objective,
+                    const std::string& method, const PruneOptions& options = {});
+
+/// Changes the weights of `model` as decided: cuts what goes, folds what replaces it. Whole or not
+/// at all.
+void apply_pruning(GatedModel& model, const StaticPruning& pruning);
 
 }  // namespace headkit
