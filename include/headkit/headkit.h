@@ -43,6 +43,7 @@
 #include "headkit/pruners/removal.h"
 #include "headkit/pruners/top_fraction.h"
 #include "headkit/scorers/ablation.h"
+#include "headkit/scorers/fisher.h"
 #include "headkit/scorers/gate_gradient.h"
 #include "headkit/scorers/head_scorer.h"
 #include "headkit/scorers/random_score.h"

@@ -19,7 +19,7 @@ Returns:
     dict[str, dict[str, str]]: by registry name.
 Example:
     >>> sorted(headkit.scorers())
-    ['ablation', 'gate_gradient', 'random']
+    ['ablation', 'fisher', 'gate_gradient', 'random']
 )pbdoc");
 
   m.def(

@@ -2,6 +2,7 @@
 
 #include "headkit/core/error.h"
 #include "headkit/scorers/ablation.h"
+#include "headkit/scorers/fisher.h"
 #include "headkit/scorers/gate_gradient.h"
 #include "headkit/scorers/random_score.h"
 
@@ -15,6 +16,12 @@ const std::vector<ScorerInfo>& scorers() {
        .cost = "1 forward + 1 backward",
        .needs = "labels, or whatever the objective reads; refuses KL and cosine to the dense model",
        .make = [] { return std::make_unique<GateGradientScorer>(); }},
+      {.name = "fisher",
+       .definition = "mean over examples of (d loss / d gate)^2 at the dense model",
+       .source = "Kwon et al. 2022",
+       .cost = "1 forward + 1 backward",
+       .needs = "labels, or whatever the objective reads; refuses KL and cosine to the dense model",
+       .make = [] { return std::make_unique<FisherScorer>(); }},
       {.name = "ablation",
        .definition = "mean loss with the head closed - mean loss of the dense model",
        .source = "Michel, Levy, Neubig 2019",

@@ -14,8 +14,16 @@ namespace {
 constexpr double kTiny = 1e-20;
 constexpr int64_t kCountsAtOnce = int64_t{1} << 22;
 
+// [.., L, H] brought to 0 .. 1 over all heads; all 0 where all are equal.
+at::Tensor normalise_range(const at::Tensor& values) {
+  const at::Tensor least = values.amin({-2, -1}, /*keepdim=*/true);
+  const at::Tensor range = values.amax({-2, -1}, /*keepdim=*/true) - least;
+  return (values - least) / at::where(range.gt(0), range, at::ones_like(range));
+}
+
 at::Tensor normalise(const ScoreOptions& options, const at::Tensor& values) {
-  return options.normalization == "layer_l2" ? normalise_layers(values) : values;
+  if (options.normalization == "layer_l2") return normalise_layers(values);
+  return options.normalization == "minmax" ? normalise_range(values) : values;
 }
 
 // How often each of n units is drawn, [rows, n]. Not std::uniform_int_distribution, whose numbers
@@ -44,11 +52,24 @@ at::Tensor percentile(const at::Tensor& sorted, double share) {
 }  // namespace
 
 void check_score_options(const ScoreOptions& options) {
-  HEADKIT_CHECK(options.normalization == "none" || options.normalization == "layer_l2", "score",
-                "normalization none or layer_l2", "'", options.normalization, "'");
+  const std::string& norm = options.normalization;
+  HEADKIT_CHECK(norm == "none" || norm == "layer_l2" || norm == "minmax", "score",
+                "normalization none, layer_l2 or minmax", "'", norm, "'");
   HEADKIT_CHECK(options.confidence > 0 && options.confidence < 1, "score",
                 "a confidence level in (0, 1)", options.confidence);
   HEADKIT_CHECK(options.bootstrap >= 0, "score", "a number of resamples >= 0", options.bootstrap);
+}
+
+at::Tensor scored_heads(GatedModel& model, const ScoreOptions& options) {
+  const HeadLayout layout = model.layout();
+  at::Tensor scored = model.heads().keep().to(at::kCPU, at::kDouble);
+  if (!options.gates.defined()) return scored;
+  const std::vector<int64_t> shape{layout.layers, layout.heads};
+  HEADKIT_CHECK(options.gates.sizes() == at::IntArrayRef(shape) &&
+                    options.gates.isfinite().all().item<bool>(),
+                "score", c10::str("finite gates of shape ", at::IntArrayRef(shape)), "shape ",
+                options.gates.sizes());
+  return scored * options.gates.detach().to(at::kCPU).ne(0).to(at::kDouble);
 }
 
 at::Tensor normalise_layers(const at::Tensor& values) {

@@ -13,6 +13,10 @@ namespace headkit {
 /// Throws std::invalid_argument on settings that no scorer knows, before any work.
 void check_score_options(const ScoreOptions& options);
 
+/// 1 for heads that are there and, where options.gates are given, open at these; else 0. Double [L,
+/// H]. Throws std::invalid_argument for gates of another shape.
+at::Tensor scored_heads(GatedModel& model, const ScoreOptions& options);
+
 /// The contributions of independent units (examples, or batches) to a ratio of sums:
 /// score = normalise(sum_i value_i / sum_i weight_i).
 class ScoreSample {

@@ -194,7 +194,7 @@ def test_what_cannot_be_scored_is_refused(tiny):
     with pytest.raises(ValueError, match="attached module"):
         hk.score("model", data)
     hk.attach(model)
-    with pytest.raises(ValueError, match="gate_gradient, ablation, random"):
+    with pytest.raises(ValueError, match="gate_gradient, fisher, ablation"):
         hk.score(model, data, "importance")
     with pytest.raises(ValueError, match="granularity token"):
         hk.score(model, data, granularity="layer")
@@ -223,6 +223,6 @@ def test_random_scores_repeat(tiny):
 
 
 def test_the_registry_tells_what_there_is():
-    assert set(hk.scorers()) == {"gate_gradient", "ablation", "random"}
+    assert set(hk.scorers()) == {"gate_gradient", "fisher", "ablation", "random"}
     for info in hk.scorers().values():
         assert set(info) == {"definition", "source", "cost", "needs"} and all(info.values())

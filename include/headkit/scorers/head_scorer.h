@@ -14,12 +14,17 @@
 namespace headkit {
 
 struct ScoreOptions {
-  std::string granularity = "example";   ///< gate gradient: token, example, batch, signed
-  std::string normalization = "none";    ///< none, layer_l2 (divide by the norm of the layer)
+  std::string granularity = "example";  ///< gate gradient: token, example, batch, signed
+  /// none, layer_l2 (divide by the norm of the layer), minmax (to 0 .. 1 over all heads). It
+  /// changes the order between layers.
+  std::string normalization = "none";
   std::string denominator = "examples";  ///< gate gradient: examples, tokens (Michel's own)
   double confidence = 0.95;              ///< level of the bootstrap interval, in (0, 1)
   int64_t bootstrap = 1000;              ///< resamples over examples; 0 = no interval
   uint64_t seed = 0;                     ///< of the bootstrap and of the random scorer
+  /// [L, H]: where a gradient is taken, for pruners that score again after each removal; heads at 0
+  /// score 0. Empty = the dense model.
+  at::Tensor gates = {};
   at::Tensor dropped_output = {};  ///< [L, H, D]: what replaces a closed head; empty = nothing
   Progress progress = {};          ///< batches done
 };
