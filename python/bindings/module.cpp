@@ -9,6 +9,7 @@ PYBIND11_MODULE(_C, m) {
   register_feed_forward(m);
   register_models(m);
   register_scorers(m);
+  register_agreement(m);
   register_gates(m);
   register_pruners(m);
   register_persistence(m);

@@ -3,16 +3,15 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <cmath>
 #include <random>
 
 #include "headkit/core/error.h"
+#include "scorers/resampling.h"
 
 namespace headkit {
 namespace {
 
 constexpr double kTiny = 1e-20;
-constexpr int64_t kCountsAtOnce = int64_t{1} << 22;
 
 // [.., L, H] brought to 0 .. 1 over all heads; all 0 where all are equal.
 at::Tensor normalise_range(const at::Tensor& values) {
@@ -24,29 +23,6 @@ at::Tensor normalise_range(const at::Tensor& values) {
 at::Tensor normalise(const ScoreOptions& options, const at::Tensor& values) {
   if (options.normalization == "layer_l2") return normalise_layers(values);
   return options.normalization == "minmax" ? normalise_range(values) : values;
-}
-
-// How often each of n units is drawn, [rows, n]. Not std::uniform_int_distribution, whose numbers
-// differ between standard libraries.
-at::Tensor draw_counts(std::mt19937_64& random, int64_t rows, int64_t units) {
-  at::Tensor counts = at::zeros({rows, units}, at::kDouble);
-  double* next = counts.mutable_data_ptr<double>();
-  for (int64_t row = 0; row < rows; ++row, next += units) {
-    for (int64_t i = 0; i < units; ++i) {
-      const auto place =
-          (static_cast<unsigned __int128>(random()) * static_cast<uint64_t>(units)) >> 64;
-      next[static_cast<int64_t>(place)] += 1;
-    }
-  }
-  return counts;
-}
-
-// Linear interpolation between the two nearest of the sorted rows.
-at::Tensor percentile(const at::Tensor& sorted, double share) {
-  const double place = share * static_cast<double>(sorted.size(0) - 1);
-  const auto below = static_cast<int64_t>(std::floor(place));
-  const int64_t above = std::min(below + 1, sorted.size(0) - 1);
-  return at::lerp(sorted[below], sorted[above], place - static_cast<double>(below));
 }
 
 }  // namespace
@@ -117,9 +93,9 @@ void ScoreSample::summarise(const ScoreOptions& options, HeadScores& scores) con
   const at::Tensor table = values.reshape({units, -1});
   std::mt19937_64 random(options.seed);
   std::vector<at::Tensor> draws;
-  const int64_t rows_at_once = std::max<int64_t>(kCountsAtOnce / units, 1);
-  for (int64_t done = 0; done < options.bootstrap; done += rows_at_once) {
-    const int64_t rows = std::min(rows_at_once, options.bootstrap - done);
+  const int64_t rows_once = rows_at_once(units);
+  for (int64_t done = 0; done < options.bootstrap; done += rows_once) {
+    const int64_t rows = std::min(rows_once, options.bootstrap - done);
     const at::Tensor counts = draw_counts(random, rows, units);
     const at::Tensor mean = at::mm(counts, table) / at::mv(counts, weights).unsqueeze(1);
     draws.push_back(normalise(options, mean.reshape({rows, shape[0], shape[1]})));

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <random>
+
+namespace headkit {
+
+/// How often each of n units is drawn in a resample of n, double [rows, n].
+at::Tensor draw_counts(std::mt19937_64& random, int64_t rows, int64_t units);
+
+/// The value below which `share` of the sorted rows lie; linear between the two nearest.
+at::Tensor percentile(const at::Tensor& sorted, double share);
+
+/// Rows of counts that fit into some tens of megabytes.
+int64_t rows_at_once(int64_t units);
+
+/// z with P(Z <= z) = share for a standard normal Z, 0.5 <= share < 1.
+double normal_quantile(double share);
+
+}  // namespace headkit
