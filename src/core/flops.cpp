@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "headkit/core/error.h"
@@ -41,6 +42,39 @@ double encoder_flops(const HeadLayout& layout, double active_heads, int64_t toke
                      std::optional<double> active_kv_heads) {
   return attention_flops(layout, active_heads, tokens, active_kv_heads) +
          static_cast<double>(layout.layers) * feed_forward_flops(layout, tokens);
+}
+
+namespace {
+
+void check_matrices(const HeadLayout& layout, int64_t matrices) {
+  layout.check("unit_costs");
+  HEADKIT_CHECK(matrices == 2 || matrices == 3, "unit_costs",
+                "2 linear maps in a feed-forward block, or 3 in a gated one", matrices);
+}
+
+// Costs from those of the projections of Q and O with the core, of a KV head, and of a neuron.
+UnitCosts shared_costs(const HeadLayout& layout, double head, double kv_head, double neuron) {
+  if (layout.key_value_heads() == layout.heads) return {head + kv_head, neuron, 0};
+  return {head, neuron, kv_head * static_cast<double>(layout.layers * layout.key_value_heads())};
+}
+
+}  // namespace
+
+UnitCosts unit_macs(const HeadLayout& layout, double tokens, int64_t matrices) {
+  check_matrices(layout, matrices);
+  HEADKIT_CHECK(tokens > 0 && std::isfinite(tokens), "unit_costs", "a positive number of tokens",
+                tokens);
+  const auto width = static_cast<double>(layout.model_dim);
+  const double row = tokens * static_cast<double>(layout.head_dim);
+  return shared_costs(layout, 2 * row * (width + tokens), 2 * row * width,
+                      static_cast<double>(matrices) * tokens * width);
+}
+
+UnitCosts unit_parameters(const HeadLayout& layout, int64_t matrices) {
+  check_matrices(layout, matrices);
+  const auto width = static_cast<double>(layout.model_dim);
+  const double head = 2 * static_cast<double>(layout.head_dim) * width;
+  return shared_costs(layout, head, head, static_cast<double>(matrices) * width);
 }
 
 }  // namespace headkit

@@ -29,4 +29,25 @@ double feed_forward_flops(const HeadLayout& layout, int64_t tokens);
 double encoder_flops(const HeadLayout& layout, double active_heads, int64_t tokens,
                      std::optional<double> active_kv_heads = std::nullopt);
 
+/// What one unit costs, where units of a kind cost the same: total = fixed + heads * head + neurons
+/// * neuron.
+struct UnitCosts {
+  double head = 0;
+  double neuron = 0;
+  double fixed = 0;  ///< of what goes with no single unit
+  double total(double heads, double neurons) const {
+    return fixed + heads * head + neurons * neuron;
+  }
+};
+
+/// Multiply-accumulates (FLOPs = 2 MACs) of one sample with `tokens` tokens, a mean where lengths
+/// differ: a head 3 T D dh + 2 T^2 dh + T dh D, a neuron `matrices` * T D (2 linear maps, 3 in a
+/// gated block). Where heads share KV heads these are `fixed`, counted whether or not a head that
+/// reads them is left. Causal models are counted densely; embeddings, biases, norms, softmax and
+/// the task head are not counted. Throws std::invalid_argument unless `tokens` > 0 and `matrices`
+/// is 2 or 3.
+UnitCosts unit_macs(const HeadLayout& layout, double tokens, int64_t matrices = 2);
+/// Weights of a unit, biases left out: a head 4 dh D, a neuron `matrices` * D; KV heads as above.
+UnitCosts unit_parameters(const HeadLayout& layout, int64_t matrices = 2);
+
 }  // namespace headkit
