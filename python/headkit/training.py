@@ -1,7 +1,7 @@
-"""Pruning while a ``transformers.Trainer`` trains. Needs transformers and accelerate.
+"""Pruning and gates that learn while a ``transformers.Trainer`` trains. Needs accelerate too.
 
-A pruned or gated model trains as any other: ``Trainer(model=model, ...)``. Only the removal of
-heads under a running optimiser needs help, which is here.
+A pruned or gated model trains as any other: ``Trainer(model=model, ...)``. The removal of heads
+under a running optimiser and gates that train beside the weights need help, which is here.
 """
 
 from collections.abc import Mapping
@@ -9,14 +9,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
 import transformers
 
 from headkit import _C
 from headkit.files import write_text
+from headkit.huggingface import gates as open_gates
+from headkit.learned_gates import LearnedGates
 from headkit.pruning import apply, mean_head_outputs, prune
 from headkit.scoring import gated_model
 
 HEADS_FILE = "headkit_heads.json"
+GATES_FILE = "headkit_gates.safetensors"
 
 
 class PruneWhileTraining(transformers.TrainerCallback):
@@ -105,3 +110,118 @@ class PruneWhileTraining(transformers.TrainerCallback):
         """Note the heads of a checkpoint beside it."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         write_text(folder / HEADS_FILE, gated_model(model, "PruneWhileTraining").heads().to_json())
+
+
+class LearnGatesWhileTraining(transformers.TrainerCallback):
+    """Trains gates beside the weights of a model that a ``Trainer`` trains.
+
+    Each training forward runs under fresh samples of the gates, each evaluation under the hard
+    ones. The gates have an optimiser of their own (Adam, no weight decay, multipliers ascend) and a
+    clip of their own, so that they do not starve the weights. Their penalty is differentiated on
+    its own before the optimiser step, which gives the gradient of a loss that includes it; the
+    Trainer's log shows the loss without.
+
+    Next to each checkpoint lies ``headkit_gates.safetensors``, the state dict of the gates; the
+    moments of their optimiser are not kept.
+
+    Args:
+        gates: what is trained, for example ``headkit.SubsetGates``.
+        learning_rate: of the gates.
+        max_norm: clips the gradient of the gates; 0 = no clip.
+        seed: of the noise.
+
+    Attributes:
+        penalties: what the gates added to the loss, by optimiser step.
+
+    Raises:
+        ValueError: for anything but learned gates; when training starts, for a model that is not
+            attached, several processes or devices, or scaled fp16 gradients.
+
+    Example:
+        >>> gates = headkit.HardConcreteGates(2, 4)
+        >>> LearnGatesWhileTraining(gates).penalties
+        []
+    """
+
+    def __init__(
+        self,
+        gates: LearnedGates,
+        *,
+        learning_rate: float = 0.1,
+        max_norm: float = 1.0,
+        seed: int = 0,
+    ):
+        if not isinstance(gates, LearnedGates):
+            raise ValueError(
+                "[LearnGatesWhileTraining] expected learned gates, for example SubsetGates; found "
+                f"{type(gates).__name__}"
+            )
+        self.gates, self.learning_rate, self.max_norm = gates, learning_rate, max_norm
+        self.generator = torch.Generator().manual_seed(seed)
+        self.penalties: list[float] = []
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._open: list[Any] = []
+        self._hooks: list[Any] = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """Open gates around each forward from here on."""
+        gated_model(model, "LearnGatesWhileTraining")
+        if (copies := max(args.world_size, args.n_gpu)) > 1:
+            raise ValueError(
+                f"[LearnGatesWhileTraining] expected one process and device; found {copies}"
+            )
+        if args.fp16:
+            raise ValueError(
+                "[LearnGatesWhileTraining] expected float32 or bf16, because fp16 scales the "
+                "gradients that the gates get; found fp16"
+            )
+        self._optimizer = torch.optim.Adam(self.gates.parameter_groups(self.learning_rate))
+        self._optimizer.zero_grad()
+        self._hooks = [
+            model.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True),
+            model.register_forward_hook(self._end, always_call=True),
+        ]
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        """Step the gates, with the gradients of loss and penalty."""
+        self.gates.train()
+        penalty = self.gates.penalty()
+        if penalty.requires_grad:
+            penalty.backward()
+        self.penalties.append(float(penalty.detach()))
+        descending = self._optimizer.param_groups[0]["params"]
+        if self.max_norm > 0:
+            torch.nn.utils.clip_grad_norm_(descending, self.max_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.gates.after_step()
+
+    def on_save(self, args, state, control, **kwargs):
+        """Keep the gates of a checkpoint beside it."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        tensors = {
+            name: value.detach().contiguous() for name, value in self.gates.state_dict().items()
+        }
+        safetensors.torch.save_file(tensors, folder / GATES_FILE)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Leave the model as it was: dense, unless gates are opened around it."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _begin(self, module, args, kwargs):
+        if module.training:
+            self.gates.train()
+            values = (*args, *kwargs.values())
+            examples = next((len(v) for v in values if isinstance(v, torch.Tensor)), 1)
+            found = self.gates(examples, self.generator)
+        else:
+            found = self.gates.hard()
+        context = open_gates(module, found)
+        context.__enter__()
+        self._open.append(context)
+
+    def _end(self, module, args, output):
+        if self._open:
+            self._open.pop().__exit__(None, None, None)

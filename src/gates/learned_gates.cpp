@@ -24,8 +24,9 @@ void LearnedGates::set_parameter(const std::string& name, at::Tensor value) {
   const auto found = find_parameter(parameters_, name);
   const at::Tensor& old = found->value;
   HEADKIT_CHECK(
-      value.defined() && value.sizes() == old.sizes() && value.scalar_type() == old.scalar_type(),
-      "learned_gates", c10::str(name, " in ", old.scalar_type(), " of shape ", old.sizes()),
+      value.defined() && value.sizes() == old.sizes() &&
+          (value.scalar_type() == at::kFloat || value.scalar_type() == at::kDouble),
+      "learned_gates", c10::str(name, " in float32 or float64, of shape ", old.sizes()),
       value.defined() ? c10::str(value.scalar_type(), " of shape ", value.sizes()) : "none");
   found->value = std::move(value);
 }

@@ -99,13 +99,15 @@ GateSet SubsetGates::gates(const at::Tensor& scores, int64_t step) const {
 }
 
 GateSet SubsetGates::sample(int64_t step, int64_t, const at::Generator& generator) const {
-  const at::Tensor& w = parameter("w");
+  const at::Tensor w = parameter("w").to(at::kDouble);
   const at::Tensor uniform = at::rand(w.sizes(), generator, at::kDouble);
   const at::Tensor gumbel = -(-uniform.clamp_min(kTiny).log()).log();
-  return gates(w + gumbel, step);
+  return gates(w + gumbel.to(w.device()), step);
 }
 
-GateSet SubsetGates::soft(int64_t step) const { return gates(parameter("w"), step); }
+GateSet SubsetGates::soft(int64_t step) const {
+  return gates(parameter("w").to(at::kDouble), step);
+}
 
 GateSet SubsetGates::hard() const {
   GateSet gates;

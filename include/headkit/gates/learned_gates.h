@@ -33,7 +33,7 @@ class LearnedGates {
 
   const std::vector<GateParameter>& parameters() const { return parameters_; }
   /// Takes `value` in place of a parameter, without a copy: a module's own tensor. Throws
-  /// std::invalid_argument for an unknown name, or another shape or dtype.
+  /// std::invalid_argument for an unknown name, another shape, and what is not float32 or float64.
   void set_parameter(const std::string& name, at::Tensor value);
 
   /// Gates of one training step, differentiable, with noise. `skip` is set where a gate of 0 has no

@@ -1,0 +1,200 @@
+"""Gates that learn: modules, the plain loop, hardening and the Trainer callback."""
+
+import copy
+import json
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+import headkit as hk
+from headkit.training import GATES_FILE, LearnGatesWhileTraining
+
+KEEP = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 1], [0, 1, 0, 0]])
+
+
+@pytest.fixture
+def planted(tiny):
+    """A model without dropout and batches that it labels with the heads of KEEP alone."""
+    model = tiny.make("Bert", "SequenceClassification")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    hk.attach(model)
+    generator = torch.Generator().manual_seed(3)
+    batches = []
+    for _ in range(4):
+        ids = torch.randint(3, 60, (16, 6), generator=generator)
+        with torch.no_grad(), hk.gates(model, KEEP):
+            labels = model(input_ids=ids).logits.argmax(1)
+        batches.append({"input_ids": ids, "labels": labels})
+    return model, batches
+
+
+def loss_under(model, batches, gates):
+    with torch.no_grad(), hk.gates(model, gates):
+        return sum(model(**batch).loss.item() for batch in batches) / len(batches)
+
+
+def test_gates_train_in_anybodys_loop(planted):
+    model, batches = planted
+    learned = hk.HardConcreteGates(3, 4, penalty=0.02)
+    optimizer = torch.optim.Adam(learned.parameter_groups(0.1))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(12):
+        for batch in batches:
+            with hk.gates(model, learned(16, generator)):
+                loss = model(**batch).loss + learned.penalty()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            learned.after_step()
+    assert int(learned.step) == 48
+    assert 0 < hk.HeadMask(learned.hard().heads).count < 12
+    assert torch.equal(learned.eval()().heads, learned.hard().heads)
+
+
+def test_the_loop_finds_better_heads_than_others_of_the_same_number(planted):
+    model, batches = planted
+    before = copy.deepcopy(model.state_dict())
+    learned = hk.SubsetGates(3, 4, keep=5, cooldown_steps=60)
+    training = hk.train_gates(model, learned, batches, steps=80, learning_rate=0.3)
+    assert len(training.loss) == len(training) == int(learned.step) == 80
+    assert set(training.penalty) == {0.0}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    found = hk.harden(model, learned, batches)
+    assert found.heads.count == 5
+    assert found.hard_loss == pytest.approx(loss_under(model, batches, found.heads), abs=1e-5)
+    generator = torch.Generator().manual_seed(1)
+    others = []
+    for _ in range(40):
+        scores = torch.rand(3, 4, generator=generator)
+        others.append(loss_under(model, batches, hk.hard_subset(scores, 5)))
+    assert found.hard_loss < torch.tensor(others).quantile(0.2)
+    report = json.loads(found.to_json())
+    assert report["heads_kept"] == 5 and report["gates"]["keep"] == 5
+
+
+def test_state_dicts_copies_and_dtypes(planted):
+    learned = hk.HardConcreteGates(3, 4)
+    with torch.no_grad():
+        learned.log_alpha.copy_(torch.linspace(-3, 3, 12).reshape(3, 4))
+    other = hk.HardConcreteGates(3, 4)
+    other.load_state_dict(learned.state_dict())
+    assert torch.equal(other.hard().heads, learned.hard().heads)
+    assert torch.equal(copy.deepcopy(learned).double().soft().heads > 0, learned.soft().heads > 0)
+    with pytest.raises(ValueError, match="learned_gates"):
+        copy.deepcopy(learned).half().soft()
+    with pytest.raises(ValueError, match="penalty"):
+        hk.HardConcreteGates(3, 4, penalty=-1)
+    with pytest.raises(ValueError, match="from 0 to 12"):
+        hk.SubsetGates(3, 4, keep=13)
+    with pytest.raises(ValueError, match="learned gates"):
+        hk.train_gates(planted[0], torch.nn.Linear(2, 2), planted[1], steps=1)
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, batches):
+        self.rows = [
+            {name: value[i] for name, value in batch.items()}
+            for batch in batches
+            for i in range(len(batch["labels"]))
+        ]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, place):
+        return self.rows[place]
+
+
+def trainer(model, folder, batches, callback, **options):
+    settings = {
+        "output_dir": str(folder),
+        "max_steps": 6,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 1e-3,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **options,
+    }
+    return transformers.Trainer(
+        model=model,
+        args=transformers.TrainingArguments(**settings),
+        train_dataset=Rows(batches),
+        eval_dataset=Rows(batches),
+        callbacks=[callback],
+    )
+
+
+def test_a_trainer_trains_gates_and_evaluates_without_noise(planted, tmp_path):
+    model, batches = planted
+    gates = hk.SubsetGates(3, 4, keep=5, cooldown_steps=6)
+    callback = LearnGatesWhileTraining(gates, learning_rate=0.3)
+    run = trainer(
+        model, tmp_path, batches, callback, save_strategy="steps", save_steps=3, eval_strategy="no"
+    )
+    middle = EvaluateInTheMiddle(run, gates)
+    run.add_callback(middle)
+    run.train()
+    assert int(gates.step) == 6 and callback.penalties == [0.0] * 6
+    assert gates.w.abs().max() > 0
+    state = safetensors.torch.load_file(tmp_path / "checkpoint-6" / GATES_FILE)
+    other = hk.SubsetGates(3, 4, keep=5, cooldown_steps=6)
+    other.load_state_dict(state)
+    assert torch.equal(other.w, gates.w)
+    with torch.no_grad():
+        dense = model(**batches[0]).loss.item()
+    assert dense == pytest.approx(loss_under(model, batches[:1], torch.ones(3, 4)), abs=1e-6)
+    model.eval().load_state_dict(middle.weights)
+    assert middle.loss == pytest.approx(loss_under(model, batches, middle.hard), abs=1e-5)
+
+
+class EvaluateInTheMiddle(transformers.TrainerCallback):
+    def __init__(self, run, gates):
+        self.run, self.gates = run, gates
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 4:
+            self.loss = self.run.evaluate()["eval_loss"]
+            self.hard = self.gates.hard()
+            self.weights = copy.deepcopy(model.state_dict())
+
+
+def test_the_callback_gives_the_gradient_of_loss_plus_penalty(planted, tmp_path):
+    model, batches = planted
+    plain = copy.deepcopy(model)
+    gates = hk.HardConcreteGates(3, 4, penalty=0.5)
+    callback = LearnGatesWhileTraining(gates, learning_rate=0.1, max_norm=0.0, seed=4)
+    options = {"max_steps": 2, "optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0}
+    trainer(model, tmp_path, batches[:1], callback, **options, lr_scheduler_type="constant").train()
+
+    learned = hk.HardConcreteGates(3, 4, penalty=0.5)
+    optimizer = torch.optim.Adam(learned.parameter_groups(0.1))
+    weights = torch.optim.SGD(plain.parameters(), 0.05)
+    generator = torch.Generator().manual_seed(4)
+    plain.train()
+    for _ in range(2):
+        with hk.gates(plain, learned(16, generator)):
+            (plain(**batches[0]).loss + learned.penalty()).backward()
+        for one in (optimizer, weights):
+            one.step()
+            one.zero_grad()
+        learned.after_step()
+    torch.testing.assert_close(gates.log_alpha, learned.log_alpha, rtol=0, atol=1e-5)
+    for found, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_the_callback_refuses_what_it_cannot_do(planted, tmp_path, tiny):
+    _, batches = planted
+    with pytest.raises(ValueError, match="learned gates"):
+        LearnGatesWhileTraining(torch.nn.Linear(2, 2))
+    callback = LearnGatesWhileTraining(hk.SubsetGates(3, 4, keep=5))
+    plain = tiny.make("Bert", "SequenceClassification")
+    with pytest.raises(ValueError, match="attached"):
+        trainer(plain, tmp_path, batches, callback).train()
