@@ -152,6 +152,21 @@ Attributes:
       });
 }
 
+// Gates beyond heads and blocks must fit each other, whatever the model.
+void check_units(const GateSet& gates) {
+  const auto size = [](const at::Tensor& tensor, int64_t axis) {
+    return tensor.defined() && tensor.dim() >= -axis ? tensor.size(axis) : 0;
+  };
+  const at::Tensor &neurons = gates.neurons, &blocks = gates.feed_forward_sublayers;
+  gates.check_feed_forward("gate_set", -1, neurons.defined() ? size(neurons, -2) : size(blocks, -1),
+                           size(neurons, -1));
+  gates.check_hidden("gate_set", size(gates.hidden, -1));
+  const at::Tensor &heads = gates.heads, &attention = gates.attention_sublayers;
+  if (!heads.defined() && attention.defined()) {
+    gates.check("gate_set", -1, size(attention, -1), 0);
+  }
+}
+
 void register_gate_set(py::module_& m) {
   py::class_<GateSet>(m, "GateSet", R"pbdoc(
 Gates of a whole model for one batch, in original head indices.
@@ -165,18 +180,34 @@ Args:
     dropped_blocks: what a closed block adds instead of nothing, shape [layers, blocks, model_dim].
     skip: False computes closed heads and blocks and multiplies by 0, so that their gates get
         gradients.
+    neurons: gates of neurons, factors of what the activation gives, shape [layers, neurons] or
+        [batch, layers, neurons].
+    attention_sublayers, feed_forward_sublayers: gates of whole blocks, factors of what they add,
+        output bias included (all heads at 0 leave it), shape [layers] or [batch, layers].
+    hidden: gates of the dimensions of the residual stream, shape [model_dim].
 Raises:
     ValueError: if the shapes do not fit each other or a gate is not finite.
+Example:
+    >>> headkit.GateSet(attention_sublayers=torch.tensor([1.0, 0.0])).heads is None
+    True
 )pbdoc")
       .def(py::init([](std::optional<at::Tensor> heads, std::optional<at::Tensor> dropped_output,
                        std::optional<at::Tensor> blocks, std::optional<at::Tensor> dropped_blocks,
-                       bool skip) {
+                       bool skip, std::optional<at::Tensor> neurons,
+                       std::optional<at::Tensor> attention_sublayers,
+                       std::optional<at::Tensor> feed_forward_sublayers,
+                       std::optional<at::Tensor> hidden) {
              GateSet gates;
              gates.heads = or_undefined(heads);
              gates.dropped_output = or_undefined(dropped_output);
              gates.blocks = or_undefined(blocks);
              gates.dropped_blocks = or_undefined(dropped_blocks);
              gates.skip = skip;
+             gates.neurons = or_undefined(neurons);
+             gates.attention_sublayers = or_undefined(attention_sublayers);
+             gates.feed_forward_sublayers = or_undefined(feed_forward_sublayers);
+             gates.hidden = or_undefined(hidden);
+             check_units(gates);
              if (const at::Tensor& b = gates.blocks; b.defined()) {
                const bool fits = b.dim() >= 2;
                gates.check_blocks("gate_set", -1, fits ? b.size(-2) : 0, fits ? b.size(-1) : 0);
@@ -191,7 +222,9 @@ Raises:
            }),
            py::arg("heads") = py::none(), py::kw_only(), py::arg("dropped_output") = py::none(),
            py::arg("blocks") = py::none(), py::arg("dropped_blocks") = py::none(),
-           py::arg("skip") = true)
+           py::arg("skip") = true, py::arg("neurons") = py::none(),
+           py::arg("attention_sublayers") = py::none(),
+           py::arg("feed_forward_sublayers") = py::none(), py::arg("hidden") = py::none())
       .def_static("from_mask", &GateSet::from_mask, py::arg("mask"))
       .def_property_readonly("heads", [](const GateSet& g) { return or_none(g.heads); })
       .def_property_readonly("dropped_output",
@@ -199,7 +232,14 @@ Raises:
       .def_property_readonly("blocks", [](const GateSet& g) { return or_none(g.blocks); })
       .def_property_readonly("dropped_blocks",
                              [](const GateSet& g) { return or_none(g.dropped_blocks); })
+      .def_property_readonly("neurons", [](const GateSet& g) { return or_none(g.neurons); })
+      .def_property_readonly("attention_sublayers",
+                             [](const GateSet& g) { return or_none(g.attention_sublayers); })
+      .def_property_readonly("feed_forward_sublayers",
+                             [](const GateSet& g) { return or_none(g.feed_forward_sublayers); })
+      .def_property_readonly("hidden", [](const GateSet& g) { return or_none(g.hidden); })
       .def_readonly("skip", &GateSet::skip)
+      .def_property_readonly("empty", &GateSet::empty, "Whether nothing is gated.")
       .def(
           "layer_gate", [](const GateSet& g, int64_t l) { return or_none(g.layer_gate(l)); },
           py::arg("layer"))

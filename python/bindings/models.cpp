@@ -67,6 +67,21 @@ class PythonGatedModel final : public GatedModel, public py::trampoline_self_lif
                          const std::vector<int64_t>& kept) override {
     PYBIND11_OVERRIDE_PURE(void, GatedModel, replace_attention, layer, weights, kept);
   }
+  GatedUnits gated_units() const override {
+    PYBIND11_OVERRIDE(GatedUnits, GatedModel, gated_units, );
+  }
+  at::Tensor neurons() override { PYBIND11_OVERRIDE(at::Tensor, GatedModel, neurons, ); }
+  FeedForwardWeights feed_forward(int64_t layer) override {
+    PYBIND11_OVERRIDE(FeedForwardWeights, GatedModel, feed_forward, layer);
+  }
+  void replace_feed_forward(int64_t layer, const FeedForwardWeights& weights,
+                            const std::vector<int64_t>& kept) override {
+    PYBIND11_OVERRIDE(void, GatedModel, replace_feed_forward, layer, weights, kept);
+  }
+  Sublayers sublayers() override { PYBIND11_OVERRIDE(Sublayers, GatedModel, sublayers, ); }
+  void set_sublayers(const Sublayers& open) override {
+    PYBIND11_OVERRIDE(void, GatedModel, set_sublayers, open);
+  }
   std::shared_ptr<void> evaluating() override {
     py::gil_scoped_acquire gil;
     const py::function override =
@@ -158,16 +173,40 @@ Attributes:
         head before gate and output projection. Tokens may differ between blocks.
     valid: by block run, with ``head_context``: bool, shape [batch, tokens], true = token; None = all
         are tokens.
+    attention_outputs, feed_forward_outputs: ask for what each block adds to the residual stream.
+    feed_forward_inputs, neuron_activations: ask for the input of each feed-forward block, and for
+        what its neurons make of it.
+    attention_output, feed_forward_output: by block run, shape [batch, tokens, model_dim] each:
+        before dropout, under the gates of the run.
+    feed_forward_input: by feed-forward block run, shape [batch, tokens, model_dim] each.
+    neurons: by feed-forward block run, shape [batch, tokens, neurons present] each: what goes into
+        the second linear map, before the gates.
 )pbdoc")
-      .def(py::init([](bool attention_inputs, bool head_contexts) {
+      .def(py::init([](bool attention_inputs, bool head_contexts, bool attention_outputs,
+                       bool feed_forward_inputs, bool neuron_activations,
+                       bool feed_forward_outputs) {
              Taps taps;
              taps.attention_inputs = attention_inputs;
              taps.head_contexts = head_contexts;
+             taps.attention_outputs = attention_outputs;
+             taps.feed_forward_inputs = feed_forward_inputs;
+             taps.neuron_activations = neuron_activations;
+             taps.feed_forward_outputs = feed_forward_outputs;
              return taps;
            }),
-           py::kw_only(), py::arg("attention_inputs") = false, py::arg("head_contexts") = false)
+           py::kw_only(), py::arg("attention_inputs") = false, py::arg("head_contexts") = false,
+           py::arg("attention_outputs") = false, py::arg("feed_forward_inputs") = false,
+           py::arg("neuron_activations") = false, py::arg("feed_forward_outputs") = false)
       .def_readonly("attention_inputs", &Taps::attention_inputs)
       .def_readonly("head_contexts", &Taps::head_contexts)
+      .def_readonly("attention_outputs", &Taps::attention_outputs)
+      .def_readonly("feed_forward_inputs", &Taps::feed_forward_inputs)
+      .def_readonly("neuron_activations", &Taps::neuron_activations)
+      .def_readonly("feed_forward_outputs", &Taps::feed_forward_outputs)
+      .def_readwrite("attention_output", &Taps::attention_output)
+      .def_readwrite("feed_forward_input", &Taps::feed_forward_input)
+      .def_readwrite("neurons", &Taps::neurons)
+      .def_readwrite("feed_forward_output", &Taps::feed_forward_output)
       .def_readwrite("attention_input", &Taps::attention_input)
       .def_readwrite("head_context", &Taps::head_context)
       .def_property(
@@ -185,6 +224,37 @@ Attributes:
 
 void register_gated_model(py::module_& m) {
   using Unlocked = py::call_guard<py::gil_scoped_release>;
+  py::class_<GatedUnits>(m, "GatedUnits", R"pbdoc(
+Which units beside heads a model has gates of.
+
+Args:
+    neurons, attention_sublayers, feed_forward_sublayers, hidden: bool each, default False.
+)pbdoc")
+      .def(py::init([](bool neurons, bool attention, bool feed_forward, bool hidden) {
+             return GatedUnits{neurons, attention, feed_forward, hidden};
+           }),
+           py::kw_only(), py::arg("neurons") = false, py::arg("attention_sublayers") = false,
+           py::arg("feed_forward_sublayers") = false, py::arg("hidden") = false)
+      .def_readonly("neurons", &GatedUnits::neurons)
+      .def_readonly("attention_sublayers", &GatedUnits::attention_sublayers)
+      .def_readonly("feed_forward_sublayers", &GatedUnits::feed_forward_sublayers)
+      .def_readonly("hidden", &GatedUnits::hidden);
+  py::class_<Sublayers>(m, "Sublayers", R"pbdoc(
+Which blocks of a model are open.
+
+Args:
+    attention: bool for each attention block.
+    feed_forward: bool for each feed-forward block; empty if the model does not show them.
+)pbdoc")
+      .def(py::init([](std::vector<bool> attention, std::vector<bool> feed_forward) {
+             return Sublayers{std::move(attention), std::move(feed_forward)};
+           }),
+           py::arg("attention"), py::arg("feed_forward") = std::vector<bool>())
+      .def_readonly("attention", &Sublayers::attention)
+      .def_readonly("feed_forward", &Sublayers::feed_forward)
+      .def("__eq__", [](const Sublayers& a, const Sublayers& b) {
+        return a.attention == b.attention && a.feed_forward == b.feed_forward;
+      });
   py::classh<GatedModel, PythonGatedModel>(m, "GatedModel", R"pbdoc(
 A transformer whose heads have gates: what scorers, pruners, policies and explanations use.
 
@@ -211,6 +281,24 @@ outputs of the original model. A Python class may derive from it and implement e
       .def("replace_attention", &GatedModel::replace_attention, py::arg("layer"),
            py::arg("weights"), py::arg("kept"), Unlocked(),
            "Puts new weights in place; ``kept``: the original indices of their heads.")
+      .def("gated_units", &GatedModel::gated_units, Unlocked(), "What has gates beside heads.")
+      .def(
+          "check",
+          [](GatedModel& model, const AnyGates& gates, int64_t batch) {
+            model.check("gates", batch, gates_of(gates));
+          },
+          py::arg("gates"), py::arg("batch") = -1, Unlocked(),
+          "Raises ValueError if gates do not fit the model, or gate what has no gates in it.")
+      .def("neurons", &GatedModel::neurons, Unlocked(),
+           "Neurons physically there, bool [layers, neurons]; ValueError if they are not shown.")
+      .def("feed_forward", &GatedModel::feed_forward, py::arg("layer"), Unlocked(),
+           "FeedForwardWeights of the neurons physically there.")
+      .def("replace_feed_forward", &GatedModel::replace_feed_forward, py::arg("layer"),
+           py::arg("weights"), py::arg("kept"), Unlocked(),
+           "Puts new weights in place; ``kept``: the original indices of their neurons.")
+      .def("sublayers", &GatedModel::sublayers, Unlocked(), "Sublayers: which blocks are there.")
+      .def("set_sublayers", &GatedModel::set_sublayers, py::arg("open"), Unlocked(),
+           "Opens and closes whole blocks; one that is closed adds nothing, not even its bias.")
       .def("parameters", &GatedModel::parameters, Unlocked(),
            "(name, tensor) of everything that defines the function.")
       .def("fingerprint", &GatedModel::fingerprint, Unlocked(),

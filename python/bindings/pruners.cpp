@@ -68,6 +68,8 @@ Example:
                                return py::module_::import("json").attr("loads")(pruning.details);
                              })
       .def_property_readonly("heads_only", &StaticPruning::heads_only)
+      .def("all_gates", &StaticPruning::all_gates,
+           "The mask and the gates beyond it in one GateSet, as ``headkit.apply`` takes it.")
       .def("__repr__", [](const StaticPruning& pruning) {
         std::string text = "StaticPruning(" + std::to_string(pruning.heads.count()) + " of " +
                            std::to_string(pruning.heads.layers() * pruning.heads.heads()) +
@@ -182,6 +184,31 @@ Returns:
       },
       py::arg("model"), py::arg("mask"), py::arg("dropped_output") = py::none(), Unlocked(),
       "See headkit.apply.");
+
+  m.def(
+      "slice_neurons",
+      [](const FeedForwardWeights& weights, const std::vector<int64_t>& kept,
+         const std::optional<at::Tensor>& added_output) {
+        return slice_neurons(weights, kept, or_undefined(added_output));
+      },
+      py::arg("weights"), py::arg("kept"), py::arg("added_output") = py::none(), Unlocked(),
+      R"pbdoc(
+The weights of some neurons, copied: their rows of ``inner`` and ``up`` and columns of ``out``.
+
+Args:
+    weights: FeedForwardWeights.
+    kept: places of the neurons that stay, ascending.
+    added_output: shape [model_dim], folded into the output bias.
+Returns:
+    FeedForwardWeights
+Example:
+    >>> weights = headkit.FeedForwardWeights(torch.randn(24, 6), torch.randn(6, 24))
+    >>> headkit.slice_neurons(weights, [0, 23]).out.shape
+    torch.Size([6, 2])
+)pbdoc");
+
+  m.def("remove_units", &remove_units, py::arg("model"), py::arg("gates"), Unlocked(),
+        "See headkit.apply.");
 
   m.def(
       "mean_head_outputs",

@@ -110,22 +110,26 @@ def prune(
 
 def apply(
     model: torch.nn.Module | _C.GatedModel,
-    mask: _C.HeadMask | _C.StaticPruning | torch.Tensor,
+    mask: _C.HeadMask | _C.GateSet | _C.StaticPruning | torch.Tensor,
     dropped_output: torch.Tensor | None = None,
     *,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Take heads out of the weights, for good.
+    """Take heads, and whatever else gates close, out of the weights, for good.
 
     Rows of the query, key and value weights and columns of the output weight go; outputs equal
-    those under the mask as gates. Happens whole or not at all. Heads keep their original indices;
+    those under the mask as gates. Static gates also cut neurons (rows of the first linear map,
+    columns of the second) and whole blocks, and what they leave half open is folded into the output
+    weights. A block whose gate is 0 adds nothing; one without heads or neurons still adds its
+    output bias. Happens whole or not at all. Heads keep their original indices;
     heads that are gone already stay gone. Parameters are new objects, without gradients: an
     optimiser that was made before goes on only if it is given here.
 
     Args:
         model: an attached model, or a GatedModel; changed in place.
-        mask: HeadMask, or [layers, heads] of bool or 0/1; true = the head stays; or what ``prune``
-            returned, with all that it decided.
+        mask: HeadMask, or [layers, heads] of bool or 0/1; true = the head stays. Or a GateSet of
+            static gates, the same for every sample; or what ``prune`` returned, with all that it
+            decided.
         dropped_output: shape [layers, heads, model_dim], added to the output bias for each head
             that goes, for example ``mean_head_outputs``.
         optimizer: one that trains the model; changed in place. Its groups get the new parameters,
@@ -148,15 +152,20 @@ def apply(
         torch.Size([18, 24])
     """
     gated = gated_model(model, "apply")
+    mask = _static(mask, dropped_output)
     if isinstance(mask, _C.StaticPruning):
-        if dropped_output is not None:
-            raise ValueError("[apply] expected no dropped_output beside a StaticPruning; found one")
-        if optimizer is None:
-            _C.apply_pruning(gated, mask)
-            return
-        mask, dropped_output = mask.heads, mask.gates.dropped_output
-    if not isinstance(mask, _C.HeadMask):
-        mask = _C.HeadMask(torch.as_tensor(mask))
+        if optimizer is None or not mask.gates.empty:
+            mask = mask.all_gates()
+        else:
+            mask, dropped_output = mask.heads, mask.gates.dropped_output
+    if isinstance(mask, _C.GateSet):
+        if optimizer is not None:
+            raise ValueError(
+                "[apply] expected a mask of heads beside an optimiser; found gates of more (prune "
+                "without it and make a new one)"
+            )
+        _C.remove_units(gated, mask)
+        return
     if optimizer is None:
         _C.remove_heads(gated, mask, dropped_output)
         return
@@ -171,6 +180,20 @@ def apply(
     cut = cut_state(gated, mask, optimizer)
     _C.remove_heads(gated, mask, dropped_output)
     cut.carry_over(gated)
+
+
+def _static(
+    mask: Any, dropped_output: torch.Tensor | None
+) -> _C.HeadMask | _C.GateSet | _C.StaticPruning:
+    """What goes, as a mask of heads or as gates of more than these."""
+    if isinstance(mask, _C.StaticPruning | _C.GateSet) and dropped_output is not None:
+        raise ValueError(
+            "[apply] expected dropped_output among the gates; found it beside a "
+            f"{type(mask).__name__}"
+        )
+    if isinstance(mask, _C.StaticPruning | _C.GateSet | _C.HeadMask):
+        return mask
+    return _C.HeadMask(torch.as_tensor(mask))
 
 
 def mean_head_outputs(

@@ -45,6 +45,15 @@ class OtherHead : public GatedModel {
                          const std::vector<int64_t>& kept) override {
     model_->replace_attention(layer, weights, kept);
   }
+  GatedUnits gated_units() const override { return model_->gated_units(); }
+  at::Tensor neurons() override { return model_->neurons(); }
+  FeedForwardWeights feed_forward(int64_t layer) override { return model_->feed_forward(layer); }
+  void replace_feed_forward(int64_t layer, const FeedForwardWeights& weights,
+                            const std::vector<int64_t>& kept) override {
+    model_->replace_feed_forward(layer, weights, kept);
+  }
+  Sublayers sublayers() override { return model_->sublayers(); }
+  void set_sublayers(const Sublayers& open) override { model_->set_sublayers(open); }
   std::shared_ptr<void> evaluating() override { return model_->evaluating(); }
   std::vector<std::pair<std::string, at::Tensor>> parameters() override {
     return model_->parameters();

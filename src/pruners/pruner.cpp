@@ -136,7 +136,14 @@ StaticPruning prune(GatedModel& model, const DataSource& data, const Objective& 
 }
 
 void apply_pruning(GatedModel& model, const StaticPruning& pruning) {
-  remove_heads(model, pruning.heads, pruning.gates.dropped_output);
+  remove_units(model, pruning.all_gates());
+}
+
+GateSet StaticPruning::all_gates() const {
+  GateSet all = gates;
+  all.heads = heads.keep().to(at::kDouble);
+  if (gates.heads.defined()) all.heads = all.heads * gates.heads.to(at::kCPU, at::kDouble);
+  return all;
 }
 
 }  // namespace headkit

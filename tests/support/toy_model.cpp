@@ -12,13 +12,32 @@
 namespace headkit::testing {
 
 ToyModel::ToyModel(HeadLayout layout, std::vector<AttentionWeights> layers, at::Tensor classifier,
-                   at::Tensor classifier_bias)
+                   at::Tensor classifier_bias, std::vector<FeedForwardWeights> feed_forward)
     : layout_(layout),
       layers_(std::move(layers)),
+      feed_forward_(std::move(feed_forward)),
       kept_(layers_.size(), std::vector<int64_t>(layout.heads)),
+      kept_neurons_(feed_forward_.size(), std::vector<int64_t>(layout.feed_forward)),
+      open_{std::vector<bool>(layers_.size(), true), std::vector<bool>(feed_forward_.size(), true)},
       classifier_(std::move(classifier)),
       classifier_bias_(std::move(classifier_bias)) {
   for (auto& kept : kept_) std::iota(kept.begin(), kept.end(), 0);
+  for (auto& kept : kept_neurons_) std::iota(kept.begin(), kept.end(), 0);
+}
+
+GatedUnits ToyModel::gated_units() const {
+  const bool feed_forward = !feed_forward_.empty();
+  return {
+      .neurons = feed_forward, .attention_sublayers = true, .feed_forward_sublayers = feed_forward};
+}
+
+at::Tensor ToyModel::neurons() {
+  if (feed_forward_.empty()) return GatedModel::neurons();
+  at::Tensor there = at::zeros({layout_.layers, layout_.feed_forward}, at::kBool);
+  for (int64_t l = 0; l < layout_.layers; ++l) {
+    there[l].index_fill_(0, at::tensor(kept_neurons_[l], at::kLong), true);
+  }
+  return there;
 }
 
 HeadMask ToyModel::heads() const {
@@ -44,30 +63,59 @@ ModelState ToyModel::run(const ModelState& state, int64_t first, int64_t last, c
                 "layers from " + std::to_string(state.layer), first, " to ", last);
   ModelState next = state;
   for (int64_t l = first; l < last; ++l) {
-    if (taps != nullptr && taps->attention_inputs) taps->attention_input.push_back(next.hidden);
-    AttentionInput input;
-    if (next.attention_mask.defined()) input.key_padding_mask(next.attention_mask);
-    if (layout_.key_value_heads() != layout_.heads) {
-      input.num_kv_heads(static_cast<int64_t>(layout_.kv_heads_of(kept_[l]).size()))
-          .kv_head(layout_.kv_places_of(kept_[l]));
-    }
-    if (taps != nullptr && taps->head_contexts) {
-      taps->head_context.push_back(
-          head_contexts(next.hidden, layers_[l], static_cast<int64_t>(kept_[l].size()), input));
-      taps->valid.push_back(next.attention_mask);
-    }
-    const at::Tensor kept = at::tensor(kept_[l], at::kLong);
-    if (const at::Tensor gate = gates.layer_gate(l); gate.defined()) {
-      input.gate(gate.index_select(-1, kept)).skip(gates.skip);
-      if (const at::Tensor dropped = gates.layer_dropped_output(l); dropped.defined()) {
-        input.dropped_output(dropped.index_select(0, kept));
-      }
-    }
-    next.hidden = next.hidden + gated_attention(next.hidden, layers_[l],
-                                                static_cast<int64_t>(kept_[l].size()), input);
+    next.hidden = next.hidden + attend(next, l, gates, taps);
+    if (!feed_forward_.empty()) next.hidden = next.hidden + feed(next.hidden, l, gates, taps);
   }
   next.layer = last;
   return next;
+}
+
+at::Tensor ToyModel::attend(const ModelState& state, int64_t l, const GateSet& gates, Taps* taps) {
+  const at::Tensor& x = state.hidden;
+  if (taps != nullptr && taps->attention_inputs) taps->attention_input.push_back(x);
+  AttentionInput input;
+  if (state.attention_mask.defined()) input.key_padding_mask(state.attention_mask);
+  if (layout_.key_value_heads() != layout_.heads) {
+    input.num_kv_heads(static_cast<int64_t>(layout_.kv_heads_of(kept_[l]).size()))
+        .kv_head(layout_.kv_places_of(kept_[l]));
+  }
+  if (taps != nullptr && taps->head_contexts) {
+    taps->head_context.push_back(
+        head_contexts(x, layers_[l], static_cast<int64_t>(kept_[l].size()), input));
+    taps->valid.push_back(state.attention_mask);
+  }
+  const at::Tensor kept = at::tensor(kept_[l], at::kLong);
+  if (const at::Tensor gate = gates.layer_gate(l); gate.defined()) {
+    input.gate(gate.index_select(-1, kept)).skip(gates.skip);
+    if (const at::Tensor dropped = gates.layer_dropped_output(l); dropped.defined()) {
+      input.dropped_output(dropped.index_select(0, kept));
+    }
+  }
+  at::Tensor added =
+      open_.attention[l]
+          ? gated_attention(x, layers_[l], static_cast<int64_t>(kept_[l].size()), input)
+          : at::zeros_like(x);
+  if (const at::Tensor factor = gates.attention_factor(l); factor.defined()) added = added * factor;
+  if (taps != nullptr && taps->attention_outputs) taps->attention_output.push_back(added);
+  return added;
+}
+
+at::Tensor ToyModel::feed(const at::Tensor& x, int64_t l, const GateSet& gates, Taps* taps) {
+  if (taps != nullptr && taps->feed_forward_inputs) taps->feed_forward_input.push_back(x);
+  const FeedForwardWeights& w = feed_forward_.at(l);
+  at::Tensor values = at::gelu(at::linear(x, w.in, w.in_bias));
+  if (taps != nullptr && taps->neuron_activations) taps->neurons.push_back(values);
+  if (at::Tensor gate = gates.layer_neurons(l); gate.defined()) {
+    gate = gate.index_select(-1, at::tensor(kept_neurons_[l], at::kLong));
+    values = values * (gate.dim() == 1 ? gate : gate.unsqueeze(1));
+  }
+  at::Tensor added =
+      open_.feed_forward[l] ? at::linear(values, w.out, w.out_bias) : at::zeros_like(x);
+  if (const at::Tensor factor = gates.feed_forward_factor(l); factor.defined()) {
+    added = added * factor;
+  }
+  if (taps != nullptr && taps->feed_forward_outputs) taps->feed_forward_output.push_back(added);
+  return added;
 }
 
 at::Tensor ToyModel::pooled(const ModelState& state) const {
@@ -92,6 +140,15 @@ void ToyModel::replace_attention(int64_t layer, const AttentionWeights& weights,
   kept_.at(layer) = kept;
 }
 
+void ToyModel::replace_feed_forward(int64_t layer, const FeedForwardWeights& weights,
+                                    const std::vector<int64_t>& kept) {
+  const auto count = static_cast<int64_t>(kept.size());
+  HEADKIT_CHECK(weights.in.size(0) == count && weights.out.size(1) == count, "replace_feed_forward",
+                "weights of the kept neurons", weights.in.size(0), " rows");
+  feed_forward_.at(layer) = weights;
+  kept_neurons_.at(layer) = kept;
+}
+
 std::vector<std::pair<std::string, at::Tensor>> ToyModel::parameters() {
   std::vector<std::pair<std::string, at::Tensor>> all;
   for (size_t l = 0; l < layers_.size(); ++l) {
@@ -105,6 +162,14 @@ std::vector<std::pair<std::string, at::Tensor>> ToyModel::parameters() {
                            {prefix + "k_bias", w.k_bias},
                            {prefix + "v_bias", w.v_bias},
                            {prefix + "o_bias", w.o_bias}});
+  }
+  for (size_t l = 0; l < feed_forward_.size(); ++l) {
+    const FeedForwardWeights& w = feed_forward_[l];
+    const std::string prefix = "layers." + std::to_string(l) + ".feed_forward.";
+    all.insert(all.end(), {{prefix + "in", w.in},
+                           {prefix + "out", w.out},
+                           {prefix + "in_bias", w.in_bias},
+                           {prefix + "out_bias", w.out_bias}});
   }
   all.emplace_back("classifier", classifier_);
   all.emplace_back("classifier_bias", classifier_bias_);
@@ -161,8 +226,19 @@ std::shared_ptr<ToyModel> random_toy_model(HeadLayout layout, int64_t classes, u
     w.o_bias = normal({layout.model_dim}, 0.1);
     layers.push_back(w);
   }
-  return std::make_shared<ToyModel>(layout, std::move(layers),
-                                    normal({classes, layout.model_dim}, 1), normal({classes}, 0.1));
+  const at::Tensor classifier = normal({classes, layout.model_dim}, 1);
+  const at::Tensor classifier_bias = normal({classes}, 0.1);
+  std::vector<FeedForwardWeights> feed_forward;
+  for (int64_t l = 0; l < layout.layers && layout.feed_forward > 0; ++l) {
+    FeedForwardWeights w;
+    w.in = normal({layout.feed_forward, layout.model_dim}, in);
+    w.out = normal({layout.model_dim, layout.feed_forward}, in);
+    w.in_bias = normal({layout.feed_forward}, 0.1);
+    w.out_bias = normal({layout.model_dim}, 0.1);
+    feed_forward.push_back(w);
+  }
+  return std::make_shared<ToyModel>(layout, std::move(layers), classifier, classifier_bias,
+                                    std::move(feed_forward));
 }
 
 Batch random_toy_batch(const HeadLayout& layout, int64_t examples, int64_t tokens, int64_t classes,

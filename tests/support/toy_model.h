@@ -9,13 +9,14 @@
 
 namespace headkit::testing {
 
-/// The model of golden.json's toy.model: residual attention layers without norm or feed-forward
-/// block, mean over valid tokens, linear classifier. A batch holds "x" [B, T, D], "attention_mask"
+/// The model of golden.json's toy.model: residual attention layers without norm, mean over valid
+/// tokens, linear classifier; with a residual feed-forward block (GELU) after each attention block
+/// if the layout has neurons. A batch holds "x" [B, T, D], "attention_mask"
 /// [B, T] (bool) and "labels" [B].
 class ToyModel final : public GatedModel {
  public:
   ToyModel(HeadLayout layout, std::vector<AttentionWeights> layers, at::Tensor classifier,
-           at::Tensor classifier_bias);
+           at::Tensor classifier_bias, std::vector<FeedForwardWeights> feed_forward = {});
 
   HeadLayout layout() const override { return layout_; }
   HeadMask heads() const override;
@@ -26,15 +27,27 @@ class ToyModel final : public GatedModel {
   AttentionWeights attention(int64_t layer) override { return layers_.at(layer); }
   void replace_attention(int64_t layer, const AttentionWeights& weights,
                          const std::vector<int64_t>& kept) override;
+  GatedUnits gated_units() const override;
+  at::Tensor neurons() override;
+  FeedForwardWeights feed_forward(int64_t layer) override { return feed_forward_.at(layer); }
+  void replace_feed_forward(int64_t layer, const FeedForwardWeights& weights,
+                            const std::vector<int64_t>& kept) override;
+  Sublayers sublayers() override { return open_; }
+  void set_sublayers(const Sublayers& open) override { open_ = open; }
   std::vector<std::pair<std::string, at::Tensor>> parameters() override;
 
   /// Mean over the valid tokens of the last state, before the classifier, [B, D].
   at::Tensor pooled(const ModelState& state) const;
 
  private:
+  at::Tensor attend(const ModelState& state, int64_t layer, const GateSet& gates, Taps* taps);
+  at::Tensor feed(const at::Tensor& hidden, int64_t layer, const GateSet& gates, Taps* taps);
+
   HeadLayout layout_;
   std::vector<AttentionWeights> layers_;
-  std::vector<std::vector<int64_t>> kept_;
+  std::vector<FeedForwardWeights> feed_forward_;
+  std::vector<std::vector<int64_t>> kept_, kept_neurons_;
+  Sublayers open_;
   at::Tensor classifier_, classifier_bias_;
 };
 

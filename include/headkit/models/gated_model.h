@@ -11,6 +11,7 @@
 #include "headkit/core/gate_set.h"
 #include "headkit/core/head_layout.h"
 #include "headkit/core/head_mask.h"
+#include "headkit/feed_forward/gated_feed_forward.h"
 #include "headkit/models/batch.h"
 
 namespace headkit {
@@ -34,8 +35,12 @@ struct ModelState {
 
 /// What a caller wants to see of a run. Ask by setting a flag; read the vectors afterwards.
 struct Taps {
-  bool attention_inputs = false;  ///< ask for the input of each attention block
-  bool head_contexts = false;     ///< ask for what the heads of each block make of it
+  bool attention_inputs = false;      ///< ask for the input of each attention block
+  bool head_contexts = false;         ///< ask for what the heads of each block make of it
+  bool attention_outputs = false;     ///< ask for what each attention block adds
+  bool feed_forward_inputs = false;   ///< ask for the input of each feed-forward block
+  bool neuron_activations = false;    ///< ask for what the neurons of each block make of it
+  bool feed_forward_outputs = false;  ///< ask for what each feed-forward block adds
 
   std::vector<at::Tensor> attention_input = {};  ///< by block run, [B, T, D]
   /// By block run, [B, T, heads present, dh]: output of each head before gate and output
@@ -43,6 +48,28 @@ struct Taps {
   std::vector<at::Tensor> head_context = {};
   /// By block run, with `head_context`: bool [B, T], true = token; undefined = all are tokens.
   std::vector<at::Tensor> valid = {};
+  /// By block run, [B, T, D]: what an attention block adds to the residual stream (before dropout),
+  /// under the gates of the run, that of the whole block and the output bias included.
+  std::vector<at::Tensor> attention_output = {};
+  std::vector<at::Tensor> feed_forward_input = {};  ///< by feed-forward block run, [B, T, D]
+  /// By feed-forward block run, [B, T, neurons present]: what goes into the second linear map,
+  /// before the gates.
+  std::vector<at::Tensor> neurons = {};
+  std::vector<at::Tensor> feed_forward_output = {};  ///< as `attention_output`
+};
+
+/// Units beside heads that a model has gates of.
+struct GatedUnits {
+  bool neurons = false;                 ///< also neurons(), feed_forward(), replace_feed_forward()
+  bool attention_sublayers = false;     ///< also sublayers(), set_sublayers()
+  bool feed_forward_sublayers = false;  ///< with `neurons`
+  bool hidden = false;
+};
+
+/// Which blocks of a model are open, one entry for each.
+struct Sublayers {
+  std::vector<bool> attention;
+  std::vector<bool> feed_forward;  ///< empty for a model that does not show its feed-forward blocks
 };
 
 /// A transformer whose heads have gates: the one interface that scorers, pruners, policies and
@@ -78,6 +105,28 @@ class GatedModel {
   /// again; other biases are those of the original.
   virtual void replace_attention(int64_t layer, const AttentionWeights& weights,
                                  const std::vector<int64_t>& kept) = 0;
+  /// What has gates beside the heads. Gates of anything else are refused by `check`.
+  virtual GatedUnits gated_units() const { return {}; }
+  /// Throws std::invalid_argument if `gates` do not fit the model, or gate what has no gates in it.
+  /// `batch` = -1 accepts any batch.
+  void check(const char* operation, int64_t batch, const GateSet& gates);
+
+  /// Neurons that are physically there, bool [L, F]: layers with a feed-forward block, neurons of
+  /// the original. The default throws std::invalid_argument, as do the next two.
+  virtual at::Tensor neurons();
+  /// Weights of a layer's feed-forward block, of the neurons that are physically there (original
+  /// order).
+  virtual FeedForwardWeights feed_forward(int64_t layer);
+  /// Puts new feed-forward weights in place; `kept` are the original indices of their neurons. Must
+  /// not fail half-way.
+  virtual void replace_feed_forward(int64_t layer, const FeedForwardWeights& weights,
+                                    const std::vector<int64_t>& kept);
+  /// Blocks that are physically there. One that is not adds nothing, and costs nothing: neither
+  /// its output bias, which a block without heads or neurons still adds.
+  virtual Sublayers sublayers();
+  /// Opens and closes whole blocks; their weights stay as they are.
+  virtual void set_sublayers(const Sublayers& open);
+
   /// Keeps the model in evaluation mode (no dropout) while the returned object lives, then puts it
   /// back into the mode it had. Null for a model that has only one mode.
   virtual std::shared_ptr<void> evaluating() { return nullptr; }

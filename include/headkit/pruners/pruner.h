@@ -24,6 +24,8 @@ struct StaticPruning {
 
   /// Whether the mask says everything.
   bool heads_only() const { return gates.empty() && !gates.dropped_output.defined(); }
+  /// The mask and the gates beyond it in one, as `remove_units` takes them.
+  GateSet all_gates() const;
 };
 
 struct PruneOptions {

@@ -178,6 +178,46 @@ TEST(GateSetTest, SlicesByLayerAndSample) {
   EXPECT_TRUE(at::equal(shared.select_samples(at::tensor({0})).heads, shared.heads));
 }
 
+TEST(GateSetTest, UnitsBeyondHeadsSliceAndRoundTrip) {
+  GateSet gates;
+  EXPECT_TRUE(gates.empty());
+  gates.neurons = at::arange(30, at::kDouble).reshape({2, 3, 5});
+  gates.attention_sublayers = at::rand({2, 4});
+  gates.feed_forward_sublayers = at::rand({3});
+  gates.hidden = at::rand({6});
+  EXPECT_FALSE(gates.empty());
+  gates.check("x", 2, 4, 9);
+  gates.check_feed_forward("x", 2, 3, 5);
+  gates.check_hidden("x", 6);
+  EXPECT_TRUE(at::equal(gates.layer_neurons(1), gates.neurons.select(1, 1)));
+  EXPECT_TRUE(
+      at::equal(gates.attention_factor(3).flatten(), gates.attention_sublayers.select(1, 3)));
+  EXPECT_EQ(gates.attention_factor(3).dim(), 3);
+  EXPECT_TRUE(at::equal(gates.feed_forward_factor(2), gates.feed_forward_sublayers[2]));
+  const GateSet second = gates.select_samples(at::tensor({1}));
+  EXPECT_TRUE(at::equal(second.neurons, gates.neurons.slice(0, 1)));
+  EXPECT_TRUE(at::equal(second.attention_sublayers, gates.attention_sublayers.slice(0, 1)));
+  EXPECT_TRUE(at::equal(second.feed_forward_sublayers, gates.feed_forward_sublayers));
+
+  const GateSet again = GateSet::from_json(gates.to_json());
+  EXPECT_EQ(again.neurons.scalar_type(), at::kDouble);
+  EXPECT_TRUE(at::equal(again.neurons, gates.neurons));
+  EXPECT_TRUE(at::equal(again.attention_sublayers, gates.attention_sublayers));
+  EXPECT_TRUE(at::equal(again.feed_forward_sublayers, gates.feed_forward_sublayers));
+  EXPECT_TRUE(at::equal(again.hidden, gates.hidden));
+
+  EXPECT_THROW(gates.check("x", 2, 3, 9), std::invalid_argument);
+  EXPECT_THROW(gates.check("x", 5, 4, 9), std::invalid_argument);
+  EXPECT_THROW(gates.check_feed_forward("x", 2, 3, 4), std::invalid_argument);
+  EXPECT_THROW(gates.check_feed_forward("x", 1, 3, 5), std::invalid_argument);
+  EXPECT_THROW(gates.check_feed_forward("x", 2, 2, 5), std::invalid_argument);
+  EXPECT_THROW(gates.check_hidden("x", 5), std::invalid_argument);
+  EXPECT_THROW(
+      GateSet::from_json(R"({"skip":true,"heads":null,"dropped_output":null,"hidden":[[1]],)"
+                         R"("hidden_rank":2,"hidden_dtype":"float32"})"),
+      std::invalid_argument);
+}
+
 TEST(GateSetTest, RefusesShapesThatDoNotFitTheModel) {
   GateSet gates;
   gates.heads = at::ones({3, 4});

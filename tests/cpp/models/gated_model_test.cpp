@@ -74,6 +74,69 @@ TEST(GatedModelTest, TapsShowWhatHeadsMakeOfTheirInput) {
   EXPECT_TRUE(none.head_context.empty() && none.valid.empty());
 }
 
+const HeadLayout kFeedForward{2, 3, 4, 10, 7};
+
+// What the layers add, one by one, from the weights that the model shows.
+TEST(GatedModelTest, GatesOfNeuronsAndBlocksAreFactors) {
+  const auto model = random_toy_model(kFeedForward, 3, 1);
+  const Batch batch = random_toy_batch(kFeedForward, 4, 6, 3, 2);
+  GateSet gates{.heads = at::rand({4, 2, 3}, at::kDouble)};
+  gates.neurons = at::rand({4, 2, 7}, at::kDouble);
+  gates.attention_sublayers = at::rand({4, 2}, at::kDouble);
+  gates.feed_forward_sublayers = at::rand({2}, at::kDouble);
+  Taps taps{.attention_inputs = true,
+            .head_contexts = true,
+            .attention_outputs = true,
+            .feed_forward_inputs = true,
+            .neuron_activations = true,
+            .feed_forward_outputs = true};
+  const ModelState last = model->run(model->embed(batch), 0, 2, gates, &taps);
+  const AttentionWeights a = model->attention(1);
+  const FeedForwardWeights f = model->feed_forward(1);
+  const at::Tensor heads = taps.head_context[1] * gates.heads.select(1, 1).view({4, 1, 3, 1});
+  const at::Tensor attended = at::linear(heads.flatten(2), a.o, a.o_bias) *
+                              gates.attention_sublayers.select(1, 1).view({4, 1, 1});
+  const at::Tensor between = taps.attention_input[1] + attended;
+  const at::Tensor neurons = at::gelu(at::linear(between, f.in, f.in_bias));
+  const at::Tensor fed =
+      at::linear(neurons * gates.neurons.select(1, 1).unsqueeze(1), f.out, f.out_bias) *
+      gates.feed_forward_sublayers[1];
+  EXPECT_TRUE(at::allclose(taps.attention_output[1], attended));
+  EXPECT_TRUE(at::allclose(taps.feed_forward_input[1], between));
+  EXPECT_TRUE(at::allclose(taps.neurons[1], neurons));
+  EXPECT_TRUE(at::allclose(taps.feed_forward_output[1], fed));
+  EXPECT_TRUE(at::allclose(last.hidden, between + fed));
+
+  const at::Tensor index = at::tensor({3, 1}, at::kLong);
+  const at::Tensor whole = (*model)(batch, gates);
+  EXPECT_TRUE(at::allclose((*model)(select_examples(batch, index), gates.select_samples(index)),
+                           whole.index_select(0, index), 1e-12, 1e-12));
+}
+
+TEST(GatedModelTest, GatesOfUnitsThatAModelHasNotAreRefused) {
+  const auto plain = golden_toy_model();
+  const auto model = random_toy_model(kFeedForward, 3, 1);
+  GateSet neurons, blocks, hidden, attention;
+  neurons.neurons = at::ones({2, 7}, at::kDouble);
+  blocks.feed_forward_sublayers = at::ones({2}, at::kDouble);
+  attention.attention_sublayers = at::ones({3}, at::kDouble);
+  hidden.hidden = at::ones({10}, at::kDouble);
+  model->check("test", 4, neurons);
+  model->check("test", 4, blocks);
+  for (const GateSet& gates : {neurons, blocks, hidden, attention}) {
+    EXPECT_THROW((*plain)(golden_toy_batch(), gates), std::invalid_argument);
+  }
+  EXPECT_THROW(model->check("test", 4, hidden), std::invalid_argument);
+  EXPECT_THROW(model->check("test", 4, attention), std::invalid_argument);
+  neurons.neurons = at::ones({3, 2, 7}, at::kDouble);
+  EXPECT_THROW(model->check("test", 4, neurons), std::invalid_argument);
+  neurons.neurons = at::full({2, 7}, NAN, at::kDouble);
+  EXPECT_THROW(model->check("test", 4, neurons), std::invalid_argument);
+  EXPECT_THROW(plain->neurons(), std::invalid_argument);
+  EXPECT_THROW(plain->GatedModel::feed_forward(0), std::invalid_argument);
+  EXPECT_THROW(plain->GatedModel::set_sublayers({}), std::invalid_argument);
+}
+
 TEST(GatedModelTest, RefusesGatesThatDoNotFit) {
   const auto model = golden_toy_model();
   const Batch batch = golden_toy_batch();

@@ -1,6 +1,7 @@
 #include "headkit/pruners/removal.h"
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <gtest/gtest.h>
 
 #include "support/golden.h"
@@ -213,6 +214,156 @@ TEST(RemovalTest, AFailureHalfWayIsTakenBack) {
                std::runtime_error);
   EXPECT_EQ(model->fingerprint(), before);
   EXPECT_TRUE(model->heads().removed().empty());
+}
+
+const HeadLayout kUnits{.layers = 2, .heads = 3, .head_dim = 2, .model_dim = 5, .feed_forward = 70};
+
+// Gates of every kind, a third of them closed, a third soft.
+GateSet mixed_gates(uint64_t seed) {
+  const at::Generator generator = at::detail::createCPUGenerator(seed);
+  const auto gates = [&](std::vector<int64_t> shape) {
+    const at::Tensor u = at::rand(shape, generator, at::kDouble);
+    return at::where(u < 0.35, at::zeros_like(u), at::where(u < 0.6, at::ones_like(u), 2 * u));
+  };
+  GateSet set{.heads = gates({2, 3}), .dropped_output = gates({2, 3, 5})};
+  set.neurons = gates({2, 70});
+  set.attention_sublayers = gates({2});
+  set.feed_forward_sublayers = gates({2});
+  return set;
+}
+
+TEST(UnitRemovalTest, EqualsTheGatesOfEveryUnit) {
+  const Batch batch = testing::random_toy_batch(kUnits, 4, 6, 3, 4);
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    const GateSet gates = mixed_gates(seed);
+    const auto model = testing::random_toy_model(kUnits, 3, 1);
+    const at::Tensor expected = (*model)(batch, gates);
+    remove_units(*model, gates);
+    EXPECT_LE(max_difference((*model)(batch), expected), 1e-12) << seed;
+    const at::Tensor left = gates.neurons.ne(0) * gates.feed_forward_sublayers.ne(0).unsqueeze(1);
+    EXPECT_TRUE(at::equal(model->neurons(), left)) << seed;
+    for (int64_t layer = 0; layer < 2; ++layer) {
+      const bool open = gates.attention_sublayers[layer].item<double>() != 0;
+      EXPECT_EQ(model->sublayers().attention[layer], open) << seed;
+      const at::Tensor bias = model->attention(layer).o_bias;
+      EXPECT_EQ(bias.eq(0).all().item<bool>(), !open) << seed;
+    }
+  }
+}
+
+TEST(UnitRemovalTest, ABlockWithoutUnitsStillAddsItsBias) {
+  const Batch batch = testing::random_toy_batch(kUnits, 4, 6, 3, 4);
+  GateSet units{.heads = at::zeros({2, 3}, at::kDouble)}, blocks;
+  units.neurons = at::zeros({2, 70}, at::kDouble);
+  blocks.attention_sublayers = blocks.feed_forward_sublayers = at::zeros({2}, at::kDouble);
+  const auto without_units = testing::random_toy_model(kUnits, 3, 1);
+  const auto without_blocks = testing::random_toy_model(kUnits, 3, 1);
+  Taps taps{.attention_outputs = true, .feed_forward_outputs = true}, none = taps;
+  remove_units(*without_units, units);
+  remove_units(*without_blocks, blocks);
+  (*without_units)(batch, {}, &taps);
+  (*without_blocks)(batch, {}, &none);
+  for (int64_t layer = 0; layer < 2; ++layer) {
+    const at::Tensor bias = without_units->attention(layer).o_bias;
+    EXPECT_TRUE(at::equal(taps.attention_output[layer], bias.expand({4, 6, 5})));
+    EXPECT_GT(bias.abs().max().item<double>(), 0);
+    EXPECT_TRUE(at::equal(taps.feed_forward_output[layer],
+                          without_units->feed_forward(layer).out_bias.expand({4, 6, 5})));
+    EXPECT_EQ(none.attention_output[layer].abs().max().item<double>(), 0);
+    EXPECT_EQ(none.feed_forward_output[layer].abs().max().item<double>(), 0);
+    EXPECT_TRUE(without_units->sublayers().attention[layer]);
+    EXPECT_FALSE(without_blocks->sublayers().attention[layer]);
+    EXPECT_FALSE(without_blocks->sublayers().feed_forward[layer]);
+  }
+}
+
+TEST(UnitRemovalTest, BlocksOfNeuronsAreCutWithWhatTheyLeave) {
+  GateSet gates;
+  gates.blocks = at::tensor({1.0, 0.0, 0.5, 0.0, 1.0, 1.0}, at::kDouble).reshape({2, 3});
+  gates.dropped_blocks = at::rand({2, 3, 5}, at::kDouble);
+  const auto model = testing::random_toy_model(kUnits, 3, 1);
+  const FeedForwardWeights dense = model->feed_forward(0);
+  remove_units(*model, gates);
+  const at::Tensor places = at::cat({at::arange(32, at::kLong), at::arange(64, 70, at::kLong)});
+  const FeedForwardWeights cut = model->feed_forward(0);
+  EXPECT_TRUE(at::equal(cut.in, dense.in.index_select(0, places)));
+  EXPECT_TRUE(at::equal(cut.out.slice(1, 0, 32), dense.out.slice(1, 0, 32)));
+  EXPECT_TRUE(at::allclose(cut.out.slice(1, 32), dense.out.slice(1, 64) * 0.5));
+  EXPECT_TRUE(at::allclose(cut.out_bias, dense.out_bias + gates.dropped_blocks[0][1] +
+                                             gates.dropped_blocks[0][2] * 0.5));
+  EXPECT_EQ(model->neurons()[1].sum().item<int64_t>(), 38);
+}
+
+// The golden feed-forward layer, cut.
+TEST(UnitRemovalTest, GoldenNeurons) {
+  const auto& golden = testing::golden_case("ffn.neuron_gates");
+  const auto& in = golden["inputs"];
+  const FeedForwardWeights weights{.in = testing::golden_tensor(in["W1"]),
+                                   .out = testing::golden_tensor(in["W2"]),
+                                   .in_bias = testing::golden_tensor(in["b1"]),
+                                   .out_bias = testing::golden_tensor(in["b2"])};
+  const FeedForwardWeights cut = slice_neurons(weights, {0, 2});
+  const at::Tensor x = testing::golden_tensor(in["x"]);
+  const at::Tensor values = at::gelu(at::linear(x, cut.in, cut.in_bias));
+  testing::expect_golden(at::linear(values, cut.out, cut.out_bias), golden, "output_removed");
+  EXPECT_THROW(slice_neurons(weights, {4}), std::out_of_range);
+  EXPECT_THROW(slice_neurons(weights, {1, 1}), std::out_of_range);
+  EXPECT_THROW(slice_neurons({}, {}), std::invalid_argument);
+}
+
+TEST(UnitRemovalTest, HardGatesInAnyOrderAndTwice) {
+  GateSet first, second, both;
+  first.neurons = at::ones({2, 70}, at::kDouble);
+  second.neurons = first.neurons.clone();
+  first.neurons.slice(1, 0, 70, 3).zero_();
+  second.neurons.slice(1, 0, 70, 4).zero_();
+  first.attention_sublayers = at::tensor({1.0, 0.0}, at::kDouble);
+  second.heads = at::tensor({1.0, 0.0, 1.0, 1.0, 0.0, 1.0}, at::kDouble).reshape({2, 3});
+  both = first;
+  both.neurons = first.neurons * second.neurons;
+  both.heads = second.heads;
+  const auto at_once = testing::random_toy_model(kUnits, 3, 1);
+  remove_units(*at_once, both);
+  const auto forwards = testing::random_toy_model(kUnits, 3, 1);
+  for (const GateSet& gates : {first, second, first}) remove_units(*forwards, gates);
+  const auto backwards = testing::random_toy_model(kUnits, 3, 1);
+  for (const GateSet& gates : {second, first, second}) remove_units(*backwards, gates);
+  EXPECT_EQ(forwards->fingerprint(), at_once->fingerprint());
+  EXPECT_EQ(backwards->fingerprint(), at_once->fingerprint());
+  EXPECT_EQ(forwards->sublayers().attention, (std::vector<bool>{true, false}));
+}
+
+TEST(UnitRemovalTest, ExactlyOneAllAndNoNeurons) {
+  const Batch batch = testing::random_toy_batch(kUnits, 4, 6, 3, 4);
+  for (const int64_t count : {0, 1, 70}) {
+    GateSet gates;
+    gates.neurons = at::ones({2, 70}, at::kDouble);
+    gates.neurons.slice(1, 0, count).zero_();
+    const auto model = testing::random_toy_model(kUnits, 3, 1);
+    const at::Tensor expected = (*model)(batch, gates);
+    remove_units(*model, gates);
+    EXPECT_LE(max_difference((*model)(batch), expected), 1e-12) << count;
+    EXPECT_EQ(model->feed_forward(1).in.size(0), 70 - count);
+  }
+}
+
+TEST(UnitRemovalTest, WhatDoesNotFitLeavesTheModel) {
+  const auto model = testing::random_toy_model(kUnits, 3, 1);
+  const auto plain = testing::random_toy_model(kLayout, 3, 1);
+  const std::string before = model->fingerprint();
+  const auto refuses = [](GatedModel& model, at::Tensor GateSet::*member, const at::Tensor& gates) {
+    GateSet set;
+    set.*member = gates;
+    EXPECT_THROW(remove_units(model, set), std::invalid_argument);
+  };
+  refuses(*model, &GateSet::heads, at::zeros({4, 2, 3}));
+  refuses(*model, &GateSet::neurons, at::zeros({4, 2, 70}));
+  refuses(*model, &GateSet::neurons, at::zeros({2, 71}));
+  refuses(*model, &GateSet::attention_sublayers, at::zeros({4, 2}));
+  refuses(*model, &GateSet::blocks, at::zeros({2, 2}));
+  refuses(*model, &GateSet::hidden, at::zeros({5}));
+  EXPECT_EQ(model->fingerprint(), before);
+  refuses(*plain, &GateSet::neurons, at::zeros({3, 70}));
 }
 
 TEST(RemovalTest, SlicesAreCopiesWithoutAGraph) {
