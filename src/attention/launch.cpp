@@ -428,18 +428,26 @@ class Launch {
     const Sample& sample = samples_[task.place];
     const int64_t first_panel = task.item / output_parts_ * output_panels_;
     const int64_t first = first_panel * table_.panel;
+    const int64_t tokens = std::min(output_panels_ * table_.panel, length_ - first);
+    // The sample that is prepared next.
+    const int64_t next = task.place + queue_->slots();
+    const bool packs_next = next < batch_ && samples_[next].num_pairs > 0;
     table_.sum_projections(
         {.context = slot(task.place, context_) + first_panel * context_stride(sample),
          .weights = output_weights_.data() + sample.first_pair,
          .start = start_.row(sample.index),
          .out = out_.mutable_data_ptr<float>() + (sample.index * length_ + first) * width_,
          .num_segments = sample.num_pairs,
-         .num_tokens = std::min(output_panels_ * table_.panel, length_ - first),
+         .num_tokens = tokens,
          .width = width_,
          .head_dim = head_dim_,
          .context_stride = context_stride(sample),
          .part = task.item % output_parts_,
-         .parts = output_parts_});
+         .parts = output_parts_,
+         .next = packs_next ? x_.const_data_ptr<float>() +
+                                  (samples_[next].index * length_ + first) * width_
+                            : nullptr,
+         .next_floats = packs_next ? tokens * width_ : 0});
   }
 
   const KernelTable& table_;

@@ -168,10 +168,12 @@ struct SumProjectionsParams {
   int64_t part;            // this part of the columns, 0 <= part < parts; whole panels, so a part
                            // may be empty
   int64_t parts;
-  bool add = false;           // to what `out` holds: the sum over earlier segments
-  bool finish = true;         // adds `start`: no further segments follow
-  int64_t weight_stride = 0;  // floats from one row of a matrix to the next; the width is then a
-                              // multiple of VL
+  bool add = false;             // to what `out` holds: the sum over earlier segments
+  bool finish = true;           // adds `start`: no further segments follow
+  int64_t weight_stride = 0;    // floats from one row of a matrix to the next; the width is then a
+                                // multiple of VL
+  const float* next = nullptr;  // what will be read after this call: comes closer while it runs
+  int64_t next_floats = 0;
 };
 
 enum class Activation : int8_t { kGelu, kGeluTanh, kRelu, kSilu };

@@ -13,12 +13,16 @@ void project_panel(const float* weights, const float* bias, const float* x, int6
   for_chains(width, [&](int64_t k, int64_t steps, bool first_chain, bool last_chain) {
     for (int64_t first = 0; first < rows; first += kWeightRows) {
       const int64_t count = rows - first < kWeightRows ? rows - first : kWeightRows;
+      // The next block of this chain, or the first one of the next chain, is fetched meanwhile.
+      const int64_t after = first + kWeightRows < rows
+                                ? (first + kWeightRows) * width + k * kWeightRows
+                                : (k + steps) * kWeightRows;
       for_row_tiles<kWeightRows>(count, [&]<int MR>(int64_t i) {
         float* to = out + (first + i) * kPanel;
         const float* row_bias = bias == nullptr ? nullptr : bias + first + i;
         const float* a = weights + first * width + k * kWeightRows + i;
         tile<MR, NV>(1, steps, a, kWeightRows, OneSegment{x + k * kPanel}, kPanel,
-                     a + kAhead * kWeightRows, kWeightRows, [&](int r, int j, Vec c) {
+                     weights + after + i, kWeightRows, [&](int r, int j, Vec c) {
                        float* at = to + r * kPanel + j * kLanes;
                        if (!first_chain) c = add(load(at), c);
                        if (last_chain && row_bias != nullptr) c = add(c, broadcast(row_bias[r]));
