@@ -24,6 +24,8 @@ class Gating:
         dropped_output: [L, H, D]; what a closed head adds instead of nothing.
         blocks: gates of blocks of neurons, [L, N] or [B, L, N]; None = all run.
         dropped_blocks: [L, N, D]; what a closed block adds instead of nothing.
+        neurons: gates of neurons, [L, F] or [B, L, F]; None = all run.
+        attention_sublayers, feed_forward_sublayers: gates of whole blocks, [L] or [B, L].
         skip: False computes closed heads and blocks and multiplies them by 0.
         policy: decides the rest for each call instead.
         state: what the policy writes its records to, or None.
@@ -39,6 +41,9 @@ class Gating:
     every: int | None = None
     blocks: torch.Tensor | None = None
     dropped_blocks: torch.Tensor | None = None
+    neurons: torch.Tensor | None = None
+    attention_sublayers: torch.Tensor | None = None
+    feed_forward_sublayers: torch.Tensor | None = None
 
     @staticmethod
     def of(
@@ -64,8 +69,12 @@ class Gating:
                 "[gates] expected a tensor, HeadMask, GateSet or GatePolicy; found "
                 f"{type(gates).__name__}"
             )
-        if gates.heads is not None:
-            gates.check(-1, layers, heads)
+        gates.check(-1, layers, heads)
+        if gates.hidden is not None:
+            raise ValueError(
+                "[gates] expected gates of heads, neurons or blocks; found some of the residual "
+                "stream, which this model has not"
+            )
         return Gating.of_set(gates, every)
 
     @staticmethod
@@ -78,6 +87,9 @@ class Gating:
             every=every,
             blocks=gates.blocks,
             dropped_blocks=gates.dropped_blocks,
+            neurons=gates.neurons,
+            attention_sublayers=gates.attention_sublayers,
+            feed_forward_sublayers=gates.feed_forward_sublayers,
         )
 
     def decided(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> "Gating":
@@ -94,13 +106,29 @@ class Gating:
 
     def repeated(self, batch: int) -> "Gating":
         """The gates of a batch in which each sample stands several times in a row, as for beams."""
-        given = {"heads": self.heads, "blocks": self.blocks}
         repeated = {
             name: gate.repeat_interleave(batch // len(gate), 0)
-            for name, gate in given.items()
-            if gate is not None and gate.dim() > 2 and len(gate) and batch % len(gate) == 0
+            for name, gate in self._by_sample().items()
+            if len(gate) and batch % len(gate) == 0
         }
         return replace(self, **repeated) if repeated else self
+
+    def selected(self, index: torch.Tensor) -> "Gating":
+        """The gates of these samples, in this order."""
+        chosen = {
+            name: gate.index_select(0, index.to(gate.device))
+            for name, gate in self._by_sample().items()
+        }
+        return replace(self, **chosen) if chosen else self
+
+    def _by_sample(self) -> dict[str, torch.Tensor]:
+        """The gates that have an axis for samples."""
+        given = {name: getattr(self, name) for name in _SHARED_AXES}
+        return {
+            name: gate
+            for name, gate in given.items()
+            if gate is not None and gate.dim() > _SHARED_AXES[name]
+        }
 
     def check_batch(self, batch: int, tokens: int) -> None:
         """Refuse gates made for another batch before a layer runs.
@@ -109,19 +137,15 @@ class Gating:
             ValueError: if the first axis of the gates is not ``batch``, or the third not
                 ``tokens``.
         """
-        heads, blocks = self.heads, self.blocks
-        if blocks is not None and blocks.dim() == 3 and blocks.shape[0] != batch:
-            raise ValueError(
-                f"[gates] expected gates of neuron blocks for a batch of {batch}; found shape "
-                f"{list(blocks.shape)}"
-            )
-        if heads is None or heads.dim() == 2:
-            return
-        if heads.shape[0] != batch:
-            raise ValueError(
-                f"[gates] expected gates for a batch of {batch}; found shape {list(heads.shape)}"
-            )
-        if heads.dim() == 4 and heads.shape[2] != tokens:
+        heads = self.heads
+        for name, gate in self._by_sample().items():
+            if gate.shape[0] != batch:
+                what = _MEANINGS[name]
+                raise ValueError(
+                    f"[gates] expected gates{what} for a batch of {batch}; found shape "
+                    f"{list(gate.shape)}"
+                )
+        if heads is not None and heads.dim() == 4 and heads.shape[2] != tokens:
             raise ValueError(
                 f"[gates] expected gates for {tokens} tokens; found shape {list(heads.shape)}"
             )
@@ -134,6 +158,21 @@ class Gating:
         heads = self.heads[layer] if self.heads.dim() == 2 else self.heads[:, layer]
         return heads.to(like.device, _gate_dtype(like))
 
+    def of_neurons(self, layer: int, like: torch.Tensor) -> torch.Tensor | None:
+        """[F] or [B, 1, F] of one layer, on the device of ``like``."""
+        if self.neurons is None:
+            return None
+        gate = self.neurons[layer] if self.neurons.dim() == 2 else self.neurons[:, layer, None]
+        return gate.to(like.device, _gate_dtype(like))
+
+    def attention_factor(self, layer: int, like: torch.Tensor) -> torch.Tensor | None:
+        """Gate of a whole attention block, [] or [B, 1, 1], dtype and device of ``like``."""
+        return _factor(self.attention_sublayers, layer, like)
+
+    def feed_forward_factor(self, layer: int, like: torch.Tensor) -> torch.Tensor | None:
+        """The same of a feed-forward block."""
+        return _factor(self.feed_forward_sublayers, layer, like)
+
     def neuron_arguments(self, layer: int, like: torch.Tensor) -> dict[str, Any]:
         """The gate arguments of the feed-forward operator for one layer."""
         if self.blocks is None:
@@ -145,6 +184,30 @@ class Gating:
             "skip": self.skip,
             "dropped_output": None if dropped is None else dropped[layer].to(like),
         }
+
+
+# Axes of gates that are the same for all samples; with one more the first counts these.
+_SHARED_AXES = {
+    "heads": 2,
+    "blocks": 2,
+    "neurons": 2,
+    "attention_sublayers": 1,
+    "feed_forward_sublayers": 1,
+}
+_MEANINGS = {
+    "heads": "",
+    "blocks": " of neuron blocks",
+    "neurons": " of neurons",
+    "attention_sublayers": " of attention blocks",
+    "feed_forward_sublayers": " of feed-forward blocks",
+}
+
+
+def _factor(gates: torch.Tensor | None, layer: int, like: torch.Tensor) -> torch.Tensor | None:
+    if gates is None:
+        return None
+    gate = gates[..., layer].to(like)
+    return gate if gate.dim() == 0 else gate[:, None, None]
 
 
 def _gate_dtype(like: torch.Tensor) -> torch.dtype:
@@ -199,6 +262,7 @@ class Attachment:
         one_stack: whether it is an encoder or a decoder, not both.
         feed_forwards: layers whose feed-forward block is attached; 0 or all.
         neuron_blocks: blocks of neurons in one of them, N.
+        neurons: feed-forward blocks whose neurons can be gated, and neurons of one; 0, 0 = none.
     """
 
     def __init__(
@@ -207,6 +271,7 @@ class Attachment:
         self.layers, self.heads = layers, heads
         self.notes_padding, self.one_stack = notes_padding, one_stack
         self.feed_forwards, self.neuron_blocks = 0, 0
+        self.neurons = (0, 0)
 
     def check_gates(self, gating: Gating) -> None:
         """Refuse gates that no call of this model can have.
@@ -216,6 +281,7 @@ class Attachment:
                 feed-forward blocks are not attached.
         """
         self.check_tokens(gating)
+        self._check_neurons(gating)
         if gating.blocks is None:
             return
         if not self.feed_forwards:
@@ -229,6 +295,24 @@ class Attachment:
                 f"[gates] expected gates of neuron blocks of shape {list(shape)} or [batch, "
                 f"{shape[0]}, {shape[1]}]; found shape {list(gating.blocks.shape)}"
             )
+
+    def _check_neurons(self, gating: Gating) -> None:
+        layers, count = self.neurons
+        for name, shape in (("neurons", (layers, count)), ("feed_forward_sublayers", (layers,))):
+            gate = getattr(gating, name)
+            if gate is None:
+                continue
+            if not layers:
+                raise ValueError(
+                    "[gates] expected a model whose feed-forward blocks are linear, activation, "
+                    f"linear, for gates{_MEANINGS[name]}; found one whose blocks are not known"
+                )
+            axes = len(shape)
+            if gate.dim() not in (axes, axes + 1) or tuple(gate.shape[-axes:]) != shape:
+                raise ValueError(
+                    f"[gates] expected gates{_MEANINGS[name]} of shape {list(shape)} or [batch, "
+                    f"{', '.join(map(str, shape))}]; found shape {list(gate.shape)}"
+                )
 
     def check_tokens(self, gating: Gating) -> None:
         """Refuse gates by token where not all blocks run on the same tokens.

@@ -9,68 +9,17 @@ import transformers
 
 import headkit as hk
 
-from .families import randomise
-
-LAYERS, HEADS, WIDTH, NEURONS = 3, 4, 24, 70
-BLOCKS = 3  # the last one has 6 neurons
-SIZES = {
-    "hidden_size": WIDTH,
-    "intermediate_size": NEURONS,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-}
-TEXT = {"vocab_size": 60, "max_position_embeddings": 40}
-# Paths of the last projection of each layer's block, below the model.
-OUT = {
-    "Bert": "encoder.layer.{}.output.dense",
-    "Roberta": "encoder.layer.{}.output.dense",
-    "Electra": "encoder.layer.{}.output.dense",
-    "Albert": "encoder.albert_layer_groups.0.albert_layers.0.ffn_output",
-    "DistilBert": "transformer.layer.{}.ffn.lin2",
-    "ViT": "layers.{}.mlp.fc2",
-    "Hubert": "encoder.layers.{}.feed_forward.output_dense",
-}
-
-
-def make(family, **options):
-    """A tiny model in evaluation mode, every parameter random."""
-    sizes = dict(SIZES) | options
-    if family == "DistilBert":
-        names = {"hidden_size": "dim", "intermediate_size": "hidden_dim"}
-        names |= {"num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
-        sizes = {names.get(name, name): value for name, value in sizes.items()} | TEXT
-    elif family == "ViT":
-        sizes |= {"image_size": 8, "patch_size": 4}
-    elif family == "Hubert":
-        sizes |= {"conv_dim": (8, 8), "conv_kernel": (4, 3), "conv_stride": (2, 2)}
-        sizes |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
-        sizes |= {"feat_proj_dropout": 0.0, "apply_spec_augment": False, "layerdrop": 0.0}
-    else:
-        sizes |= TEXT
-    if family == "Albert":
-        sizes |= {"embedding_size": 10}
-    config = getattr(transformers, f"{family}Config")(**sizes)
-    model = getattr(transformers, f"{family}Model")(config).eval()
-    randomise(model, 0, 0.3)
-    return model
-
-
-def inputs_of(family, batch=3):
-    generator = torch.Generator().manual_seed(1)
-    if family == "ViT":
-        return {"pixel_values": torch.randn(batch, 3, 8, 8, generator=generator)}
-    if family == "Hubert":
-        return {"input_values": torch.randn(batch, 60, generator=generator)}
-    ids = torch.randint(3, 60, (batch, 7), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[1:, 5:] = 0
-    return {"input_ids": ids * mask, "attention_mask": mask}
-
-
-def output(model, inputs):
-    hidden = model(**inputs).last_hidden_state
-    mask = inputs.get("attention_mask")
-    return hidden if mask is None else hidden[mask.bool()]
+from .feed_forward_models import (
+    BLOCKS,
+    HEADS,
+    LAYERS,
+    NEURONS,
+    OUT,
+    WIDTH,
+    inputs_of,
+    make,
+    output,
+)
 
 
 def random_gates(batch=None, seed=0):
@@ -323,8 +272,8 @@ def test_refusals():
 
 
 def test_what_cannot_be_attached_stays_as_it_was():
-    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20)
-    other = transformers.GPT2Model(config)
+    config = transformers.T5Config(d_model=8, d_kv=4, num_heads=2, num_layers=1, vocab_size=20)
+    other = transformers.T5EncoderModel(config)
     with pytest.raises(ValueError, match=r"\[attach\] expected a feed-forward block"):
         hk.attach(other, feed_forward=True)
     strange = make("Bert", hidden_act="quick_gelu")

@@ -22,7 +22,7 @@ from headkit.gating import (
     running_call,
 )
 from headkit.huggingface import sequence
-from headkit.huggingface.adapter import Adapter, refuse_altered
+from headkit.huggingface.adapter import Adapter, is_conv1d, refuse_altered
 from headkit.huggingface.attention_block import BLOCK, ORIGIN, Block, Origin
 from headkit.huggingface.families import ADAPTERS, supported
 from headkit.huggingface.feed_forward import (
@@ -32,6 +32,7 @@ from headkit.huggingface.feed_forward import (
     swap_feed_forward,
 )
 from headkit.huggingface.masks import read_mask
+from headkit.huggingface.neurons import find_neurons, hook_neurons, unhook_neurons
 from headkit.huggingface.staged_model import StagedModel
 from headkit.huggingface.structure import (
     Site,
@@ -129,7 +130,7 @@ def attach(model: nn.Module, *, feed_forward: bool = False) -> StagedModel:
             or without a task head.
         feed_forward: swap the feed-forward blocks too, so that whole layers run on headkit's
             kernels and blocks of 32 neurons can be gated. For BERT, RoBERTa, XLM-RoBERTa, ELECTRA,
-            ALBERT, DistilBERT, ViT and DeiT, Wav2Vec2 and HuBERT.
+            ALBERT, DistilBERT, ViT and DeiT, Wav2Vec2 and HuBERT, GPT-2, Llama and its relatives.
 
     Returns:
         StagedModel: the GatedModel that scorers, pruners and policies use.
@@ -168,8 +169,13 @@ def attach(model: nn.Module, *, feed_forward: bool = False) -> StagedModel:
                 adapter.restore(model)
         raise
     gated = StagedModel(structure)
+    attachment = gated.blocks()[0].attachment
+    if gated.feed_forwards:
+        attachment.neurons = len(gated.feed_forwards), gated.feed_forwards[0].origin.neurons
     if feed_forwards:
-        swap_feed_forward(feed_forwards, gated.blocks()[0].attachment)
+        swap_feed_forward(feed_forwards, attachment)
+    else:
+        hook_neurons(gated.feed_forwards, attachment)
     _attached[model] = weakref.ref(gated)
     return gated
 
@@ -206,6 +212,12 @@ def detach(model: nn.Module) -> nn.Module:
             raise ValueError(
                 f"[detach] expected heads left that {original_class(site.module).__name__} can run "
                 f"without headkit; found {reason} at {site.path}"
+            )
+    for neurons in find_neurons(structure):
+        if is_conv1d(neurons.out) and not neurons.origin.kept:
+            raise ValueError(
+                "[detach] expected neurons left in each block, which GPT-2 cannot run without; "
+                f"found none at {neurons.path}"
             )
     for site in structure.sites:
         site.adapter.detach(site.module)
@@ -403,6 +415,7 @@ def _origin(site: Site) -> Origin:
 
 def _remove_hooks(module: nn.Module) -> None:
     vars(module).pop(PART, None)
+    unhook_neurons(module)
     for hooks, flags in (
         (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
         (module._forward_hooks, module._forward_hooks_always_called),

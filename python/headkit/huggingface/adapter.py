@@ -112,9 +112,11 @@ class Adapter(ABC):
         if paths is None or not _has(layer, paths.owner):
             return None
         owner = layer.get_submodule(paths.owner)
+        maps = [path for path in (paths.inner, paths.out, paths.up) if path is not None]
         known = all(
-            _has(owner, path) and isinstance(owner.get_submodule(path), nn.Linear)
-            for path in (paths.inner, paths.out)
+            _has(owner, path)
+            and (isinstance(part := owner.get_submodule(path), nn.Linear) or is_conv1d(part))
+            for path in maps
         )
         return paths if known else None
 
@@ -309,7 +311,7 @@ def refuse_altered(projections: tuple[nn.Module, ...], operation: str) -> None:
             has hooks.
     """
     for projection in projections:
-        if type(projection) not in _LINEAR and not _is_conv1d(projection):
+        if type(projection) not in _LINEAR and not is_conv1d(projection):
             found = type(projection)
             raise ValueError(
                 f"[{operation}] expected projections of type torch.nn.Linear; found "
@@ -337,7 +339,8 @@ def parameter(value: torch.Tensor, like: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(value.detach().to(like.device), requires_grad=like.requires_grad)
 
 
-def _is_conv1d(module: nn.Module) -> bool:
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is the linear map of GPT-2, which keeps its weight turned, [in, out]."""
     return f"{type(module).__module__}.{type(module).__name__}" == (
         "transformers.pytorch_utils.Conv1D"
     )

@@ -11,6 +11,7 @@ from headkit.gating import (
     CALL,
     Attachment,
     Call,
+    Gating,
     note_recomputed,
     open_gating,
     recomputed_call,
@@ -33,12 +34,14 @@ class Origin:
         kv_heads: heads of its keys and values, Hkv.
         kept: original indices of the heads that are there, ascending.
         has_output_bias: whether the output projection had a bias.
+        open: whether the block adds anything, its output bias included.
     """
 
     heads: int
     kv_heads: int
     kept: list[int]
     has_output_bias: bool = True
+    open: bool = True
 
     @property
     def is_pruned(self) -> bool:
@@ -138,13 +141,14 @@ def run_block(module: nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Te
     if inputs.cache is not None:
         from headkit.huggingface.key_value_cache import run_cached_block
 
-        return run_cached_block(module, block, call, inputs, weights, norms)
+        output, probabilities = run_cached_block(module, block, call, inputs, weights, norms)
+        return gate_whole(block, call, output), probabilities
     source = hidden if inputs.source is None else inputs.source
     mask = mask_of_call(call, inputs, source.shape[1])
     arguments = operator_arguments(block, inputs, weights, norms, mask, call)
     if call.taps is not None:
         tap(call, arguments)
-    output = torch.ops.headkit.gated_attention(**arguments)
+    output = gate_whole(block, call, torch.ops.headkit.gated_attention(**arguments))
     probabilities = None
     if inputs.probabilities or wants_probabilities(adapter.config(module), inputs.keywords, call):
         probabilities = attention_probabilities(block, inputs, weights, norms, mask)
@@ -203,6 +207,8 @@ def gate_arguments(block: Block, call: Call, hidden: torch.Tensor) -> dict[str, 
     """The gate arguments of the operator: those of the heads that are there."""
     gating = call.gating
     gate = None if gating is None else gating.of_layer(block.number, hidden)
+    if gating is not None and gating.skip:
+        gate = _closed_with_block(block, gating, gate, hidden)
     if gating is None or gate is None:
         return {"gate": None, "skip": True, "dropped_output": None}
     dropped_output = gating.dropped_output
@@ -213,6 +219,32 @@ def gate_arguments(block: Block, call: Call, hidden: torch.Tensor) -> dict[str, 
         gate = gate[..., kept]
         dropped_output = None if dropped_output is None else dropped_output[kept]
     return {"gate": gate, "skip": gating.skip, "dropped_output": dropped_output}
+
+
+def _closed_with_block(
+    block: Block, gating: Gating, gate: torch.Tensor | None, hidden: torch.Tensor
+) -> torch.Tensor | None:
+    """Gates of heads, closed also where their whole block is: their work would be for nothing."""
+    whole = gating.attention_sublayers
+    if whole is None:
+        return gate
+    is_open = (whole[..., block.number].detach() != 0).to(hidden.device)
+    if gate is None:
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        gate = torch.ones(block.origin.heads, dtype=dtype, device=hidden.device)
+    return gate * is_open.to(gate.dtype).reshape(*is_open.shape, *[1] * max(1, gate.dim() - 1))
+
+
+def gate_whole(block: Block, call: Call, output: torch.Tensor) -> torch.Tensor:
+    """What a block adds, [B, T, D], times its gate; nothing if it was closed for good."""
+    if not block.origin.open:
+        output = torch.zeros_like(output)
+    elif call.gating is not None:
+        factor = call.gating.attention_factor(block.number, output)
+        output = output if factor is None else output * factor
+    if call.taps is not None and call.taps.attention_outputs:
+        call.taps.attention_output = [*call.taps.attention_output, output]
+    return output
 
 
 def dropout_arguments(inputs: Inputs) -> dict[str, Any]:

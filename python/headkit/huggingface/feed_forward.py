@@ -10,10 +10,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from headkit.gating import NEURON_BLOCK, Attachment
+from headkit.gating import NEURON_BLOCK, Attachment, Call
 from headkit.huggingface.adapter import Adapter, refuse_altered
 from headkit.huggingface.attention_block import call_of_block
-from headkit.huggingface.shallow import HOOKS, without_hooks
+from headkit.huggingface.neurons import (
+    NEURON_ORIGIN,
+    NeuronOrigin,
+    gate_values,
+    gate_whole,
+    maps_of,
+    unhook_neurons,
+    weight_of,
+)
+from headkit.huggingface.shallow import HOOKS, own_modules, without_hooks
 from headkit.huggingface.structure import Structure
 from headkit.huggingface.swapping import Swapped, original_class, swap_in, swap_out
 
@@ -50,6 +59,7 @@ class FeedForwardPaths:
         owner: path below the layer of the module that runs the block; "" = the layer itself.
         inner, activation, out: paths below the owner.
         mixin: what the owner does while attached.
+        up: path of the linear map whose output multiplies what the activation gives, or None.
     """
 
     owner: str
@@ -57,6 +67,7 @@ class FeedForwardPaths:
     activation: str
     out: str
     mixin: type[GatedFeedForward]
+    up: str | None = None
 
 
 @dataclass
@@ -75,9 +86,9 @@ class FeedForwardBlock:
     attachment: Attachment
     activation: str
 
-    def linears(self, owner: nn.Module) -> tuple[nn.Linear, nn.Linear]:
-        """The two projections."""
-        return _linears(owner, self.paths)
+    def maps(self, owner: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module | None]:
+        """First, last and multiplying map."""
+        return maps_of(owner, self.paths)
 
 
 @dataclass(frozen=True)
@@ -95,12 +106,16 @@ class FeedForwardSite:
     activation: str
 
     def neurons(self) -> int:
-        """Neurons, F."""
-        return _linears(self.owner, self.paths)[0].out_features
+        """Neurons of the original block, F."""
+        inner, out, _ = maps_of(self.owner, self.paths)
+        known: NeuronOrigin | None = getattr(out, NEURON_ORIGIN, None)
+        return len(weight_of(inner)) if known is None else known.neurons
 
 
 def run_feed_forward(owner: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """Run linear, activation, linear under the gates of the call.
+
+    Gates of single neurons run as a mask, by the operators of torch.
 
     Args:
         owner: the module that runs the block; has a ``FeedForwardBlock``.
@@ -110,27 +125,76 @@ def run_feed_forward(owner: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         ValueError: if the projections were altered.
     """
     block: FeedForwardBlock = getattr(owner, FEED_FORWARD)
-    inner, out = block.linears(owner)
-    refuse_altered((inner, out), "feed_forward")
-    gating = call_of_block(block, {}).gating
-    gates = {} if gating is None else gating.neuron_arguments(block.number, hidden)
-    return torch.ops.headkit.gated_feed_forward(
-        hidden,
-        inner.weight,
-        out.weight,
-        in_bias=inner.bias,
-        out_bias=out.bias,
-        activation=block.activation,
-        block_size=NEURON_BLOCK,
-        **gates,
+    inner, out, up = block.maps(owner)
+    refuse_altered(tuple(one for one in (inner, out, up) if one is not None), "feed_forward")
+    call = call_of_block(block, {})
+    gating, taps, origin = call.gating, call.taps, getattr(out, NEURON_ORIGIN, None)
+    if taps is not None and taps.feed_forward_inputs:
+        taps.feed_forward_input = [*taps.feed_forward_input, hidden]
+    pruned = origin is not None and origin.is_pruned
+    by_neuron = gating is not None and (
+        gating.neurons is not None or (pruned and gating.blocks is not None)
     )
+    if by_neuron or (taps is not None and taps.neuron_activations):
+        output = _run_by_neuron(block, (inner, out, up), hidden, call)
+    else:
+        gates = {} if gating is None else gating.neuron_arguments(block.number, hidden)
+        output = torch.ops.headkit.gated_feed_forward(
+            hidden,
+            weight_of(inner),
+            weight_of(out),
+            in_bias=inner.bias,
+            out_bias=out.bias,
+            up_weight=None if up is None else weight_of(up),
+            up_bias=None if up is None else up.bias,
+            activation=block.activation,
+            block_size=NEURON_BLOCK,
+            **gates,
+        )
+    output = gate_whole(gating, block.number, origin, output)
+    if taps is not None and taps.feed_forward_outputs:
+        taps.feed_forward_output = [*taps.feed_forward_output, output]
+    return output
+
+
+def _run_by_neuron(
+    block: FeedForwardBlock,
+    maps: tuple[nn.Module, nn.Module, nn.Module | None],
+    hidden: torch.Tensor,
+    call: Call,
+) -> torch.Tensor:
+    inner, out, up = maps
+    values = functional.linear(hidden, weight_of(inner), inner.bias)
+    values = ACTIVATIONS[block.activation](values)
+    if up is not None:
+        values = values * functional.linear(hidden, weight_of(up), up.bias)
+    if call.taps is not None and call.taps.neuron_activations:
+        call.taps.neurons = [*call.taps.neurons, values]
+    origin, gating = getattr(out, NEURON_ORIGIN, None), call.gating
+    values = gate_values(gating, block.number, origin, values)
+    if gating is None or gating.blocks is None:
+        return functional.linear(values, weight_of(out), out.bias)
+    count = weight_of(inner).shape[0] if origin is None else origin.neurons
+    kept = torch.arange(count) if origin is None else torch.tensor(origin.kept, dtype=torch.long)
+    arguments = gating.neuron_arguments(block.number, hidden)
+    of_blocks = kept.to(hidden.device) // NEURON_BLOCK
+    gate = arguments["gate"][..., of_blocks].to(values.dtype)
+    values = values * (gate if gate.dim() == 1 else gate[:, None])
+    output = functional.linear(values, weight_of(out), out.bias)
+    dropped = arguments["dropped_output"]
+    if dropped is None:
+        return output
+    # A block whose neurons are all gone left nothing to stand in for.
+    there = of_blocks.unique()
+    added = (1 - arguments["gate"][..., there]).to(dropped.dtype) @ dropped[there]
+    return output + (added if added.dim() == 1 else added[:, None])
 
 
 def has_gates(owner: nn.Module) -> bool:
     """Whether the call that a block runs in gates its neurons."""
     block: FeedForwardBlock = getattr(owner, FEED_FORWARD)
     gating = call_of_block(block, {}).gating
-    return gating is not None and gating.blocks is not None
+    return gating is not None and (gating.blocks is not None or gating.neurons is not None)
 
 
 def find_feed_forward(structure: Structure) -> list[FeedForwardSite]:
@@ -164,6 +228,9 @@ def swap_feed_forward(sites: list[FeedForwardSite], attachment: Attachment) -> N
     attachment.feed_forwards = len(sites)
     attachment.neuron_blocks = -(-sites[0].neurons() // NEURON_BLOCK)
     for number, site in enumerate(sites):
+        for one in maps_of(site.owner, site.paths):
+            if one is not None:
+                unhook_neurons(one)
         if FEED_FORWARD not in vars(site.owner):
             swap_in(site.owner, site.paths.mixin)
         block = FeedForwardBlock(number, site.paths, attachment, site.activation)
@@ -183,10 +250,6 @@ def has_feed_forward(model: nn.Module) -> bool:
     return any(FEED_FORWARD in vars(module) for module in model.modules())
 
 
-def _linears(owner: nn.Module, paths: FeedForwardPaths) -> tuple[nn.Linear, nn.Linear]:
-    return owner.get_submodule(paths.inner), owner.get_submodule(paths.out)
-
-
 def _find(layer: nn.Module, path: str, adapter: Adapter, number: int) -> FeedForwardSite:
     paths = adapter.feed_forward_paths(layer)
     name = original_class(layer).__name__
@@ -196,7 +259,7 @@ def _find(layer: nn.Module, path: str, adapter: Adapter, number: int) -> FeedFor
             f"{path} (attach it without feed_forward=True)"
         )
     owner = layer.get_submodule(paths.owner)
-    refuse_altered(_linears(owner, paths), "attach")
+    refuse_altered(_bare(owner, paths), "attach")
     for passed in _passed_over(owner, paths):
         if any(getattr(passed, hooks) for hooks in HOOKS):
             raise ValueError(
@@ -212,6 +275,17 @@ def _find(layer: nn.Module, path: str, adapter: Adapter, number: int) -> FeedFor
     return FeedForwardSite(owner, paths, activation)
 
 
+def _bare(owner: nn.Module, paths: FeedForwardPaths) -> tuple[nn.Module, ...]:
+    """The linear maps of a block, without the hooks that headkit itself has on them."""
+    found = []
+    for one in maps_of(owner, paths):
+        if one is not None:
+            bare = own_modules(one)
+            unhook_neurons(bare)
+            found.append(bare)
+    return tuple(found)
+
+
 def _passed_over(owner: nn.Module, paths: FeedForwardPaths) -> list[nn.Module]:
     """Modules between owner, projections and activation, whose forward is not called."""
     found = []
@@ -219,7 +293,7 @@ def _passed_over(owner: nn.Module, paths: FeedForwardPaths) -> list[nn.Module]:
         names = path.split(".")
         for depth in range(1, len(names) + 1):
             part = attrgetter(".".join(names[:depth]))(owner)
-            if isinstance(part, nn.Module) and not isinstance(part, nn.Linear):
+            if isinstance(part, nn.Module) and part not in maps_of(owner, paths):
                 found.append(part)
     return found
 
@@ -245,12 +319,13 @@ def _verify(site: FeedForwardSite) -> None:
             f"[attach] expected {cls.__name__} with {method}(hidden_states); found "
             f"{method}({', '.join(theirs[1:])})"
         )
-    inner, _ = _linears(site.owner, site.paths)
-    if inner.weight.is_meta:
+    inner, _, _ = maps_of(site.owner, site.paths)
+    if inner.weight.is_meta or not inner.weight.numel():
         return
     plain = copy.deepcopy(without_hooks(site.owner)).float().eval()
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2, 5, inner.in_features, generator=generator).to(inner.weight.device)
+    width = weight_of(inner).shape[1]
+    noise = torch.randn(2, 5, width, generator=generator).to(inner.weight.device)
     with torch.no_grad(), torch.autocast(noise.device.type, enabled=False):
         expected = getattr(plain, method)(noise)
         swap_in(plain, site.paths.mixin)

@@ -14,6 +14,7 @@ from headkit.gating import CALL, Call, Gating, enter_call, leave_call
 from headkit.huggingface.adapter import Weights
 from headkit.huggingface.attention_block import BLOCK, ORIGIN, Block, Origin
 from headkit.huggingface.masks import read_mask
+from headkit.huggingface.neurons import NEURON_ORIGIN, find_neurons
 from headkit.huggingface.shallow import with_modules
 from headkit.huggingface.structure import (
     Structure,
@@ -128,12 +129,14 @@ class StagedModel(_C.GatedModel):
         model: the attached model.
         structure: where its attention blocks are.
         base: its innermost model, for example the ``BertModel`` inside a classifier.
+        feed_forwards: where its feed-forward blocks are; empty if they are not known.
     """
 
     def __init__(self, structure: Structure):
         super().__init__()
         self.structure = structure
         self.model, self.base = structure.model, structure.module(structure.base)
+        self.feed_forwards = find_neurons(structure)
         self._layers = structure.layers()
         self._first_block = [structure.blocks_of(layer)[0] for layer in self._layers]
         self._hidden_names = [self._parameters_of(place)[0] for place in range(len(self._layers))]
@@ -175,7 +178,9 @@ class StagedModel(_C.GatedModel):
             block.origin.heads,
             block.head_dim,
             site.adapter.weights(site.module).o.shape[0],
-            site.adapter.feed_forward(self.structure.module(site.layer)),
+            self.feed_forwards[0].origin.neurons
+            if self.feed_forwards
+            else site.adapter.feed_forward(self.structure.module(site.layer)),
         )
         if block.origin.kv_heads != block.origin.heads:
             return _C.HeadLayout(*sizes, kv_heads=block.origin.kv_heads)
@@ -188,6 +193,27 @@ class StagedModel(_C.GatedModel):
         for block in blocks:
             keep[block.number, block.origin.kept] = True
         return _C.HeadMask(keep)
+
+    def gated_units(self) -> _C.GatedUnits:
+        """Blocks, and neurons where the feed-forward blocks are known."""
+        known = bool(self.feed_forwards)
+        return _C.GatedUnits(neurons=known, attention_sublayers=True, feed_forward_sublayers=known)
+
+    def neurons(self) -> torch.Tensor:
+        """Neurons that are physically there, bool [L, F]."""
+        self._check_feed_forwards("neurons")
+        origins = [site.origin for site in self.feed_forwards]
+        keep = torch.zeros(len(origins), origins[0].neurons, dtype=torch.bool)
+        for row, origin in zip(keep, origins, strict=True):
+            row[origin.kept] = True
+        return keep
+
+    def sublayers(self) -> _C.Sublayers:
+        """Blocks that are there."""
+        return _C.Sublayers(
+            [block.origin.open for block in self.blocks()],
+            [site.origin.open for site in self.feed_forwards],
+        )
 
     def embed(self, batch: dict[str, torch.Tensor]) -> _C.ModelState:
         """Everything before layer 0, by the model's own code."""
@@ -289,10 +315,7 @@ class StagedModel(_C.GatedModel):
         extra: _Extra = state.extra
         calls = {layer: pick(call, self._batch_axis) for layer, call in extra.journal.calls.items()}
         journal = _Journal(calls, pick(extra.journal.front))
-        pending = tuple(
-            (block, replace(gating, heads=pick(gating.heads), blocks=pick(gating.blocks)))
-            for block, gating in extra.pending
-        )
+        pending = tuple((block, gating.selected(index)) for block, gating in extra.pending)
         return _C.ModelState(
             state.hidden.index_select(0, index.to(state.hidden.device)),
             attention_mask=pick(state.attention_mask),
@@ -331,11 +354,73 @@ class StagedModel(_C.GatedModel):
             )
         origin = replace(block.origin, kept=kept)
         new = _checked(weights, site.adapter.weights(site.module), origin, block.head_dim)
-        if origin.is_pruned and not self.heads().removed():
-            setattr(self.model, BASE, self.fingerprint())
+        if origin.is_pruned:
+            self._note_base()
         site.adapter.assign(site.module, new, len(kept))
         block.origin = origin
         setattr(site.module, ORIGIN, origin)
+
+    def is_whole(self) -> bool:
+        """Whether no head, neuron or block was removed."""
+        blocks = [*self.blocks(), *self.feed_forwards]
+        return all(one.origin.open and not one.origin.is_pruned for one in blocks)
+
+    def feed_forward(self, layer: int) -> _C.FeedForwardWeights:
+        """Weights of the neurons that are physically there."""
+        return self._feed_forward_site(layer).weights()
+
+    def replace_feed_forward(
+        self, layer: int, weights: _C.FeedForwardWeights, kept: list[int]
+    ) -> None:
+        """Put new weights in place; everything is checked before anything changes."""
+        site = self._feed_forward_site(layer)
+        neurons, kept = site.origin.neurons, list(kept)
+        if kept != sorted(set(kept)) or any(not 0 <= one < neurons for one in kept):
+            raise ValueError(
+                f"[replace_feed_forward] expected ascending neurons from 0 to {neurons - 1}; found "
+                f"{len(kept)} others"
+            )
+        _check_feed_forward(weights, site.weights(), len(kept))
+        if len(kept) < neurons:
+            self._note_base()
+        site.assign(weights, kept)
+
+    def set_sublayers(self, open: _C.Sublayers) -> None:
+        """Close blocks for good, or open them again."""
+        blocks, sites = self.blocks(), self.feed_forwards
+        found = (len(open.attention), len(open.feed_forward))
+        if found != (len(blocks), len(sites)):
+            raise ValueError(
+                f"[set_sublayers] expected {len(blocks)} attention blocks and {len(sites)} "
+                f"feed-forward blocks; found {found[0]} and {found[1]}"
+            )
+        if not all((*open.attention, *open.feed_forward)):
+            self._note_base()
+        for block, site, is_open in zip(blocks, self.structure.sites, open.attention, strict=True):
+            block.origin = replace(block.origin, open=is_open)
+            setattr(site.module, ORIGIN, block.origin)
+        for site, is_open in zip(sites, open.feed_forward, strict=True):
+            setattr(site.out, NEURON_ORIGIN, replace(site.origin, open=is_open))
+
+    def _note_base(self) -> None:
+        """Remember what the model was before its first removal."""
+        if self.is_whole():
+            setattr(self.model, BASE, self.fingerprint())
+
+    def _check_feed_forwards(self, operation: str) -> None:
+        if not self.feed_forwards:
+            raise ValueError(
+                f"[{operation}] expected a model whose feed-forward blocks are linear, activation, "
+                "linear; found one whose blocks are not known"
+            )
+
+    def _feed_forward_site(self, layer: int):
+        self._check_feed_forwards("feed_forward")
+        if not 0 <= layer < len(self.feed_forwards):
+            raise IndexError(
+                f"[feed_forward] expected a layer below {len(self.feed_forwards)}; found {layer}"
+            )
+        return self.feed_forwards[layer]
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -497,6 +582,19 @@ def _joined(pending: tuple[tuple[int, Gating], ...], gating: Gating, blocks: int
     """One gating in which each pending block has the gates that its own stage gave it."""
     if all(own is gating for _, own in pending):
         return gating
+    whole = [(block, own.attention_sublayers) for block, own in pending]
+    joined = _with_joined_heads(pending, blocks)
+    if all(one is None for _, one in whole):
+        return joined
+    widest = max((one for _, one in whole if one is not None), key=lambda one: one.dim())
+    gates = torch.ones_like(widest)
+    for block, one in whole:
+        if one is not None:
+            gates[..., block] = one[..., block]
+    return replace(joined, attention_sublayers=gates)
+
+
+def _with_joined_heads(pending: tuple[tuple[int, Gating], ...], blocks: int) -> Gating:
     given = [own for _, own in pending if own.heads is not None]
     # A feed-forward block runs last in its layer, under the gates of the stage that ends the layer.
     last = pending[-1][1]
@@ -547,12 +645,40 @@ def _checked(weights: _C.AttentionWeights, old: Weights, origin: Origin, head_di
     return Weights(**found)
 
 
+def _check_feed_forward(
+    weights: _C.FeedForwardWeights, old: _C.FeedForwardWeights, neurons: int
+) -> None:
+    """Refuse weights of a feed-forward block that do not fit in place of the old ones."""
+    operation, width = "replace_feed_forward", old.inner.shape[1]
+    shapes = {
+        "inner": (neurons, width),
+        "out": (old.out.shape[0], neurons),
+        "up": (neurons, width),
+        "inner_bias": (neurons,),
+        "up_bias": (neurons,),
+        "out_bias": (old.out.shape[0],),
+    }
+    for name, shape in shapes.items():
+        value, known = getattr(weights, name), getattr(old, name)
+        if (value is None) != (known is None):
+            raise ValueError(
+                f"[{operation}] expected {name} as in the model; found "
+                f"{'none' if value is None else 'one'}"
+            )
+        if value is not None:
+            _fitting(name, value, shape, old.inner.dtype, operation)
+
+
 def _fitting(
-    name: str, value: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype
+    name: str,
+    value: torch.Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    operation: str = "replace_attention",
 ) -> torch.Tensor:
     if tuple(value.shape) != shape or value.dtype != dtype:
         raise ValueError(
-            f"[replace_attention] expected {name} of shape {list(shape)} and dtype {dtype}; "
+            f"[{operation}] expected {name} of shape {list(shape)} and dtype {dtype}; "
             f"found shape {list(value.shape)} and dtype {value.dtype}"
         )
     return value

@@ -7,6 +7,11 @@ from torch import nn
 
 from headkit.huggingface.adapter import Adapter, Weights, parameter, unknown_parts
 from headkit.huggingface.attention_block import Inputs, run_block
+from headkit.huggingface.feed_forward import (
+    FeedForwardPaths,
+    GatedFeedForward,
+    run_feed_forward,
+)
 from headkit.huggingface.swapping import Swapped
 
 ATTRIBUTES = frozenset(
@@ -57,10 +62,23 @@ class GatedAttention(Swapped):
         return self.resid_dropout(output), probabilities
 
 
+class GatedNeurons(GatedFeedForward):
+    """The feed-forward block; residual and norm are outside."""
+
+    METHOD = "forward"
+
+    def forward(self, hidden_states):
+        """Return ``dropout(feed-forward)``."""
+        return self.dropout(run_feed_forward(self, hidden_states))
+
+
 class Gpt2(Adapter):
     """GPT-2, with or without cross-attention."""
 
     NAMES = ("GPT-2",)
+    FEED_FORWARD = FeedForwardPaths(
+        owner="mlp", inner="c_fc", activation="act", out="c_proj", mixin=GatedNeurons
+    )
 
     def matches(self, module: nn.Module) -> bool:
         """``c_attn`` and ``c_proj`` beside a ``split_size``."""

@@ -8,6 +8,11 @@ from torch import nn
 
 from headkit.huggingface.adapter import LinearAdapter, Norms, Weights, example_rotation
 from headkit.huggingface.attention_block import Inputs, run_block
+from headkit.huggingface.feed_forward import (
+    FeedForwardPaths,
+    GatedFeedForward,
+    run_feed_forward,
+)
 from headkit.huggingface.swapping import Swapped
 
 
@@ -36,10 +41,28 @@ class GatedAttention(Swapped):
         return run_block(self, inputs)
 
 
+class GatedNeurons(GatedFeedForward):
+    """The feed-forward block; residual and norm are outside."""
+
+    METHOD = "forward"
+
+    def forward(self, hidden_states):
+        """Return the block's output [B, T, D]."""
+        return run_feed_forward(self, hidden_states)
+
+
 class Llama(LinearAdapter):
     """Decoders with grouped queries."""
 
     NAMES = ("Llama", "SmolLM2", "Mistral", "Qwen2", "Qwen3")
+    FEED_FORWARD = FeedForwardPaths(
+        owner="mlp",
+        inner="gate_proj",
+        activation="act_fn",
+        out="down_proj",
+        mixin=GatedNeurons,
+        up="up_proj",
+    )
     PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
     ATTRIBUTES = frozenset(
         {
