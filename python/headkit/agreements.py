@@ -151,7 +151,7 @@ def plot_agreement(found: _C.Agreement, path: str | Path, statistic: str = "spea
     side = 1.6 + 0.62 * len(names)
     figure, axes = pyplot.subplots(figsize=(side + 0.8, side), constrained_layout=True)
     low = 0 if statistic == "overlap" else -1
-    image = axes.imshow(values, cmap="cividis", vmin=low, vmax=1)
+    image = axes.imshow(values.numpy(), cmap="cividis", vmin=low, vmax=1)
     axes.grid(False)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
     axes.set_yticks(range(len(names)), names)
@@ -187,7 +187,7 @@ def plot_stability(found: _C.Stability, path: str | Path) -> None:
     figure, axes = pyplot.subplots(
         figsize=(1.8 + 0.35 * heads, 1.2 + 0.35 * layers), constrained_layout=True
     )
-    image = axes.imshow(frequency, cmap="cividis", vmin=0, vmax=1, origin="lower")
+    image = axes.imshow(frequency.numpy(), cmap="cividis", vmin=0, vmax=1, origin="lower")
     axes.grid(False)
     axes.set_xlabel("head")
     axes.set_ylabel("layer")

@@ -6,6 +6,8 @@ import pytest
 import torch
 import transformers
 
+from .study_data import splits, study  # noqa: F401
+
 LAYERS, HEADS, HEAD_DIM, CLASSES, VOCABULARY = 3, 4, 6, 5, 60
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headkit.cli.bench.command import app as bench
+from headkit.cli.experiment.command import app as experiment
 from headkit.cli.explain_command import explain
 from headkit.cli.fit_command import fit
 from headkit.cli.options import Json
@@ -132,3 +133,4 @@ def rows_table(rows: list[dict[str, Any]]) -> Table:
 for _command in (score, prune, fit, run, explain):
     app.command()(_command)
 app.add_typer(bench, name="bench")
+app.add_typer(experiment, name="experiment")

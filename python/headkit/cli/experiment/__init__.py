@@ -1,0 +1,1 @@
+"""``headkit experiment``."""

@@ -1,0 +1,221 @@
+"""The command ``headkit experiment``: studies that go on where they were cut off."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from headkit.cli.options import Json
+from headkit.cli.terminal import exit_codes, print_json, quiet_transformers, shown_progress
+
+app = typer.Typer(no_args_is_help=True)
+
+Data = Annotated[
+    Path,
+    typer.Option("--data", help="Folder with train.tsv and dev.tsv, or a file text<TAB>label."),
+]
+Test = Annotated[
+    Path | None, typer.Option("--test", help="Test file; without it dev.tsv of the folder.")
+]
+Cache = Annotated[Path, typer.Option("--cache", help="Folder of results; a run goes on from it.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="Model folder, owner/name on the hub, minilm (from its package), small-gpt2 or "
+        "small-distilbert (trained from configuration).",
+    ),
+]
+Calibration = Annotated[
+    int, typer.Option("--calibration", min=8, help="Training sentences that heads are scored on.")
+]
+Validation = Annotated[
+    int, typer.Option("--validation", min=8, help="Training sentences that settings need.")
+]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="Of fine-tuning; without it by the model.")
+]
+Rate = Annotated[
+    float | None, typer.Option("--learning-rate", help="Of fine-tuning; without it by the model.")
+]
+Again = Annotated[
+    int, typer.Option("--again", min=0, help="Epochs after pruning, in all arms; 0 = none.")
+]
+Draws = Annotated[int, typer.Option("--draws", help="Random masks for each seed, at least 5.")]
+
+
+@app.callback()
+def _group() -> None:
+    """Experiments on heads that are removed, with every rule of a fair comparison.
+
+    Calibration and validation data are cut from the training data before fine-tuning; the test data
+    are only reported on. All arms share data, allocation and steps. Every result is kept in --cache
+    as soon as it is there.
+    """
+
+
+def _numbers(text: str, kind: type, option: str) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(
+            f"[experiment] expected numbers with commas as {option}; found {text!r}"
+        ) from error
+
+
+def _recipe(model: str, epochs: int | None, rate: float | None) -> Any:
+    from headkit.studies.recipe import FROM_SCRATCH, Recipe
+    from headkit.studies.subject import is_small
+
+    recipe = FROM_SCRATCH if is_small(model) else Recipe()
+    return recipe.again(epochs or recipe.epochs, rate or recipe.learning_rate)
+
+
+@app.command()
+def topk(
+    data: Data,
+    cache: Cache,
+    test: Test = None,
+    model: Model = "minilm",
+    k: Annotated[str, typer.Option("--k", help="Heads for each layer, with commas.")] = "1,2,4,6",
+    seeds: Annotated[int, typer.Option("--seeds", help="Of fine-tuning, at least 2.")] = 5,
+    metric: Annotated[str, typer.Option("--metric", help="Of headkit.scorers().")] = (
+        "gate_gradient"
+    ),
+    allocation: Annotated[
+        str, typer.Option("--allocation", help="global: K * layers heads; layer: K in each layer.")
+    ] = "global",
+    draws: Draws = 5,
+    epochs: Epochs = None,
+    learning_rate: Rate = None,
+    again: Again = 1,
+    single_head: Annotated[
+        bool, typer.Option(help="Try one head for each layer in place of many.")
+    ] = True,
+    calibration: Calibration = 512,
+    validation: Validation = 512,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the result as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw accuracy against K.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Remove the most important, the least important, or random heads, and compare.
+
+    Heads are scored on the fine-tuned model. An arm removes K heads for each layer, for real; it is
+    tested as it is, and after --again epochs that the dense model gets too.
+    """
+    with exit_codes():
+        from headkit.files import write_json
+        from headkit.studies import Results, read_splits
+        from headkit.studies.topk import TopK, run_topk
+        from headkit.studies.topk_report import plot_topk, topk_markdown
+
+        recipe = _recipe(model, epochs, learning_rate)
+        asked = TopK(
+            model=model,
+            ks=_numbers(k, int, "--k"),
+            seeds=tuple(range(seeds)),
+            metric=metric,
+            allocation=allocation,
+            draws=draws,
+            recipe=recipe,
+            again=recipe.again(again, 0.5 * recipe.learning_rate) if again else None,
+            single_head=single_head,
+        )
+        asked.check()
+        splits = read_splits(data, test, calibration=calibration, validation=validation)
+        with quiet_transformers(), shown_progress() as show:
+            report = run_topk(asked, splits, Results(cache), show)
+        if out is not None:
+            write_json(out, report)
+        if plot is not None:
+            plot_topk(report, plot)
+        if as_json:
+            print_json(report)
+        else:
+            Console().print(Markdown(topk_markdown(report)))
+
+
+@app.command()
+def static(
+    data: Data,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for static.json, tables.md and pictures.")
+    ],
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Folder of results; without it OUT/cache.")
+    ] = None,
+    test: Test = None,
+    model: Model = "minilm",
+    keep: Annotated[
+        str, typer.Option("--keep", help="Shares that stay, with commas.")
+    ] = "0.75,0.5,0.33,0.25",
+    seeds: Annotated[int, typer.Option("--seeds", help="Of fine-tuning, at least 3.")] = 3,
+    methods: Annotated[
+        str | None, typer.Option("--methods", help="With commas; without it all of them.")
+    ] = None,
+    tuned: Annotated[
+        str | None, typer.Option("--tuned", help="Methods that are trained on after pruning.")
+    ] = None,
+    tuned_keep: Annotated[
+        str, typer.Option("--tuned-keep", help="Shares that stay in these.")
+    ] = "0.5,0.25",
+    draws: Draws = 5,
+    epochs: Epochs = None,
+    learning_rate: Rate = None,
+    again: Annotated[
+        int, typer.Option("--again", min=1, help="Epochs after pruning, in all arms.")
+    ] = 1,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=0, help="Of the measurement of latency; 0 = none.")
+    ] = 30,
+    calibration: Calibration = 512,
+    validation: Validation = 512,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", help="Fill the places of this page, and put pictures beside it."),
+    ] = None,
+    found_only: Annotated[
+        bool, typer.Option("--found-only", help="Compute nothing: report what is there.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run every static pruning method on one fine-tuned model, at several shares and seeds."""
+    with exit_codes():
+        from headkit.files import write_json, write_text
+        from headkit.studies import Results, read_splits
+        from headkit.studies.methods import all_methods, tuned_methods
+        from headkit.studies.static import StaticStudy, run_static
+        from headkit.studies.static_report import plot_static, static_markdown, static_parts
+        from headkit.studies.tables import fill
+
+        recipe = _recipe(model, epochs, learning_rate)
+        asked = StaticStudy(
+            model=model,
+            seeds=tuple(range(seeds)),
+            keeps=_numbers(keep, float, "--keep"),
+            methods=all_methods() if methods is None else tuple(methods.split(",")),
+            draws=draws,
+            tuned=tuned_methods() if tuned is None else tuple(filter(None, tuned.split(","))),
+            tuned_keeps=_numbers(tuned_keep, float, "--tuned-keep"),
+            recipe=recipe,
+            again=recipe.again(again, 0.6 * recipe.learning_rate),
+            rounds=rounds,
+        )
+        asked.check()
+        splits = read_splits(data, test, calibration=calibration, validation=validation)
+        results = Results(out / "cache" if cache is None else cache, frozen=found_only)
+        with quiet_transformers(), shown_progress() as show:
+            report = run_static(asked, splits, results, show)
+        write_json(out / "static.json", report)
+        write_text(out / "tables.md", static_markdown(report))
+        plot_static(report, out)
+        if page is not None:
+            text = page.read_text(encoding="utf-8")
+            write_text(page, fill(text, static_parts(report)))
+            plot_static(report, page.parent)
+        if as_json:
+            print_json(report)
+        else:
+            Console().print(Markdown(static_markdown(report)))

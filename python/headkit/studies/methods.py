@@ -1,0 +1,102 @@
+"""Every static pruning method as the study runs it: its settings, and on how much data."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from headkit import _C
+
+RANDOM = "random"
+# Calibration sentences of methods whose cost grows with heads times forwards; others take them all.
+SENTENCES = {
+    "ablation": 256,
+    "backward_elimination": 128,
+    "shapley": 128,
+    "iterative": 256,
+    "greedy_gnorm": 256,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "backward_elimination": {"step": 3, "shortlist": 24},
+    "iterative": {"step": 6},
+}
+COMPENSATED = "+mean"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A pruning method and how it is called.
+
+    Attributes:
+        label: in tables: its name in ``headkit.pruners()``, ``+mean`` where mean outputs replace
+            what goes.
+        name: that name.
+        sentences: calibration sentences that it sees at most; None = all.
+        settings: its own, as ``headkit.prune`` takes them.
+    """
+
+    label: str
+    name: str
+    sentences: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def compensate(self) -> bool:
+        """Whether mean outputs replace what goes."""
+        return self.label.endswith(COMPENSATED)
+
+    @property
+    def one_shot(self) -> bool:
+        """Whether it scores once, so that one scoring serves every budget."""
+        return self.name in _C.scorers()
+
+    @property
+    def budget(self) -> str:
+        """What the share that it keeps is a share of."""
+        return _C.pruners()[self.name].get("budget", "heads")
+
+    def to_json(self) -> dict[str, Any]:
+        """What results depend on."""
+        return {
+            "name": self.name,
+            "compensate": self.compensate,
+            "sentences": self.sentences,
+            "settings": self.settings,
+        }
+
+
+def method_of(label: str) -> Method:
+    """A method as the study calls it.
+
+    Args:
+        label: a name in ``headkit.pruners()``, with or without ``+mean``.
+
+    Raises:
+        ValueError: for another name.
+
+    Example:
+        >>> method_of("ablation+mean").compensate
+        True
+    """
+    name = label.removesuffix(COMPENSATED)
+    if name not in _C.pruners():
+        raise ValueError(
+            f"[static] expected methods among {', '.join(_C.pruners())}, with or without "
+            f"{COMPENSATED}; found {label!r}"
+        )
+    return Method(label, name, SENTENCES.get(name), SETTINGS.get(name, {}))
+
+
+def all_methods() -> tuple[str, ...]:
+    """Labels of everything that is registered, and of some with mean outputs beside."""
+    names = tuple(_C.pruners())
+    beside = (RANDOM, "gate_gradient", "ablation", "backward_elimination")
+    return names + tuple(name + COMPENSATED for name in beside if name in names)
+
+
+def tuned_methods() -> tuple[str, ...]:
+    """Labels of the six methods that are fine-tuned after pruning, as far as registered."""
+    wanted = (
+        *(RANDOM, "gate_gradient", "ablation", "backward_elimination"),
+        *("backward_elimination+mean", "subset", "kwon", "cofi", "voita", "fisher"),
+    )
+    known = set(all_methods())
+    return tuple(label for label in wanted if label in known)[:6]

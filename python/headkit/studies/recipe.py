@@ -1,0 +1,151 @@
+"""One way to fine-tune, for every model and every arm."""
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headkit.demo.encoder import encode
+from headkit.studies.splits import Sentence
+
+Show = Callable[[int, int], None]
+# Batches that are sorted by length together, so that little is padding and order stays random.
+POOL = 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of fine-tuning: AdamW, a linear warm-up, a linear decay to 0.
+
+    Attributes:
+        epochs: passes over the training part.
+        learning_rate: at its peak.
+        batch_size: sentences a step.
+        weight_decay: of AdamW.
+        warmup: share of the steps.
+        clip: largest norm of the gradient.
+    """
+
+    epochs: int = 3
+    learning_rate: float = 5e-5
+    batch_size: int = 32
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    clip: float = 1.0
+
+    def steps(self, sentences: int) -> int:
+        """Steps of the whole fine-tuning."""
+        return self.epochs * -(-sentences // self.batch_size)
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings."""
+        return asdict(self)
+
+    def again(self, epochs: int, learning_rate: float | None = None) -> "Recipe":
+        """The recipe after pruning, of every arm."""
+        return replace(self, epochs=epochs, learning_rate=learning_rate or self.learning_rate)
+
+
+# For models that start from random weights.
+FROM_SCRATCH = Recipe(epochs=8, learning_rate=5e-4)
+
+
+def fine_tune(
+    model: torch.nn.Module,
+    tokenizer: Any,
+    sentences: Sequence[Sentence],
+    recipe: Recipe,
+    seed: int,
+    *,
+    checkpoint: Path | None = None,
+    show: Show | None = None,
+) -> int:
+    """Train every parameter of a model, in place; it is in evaluation mode afterwards.
+
+    Stops and goes on bit for bit: everything random follows from the seed and the epoch.
+
+    Args:
+        model: a classifier of transformers, attached or not, pruned or not.
+        tokenizer: of the model.
+        sentences: what it learns.
+        recipe: how.
+        seed: of order and dropout.
+        checkpoint: a file that is written after every epoch and read if it is there.
+        show: told (steps done, steps).
+
+    Returns:
+        int: steps that the model has been trained in all.
+
+    Raises:
+        RuntimeError: if the loss is not finite.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    steps = recipe.steps(len(sentences))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    warm = max(1, round(recipe.warmup * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm + 1))
+    )
+    first = _resume(checkpoint, model, optimizer, schedule)
+    done = first * -(-len(sentences) // recipe.batch_size)
+    model.train()
+    for epoch in range(first, recipe.epochs):
+        torch.manual_seed(1_000_003 * seed + epoch)
+        for group in _groups(sentences, recipe.batch_size, random.Random(f"{seed}-{epoch}")):
+            loss = model(**encode(tokenizer, group)).loss
+            if not torch.isfinite(loss):
+                raise RuntimeError(f"[fine_tune] expected a finite loss; found {float(loss)}")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            optimizer.step()
+            schedule.step()
+            done += 1
+            if show:
+                show(done, steps)
+        _keep(checkpoint, model, optimizer, schedule, epoch + 1)
+    optimizer.zero_grad(set_to_none=True)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return done
+
+
+def _groups(sentences: Sequence[Sentence], size: int, order: random.Random) -> list[list[Sentence]]:
+    shuffled = list(sentences)
+    order.shuffle(shuffled)
+    groups = []
+    for first in range(0, len(shuffled), size * POOL):
+        pool = sorted(shuffled[first : first + size * POOL], key=lambda each: len(each.text))
+        cut = [pool[place : place + size] for place in range(0, len(pool), size)]
+        order.shuffle(cut)
+        groups += cut
+    return groups
+
+
+def _keep(path: Path | None, model: Any, optimizer: Any, schedule: Any, epochs: int) -> None:
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    states = {name: part.state_dict() for name, part in parts.items()}
+    torch.save({**states, "epochs": epochs}, beside)
+    os.replace(beside, path)
+
+
+def _resume(path: Path | None, model: Any, optimizer: Any, schedule: Any) -> int:
+    if path is None or not path.is_file():
+        return 0
+    saved = torch.load(path, weights_only=True)
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    schedule.load_state_dict(saved["schedule"])
+    return saved["epochs"]

@@ -1,0 +1,538 @@
+"""Every static pruning method on one fine-tuned model: accuracy, KL, latency, agreement."""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from headkit import _C
+from headkit.agreements import agreement, stability
+from headkit.demo.encoder import Part, encode, tokenise
+from headkit.demo.timing import interleaved
+from headkit.pruning import apply, prune
+from headkit.scoring import score
+from headkit.studies.arms import check_fine_tuned
+from headkit.studies.comparison import accuracy_interval, compare, with_holm
+from headkit.studies.methods import RANDOM, Method, all_methods, method_of, tuned_methods
+from headkit.studies.outcome import Outcome, outcome_of
+from headkit.studies.recipe import Recipe, fine_tune
+from headkit.studies.results import Missing, Results
+from headkit.studies.splits import Splits
+from headkit.studies.trained import Trained, trained
+
+Show = Callable[[str, int, int], None]
+OBJECTIVE = "cross_entropy"
+BASELINE = "gate_gradient"
+LEAST_DRAWS, LEAST_SEEDS = 5, 3
+
+
+@dataclass(frozen=True)
+class StaticStudy:
+    """What is asked of the study.
+
+    Attributes:
+        model: as for ``open_subject``.
+        seeds: of fine-tuning, at least three.
+        keeps: shares that stay, without training.
+        methods: labels of ``methods``; the random one is always among them.
+        draws: random masks for each seed and share, at least five.
+        tuned: labels of the methods that are trained on after pruning.
+        tuned_keeps: their shares.
+        recipe: of fine-tuning.
+        again: of training on, in every arm, the dense one too.
+        rounds: of the measurement of latency; 0 = none.
+    """
+
+    model: str = "minilm"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    keeps: tuple[float, ...] = (0.75, 0.5, 0.33, 0.25)
+    methods: tuple[str, ...] = field(default_factory=all_methods)
+    draws: int = 5
+    tuned: tuple[str, ...] = field(default_factory=tuned_methods)
+    tuned_keeps: tuple[float, ...] = (0.5, 0.25)
+    recipe: Recipe = field(default_factory=Recipe)
+    again: Recipe = field(default_factory=lambda: Recipe(epochs=1, learning_rate=3e-5))
+    rounds: int = 30
+
+    def check(self) -> None:
+        """Refuse what breaks the rules of the study.
+
+        Raises:
+            ValueError: for fewer than three seeds, fewer than five draws, no random arm, an unknown
+                method or a share outside 0 to 1.
+        """
+        if len(set(self.seeds)) < max(LEAST_SEEDS, len(self.seeds)):
+            raise ValueError(
+                f"[static] expected at least {LEAST_SEEDS} different seeds; found "
+                f"{list(self.seeds)}"
+            )
+        if self.draws < LEAST_DRAWS:
+            raise ValueError(
+                f"[static] expected at least {LEAST_DRAWS} random draws; found {self.draws}"
+            )
+        if RANDOM not in self.methods or BASELINE not in self.methods:
+            raise ValueError(
+                f"[static] expected {RANDOM} and {BASELINE} among the methods; found "
+                f"{', '.join(self.methods) or 'none'}"
+            )
+        for label in (*self.methods, *self.tuned):
+            method_of(label)
+        for keep in (*self.keeps, *self.tuned_keeps):
+            if not 0 < keep < 1:
+                raise ValueError(f"[static] expected shares between 0 and 1; found {keep}")
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a method did to the model of one seed.
+
+    Attributes:
+        outcome: on the test part; None if the method refused.
+        found: mask, parameters, seconds; or ``refused`` with the reason.
+    """
+
+    outcome: Outcome | None
+    found: dict[str, Any]
+
+
+class StudySubject:
+    """The fine-tuned model of one seed, and what was measured on it."""
+
+    def __init__(self, asked: StaticStudy, splits: Splits, results: Results, seed: int, show: Show):
+        self.asked, self.splits, self.results = asked, splits, results
+        self.seed, self.show = seed, show
+        self.labels = torch.tensor([each.label for each in splits.test])
+
+    @cached_property
+    def trained(self) -> Trained:
+        """The model after fine-tuning."""
+        return trained(
+            self.results,
+            self.asked.model,
+            self.splits,
+            self.asked.recipe,
+            self.seed,
+            lambda done, steps: self.show(f"fine-tuning, seed {self.seed}", done, steps),
+        )
+
+    def check(self) -> float:
+        """Validation accuracy of the dense model.
+
+        Raises:
+            ValueError: if it learnt nothing.
+        """
+
+        def validate() -> float:
+            model, tokenizer = self._fresh
+            return outcome_of(model, tokenise(tokenizer, self.splits.validation, 32)).accuracy
+
+        labels = torch.tensor([each.label for each in self.splits.validation])
+        accuracy = self._get("validation", {}, validate)
+        check_fine_tuned(accuracy, float(labels.bincount().max() / len(labels)), len(labels))
+        return accuracy
+
+    def _get(self, kind: str, asked: dict[str, Any], compute: Callable[[], Any]) -> Any:
+        configuration = {"model": self.trained.configuration, **self.splits.hashes(), **asked}
+        return self.results.get(kind, configuration, compute)
+
+    @cached_property
+    def _fresh(self) -> tuple[torch.nn.Module, Any]:
+        return self.trained.load()
+
+    @cached_property
+    def _test(self) -> Part:
+        return tokenise(self._fresh[1], self.splits.test, 32)
+
+    def _calibration(self, sentences: int | None) -> list[dict[str, torch.Tensor]]:
+        return tokenise(self._fresh[1], self.splits.calibration[:sentences], 32).batches
+
+    def dense(self) -> Outcome:
+        """The model with all its heads."""
+        found = self._get(
+            "dense",
+            {},
+            lambda: {
+                "logits": outcome_of(self._fresh[0], self._test).to_json(),
+                "parameters": _parameters(self._fresh[0]),
+            },
+        )
+        return Outcome.from_json(found["logits"], self.labels)
+
+    def scores(self, metric: str) -> _C.HeadScores:
+        """Scores of every head; ValueError where the metric refuses the model or the loss."""
+        method = method_of(metric)
+
+        def compute() -> dict[str, Any]:
+            started = time.perf_counter()
+            try:
+                found = score(
+                    self._fresh[0],
+                    self._calibration(method.sentences),
+                    method.name,
+                    OBJECTIVE,
+                    progress=lambda done, total: self.show(
+                        f"seed {self.seed}, scoring: {metric}", done, total
+                    ),
+                )
+            except ValueError as error:
+                return {"refused": str(error)}
+            seconds = time.perf_counter() - started
+            return {"scores": json.loads(found.to_json()), "seconds": seconds}
+
+        asked = {"metric": method.name, "sentences": method.sentences}
+        found = self._get("scores", asked, compute)
+        if "refused" in found:
+            raise ValueError(found["refused"])
+        return _C.HeadScores.from_json(json.dumps(found["scores"]))
+
+    def pruned(self, label: str, keep: float, draw: int = 0, *, tuned: bool = False) -> Pruned:
+        """The test part after pruning, and after training on where that is asked for."""
+        method = method_of(label)
+        asked = {"method": method.to_json(), "keep": keep, "draw": draw}
+        if tuned:
+            asked["again"] = self.asked.again.to_json()
+
+        def compute() -> dict[str, Any]:
+            self.show(f"seed {self.seed}, {label} at {keep:g}", 0, -1)
+            try:
+                model, tokenizer, about = self._prune(method, keep, draw)
+            except ValueError as error:
+                return {"refused": str(error)}
+            if tuned:
+                about["steps"] = self._train_on(model, tokenizer)
+            return about | {"logits": outcome_of(model, self._test).to_json()}
+
+        found = self._get("tuned" if tuned else "pruned", asked, compute)
+        if "refused" in found:
+            return Pruned(None, found)
+        return Pruned(Outcome.from_json(found.pop("logits"), self.labels), found)
+
+    def dense_trained_on(self) -> tuple[Outcome, int]:
+        """The dense model after as many steps more as the pruned ones get."""
+
+        def compute() -> dict[str, Any]:
+            model, tokenizer = self.trained.load()
+            steps = self._train_on(model, tokenizer)
+            return {"logits": outcome_of(model, self._test).to_json(), "steps": steps}
+
+        found = self._get("tuned", {"dense": True, "again": self.asked.again.to_json()}, compute)
+        return Outcome.from_json(found["logits"], self.labels), found["steps"]
+
+    def model_at(self, label: str, keep: float) -> torch.nn.Module:
+        """A pruned copy of the model, for its latency."""
+        return self._prune(method_of(label), keep, 0)[0]
+
+    def _train_on(self, model: torch.nn.Module, tokenizer: Any) -> int:
+        return fine_tune(
+            model,
+            tokenizer,
+            self.splits.train,
+            self.asked.again,
+            1000 + self.seed,
+            show=lambda done, steps: self.show(f"seed {self.seed}, training on", done, steps),
+        )
+
+    def _prune(
+        self, method: Method, keep: float, draw: int
+    ) -> tuple[torch.nn.Module, Any, dict[str, Any]]:
+        model, tokenizer = self.trained.load()
+        calibration = self._calibration(method.sentences)
+        started = time.perf_counter()
+        options: dict[str, Any] = dict(method.settings)
+        if method.name == RANDOM:
+            options["seed"] = 1000 * self.seed + draw
+        elif method.one_shot:
+            options["scores"] = self.scores(method.name)
+        found = prune(
+            model,
+            keep,
+            method.name,
+            calibration,
+            objective=OBJECTIVE,
+            compensate=method.compensate,
+            **options,
+        )
+        seconds = time.perf_counter() - started
+        apply(model, found)
+        whole = isinstance(found, _C.StaticPruning)
+        mask = found.heads if whole else found
+        about = {
+            "mask": mask.keep.int().tolist(),
+            "kept_heads": mask.count,
+            "parameters": _parameters(model),
+            "seconds": seconds,
+        }
+        return model, tokenizer, about
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def run_static(asked: StaticStudy, splits: Splits, results: Results, show: Show) -> dict[str, Any]:
+    """Run the study, or what is left of it.
+
+    What is slowest comes last, so that a report of a part can be made at any time.
+
+    Args:
+        asked: what is asked.
+        splits: of the data.
+        results: where everything is kept; a run that was cut off goes on from there. Frozen ones
+            give a report of what is there, and leave out the rest.
+        show: told (step, done, total).
+
+    Returns:
+        dict: rows, comparisons, agreement, stability, latency; JSON values.
+
+    Raises:
+        ValueError: for settings against the rules, or a model that did not learn its task.
+    """
+    asked.check()
+    subjects = []
+    for seed in asked.seeds:
+        subject = StudySubject(asked, splits, results, seed, show)
+        if _there(lambda subject=subject: subject.check()) is not None:
+            subjects.append(subject)
+    if not subjects:
+        raise ValueError("[static] expected at least one fine-tuned model; found none yet")
+    dense = [subject.dense() for subject in subjects]
+    report: dict[str, Any] = {
+        "experiment": "static",
+        "asked": asked.to_json(),
+        "seeds": [subject.seed for subject in subjects],
+        "data": splits.hashes(),
+        "sentences": {name: len(getattr(splits, name)) for name in splits.hashes()},
+        "dropped_from_train": splits.dropped,
+        "validation": [subject.check() for subject in subjects],
+        "dense": _row("dense", 1.0, dense, dense),
+        "machine": {"cpu": platform.processor(), "threads": torch.get_num_threads()},
+    }
+    scores = _all_scores(asked, subjects)
+    report["scores"] = {
+        name: [each.values.tolist() for each in runs] for name, runs in scores.items()
+    }
+    report["rows"], report["refused"] = _all_rows(asked, subjects, dense)
+    report["agreement"] = _agreement(scores)
+    report["stability"] = _stability(asked, subjects)
+    report["latency"] = _latency(asked, subjects[0], results)
+    report["tuned"] = _tuned(asked, subjects)
+    return report
+
+
+def _there(compute: Callable[[], Any]) -> Any:
+    try:
+        return compute()
+    except Missing:
+        return None
+
+
+def _row(
+    label: str, keep: float, outcomes: Sequence[Outcome], dense: Sequence[Outcome]
+) -> dict[str, Any]:
+    pairs = list(zip(outcomes, dense, strict=True))
+    kl = torch.stack([each.kl_from(whole) for each, whole in pairs])
+    over = "both" if len(kl) > 1 else "examples"
+    interval = _C.bootstrap_mean(kl, over=over)
+    return {
+        "method": label,
+        "keep": keep,
+        **accuracy_interval([each.right for each in outcomes]),
+        "kl": interval.mean,
+        "kl_lower": interval.lower,
+        "kl_upper": interval.upper,
+        "flips": sum(each.flips_from(whole) for each, whole in pairs) / len(pairs),
+    }
+
+
+def _all_scores(
+    asked: StaticStudy, subjects: Sequence[StudySubject]
+) -> dict[str, list[_C.HeadScores]]:
+    found: dict[str, list[_C.HeadScores]] = {}
+    for label in asked.methods:
+        method = method_of(label)
+        if not method.one_shot or method.compensate:
+            continue
+        try:
+            runs = [
+                _there(lambda s=subject, name=method.name: s.scores(name)) for subject in subjects
+            ]
+        except ValueError:
+            continue
+        if None not in runs:
+            found[method.name] = runs
+    return found
+
+
+def _all_rows(
+    asked: StaticStudy, subjects: Sequence[StudySubject], dense: Sequence[Outcome]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    rows, refused = [], []
+    for keep in asked.keeps:
+        right: dict[str, list[torch.Tensor]] = {}
+        here: dict[str, dict[str, Any]] = {}
+        for label in (RANDOM, BASELINE, *asked.methods):
+            if label in here:
+                continue
+            draws = asked.draws if method_of(label).name == RANDOM else 1
+            found = _pruned(subjects, label, keep, draws)
+            if found is None:
+                continue
+            reasons = [one.found["refused"] for runs in found for one in runs if not one.outcome]
+            if reasons:
+                refused.append({"method": label, "keep": keep, "reason": reasons[0]})
+                continue
+            answers = [torch.stack([one.outcome.right for one in runs]) for runs in found]
+            right[label] = [each[0] if draws == 1 else each.double().mean(0) for each in answers]
+            by_draw = [
+                _row(label, keep, [runs[draw].outcome for runs in found], dense)
+                for draw in range(draws)
+            ]
+            row = {**by_draw[0], **accuracy_interval(right[label])}
+            for name in ("kl", "kl_lower", "kl_upper", "flips"):
+                row[name] = sum(each[name] for each in by_draw) / draws
+            for name in ("kept_heads", "parameters", "seconds"):
+                values = [one.found[name] for runs in found for one in runs]
+                row[name] = sum(values) / len(values)
+            row["budget"] = method_of(label).budget
+            if draws > 1:
+                row["draws"] = [float(one.mean()) for each in answers for one in each.double()]
+            here[label] = row
+        _compare_all(here, right)
+        rows += here.values()
+    return rows, refused
+
+
+def _pruned(
+    subjects: Sequence[StudySubject], label: str, keep: float, draws: int
+) -> list[list[Pruned]] | None:
+    return _there(
+        lambda: [
+            [subject.pruned(label, keep, draw) for draw in range(draws)] for subject in subjects
+        ]
+    )
+
+
+def _compare_all(rows: dict[str, dict[str, Any]], right: dict[str, list[torch.Tensor]]) -> None:
+    """Add to rows of one share how much better they are than random and than Michel's."""
+    for against in (RANDOM, BASELINE):
+        if against not in right:
+            continue
+        family = {
+            label: compare(right[against], right[label]) for label in right if label != against
+        }
+        with_holm(family)
+        for label, each in family.items():
+            rows[label][f"against_{against}"] = each
+
+
+def _agreement(scores: dict[str, list[_C.HeadScores]]) -> dict[str, Any] | None:
+    if len(scores) < 2:
+        return None
+    return json.loads(agreement(scores).to_json())
+
+
+def _stability(asked: StaticStudy, subjects: Sequence[StudySubject]) -> list[dict[str, Any]]:
+    found = []
+    for keep in asked.keeps:
+        for label in asked.methods:
+            if method_of(label).compensate or len(subjects) < 2:
+                continue
+            runs = _pruned(subjects, label, keep, 1)
+            if runs is None or any(one.outcome is None for (one,) in runs):
+                continue
+            masks = [torch.tensor(one.found["mask"]) for (one,) in runs]
+            if all(bool(mask.all()) for mask in masks):
+                continue
+            index = json.loads(stability(masks).to_json())
+            del index["frequency"]
+            found.append({"method": label, "keep": keep, **index})
+    return found
+
+
+def _latency(asked: StaticStudy, subject: StudySubject, results: Results) -> list[dict[str, Any]]:
+    """Milliseconds of dense and pruned models side by side, the heads cut out."""
+    if asked.rounds == 0:
+        return []
+    found = []
+    for keep in asked.keeps:
+        labels = []
+        for label in asked.methods:
+            runs = _pruned([subject], label, keep, 1)
+            if runs is not None and runs[0][0].outcome is not None:
+                labels.append(label)
+        for size in (1, 32):
+
+            def compute(labels=labels, keep=keep, size=size) -> dict[str, Any]:
+                return _measure(asked, subject, labels, keep, size)
+
+            asked_now = {
+                "labels": labels,
+                "keep": keep,
+                "batch": size,
+                "rounds": asked.rounds,
+                "model": subject.trained.configuration,
+            }
+            ms = _there(lambda: results.get("latency", asked_now, compute))  # noqa: B023
+            if ms is not None:
+                found.append({"keep": keep, "batch": size, "ms": ms})
+    return found
+
+
+def _measure(
+    asked: StaticStudy, subject: StudySubject, labels: Sequence[str], keep: float, size: int
+) -> dict[str, float]:
+    dense, tokenizer = subject.trained.load()
+    models = {"dense": dense} | {label: subject.model_at(label, keep) for label in labels}
+    picked = subject.splits.test[: 8 * size]
+    batches = []
+    for first in range(0, len(picked), size):
+        batch = encode(tokenizer, picked[first : first + size])
+        del batch["labels"]
+        batches.append(batch)
+    ways = {
+        name: (lambda batch, model=model: model(**batch).logits) for name, model in models.items()
+    }
+    times, _ = interleaved(
+        ways,
+        batches,
+        asked.rounds,
+        lambda done, total: subject.show(f"latency at {keep:g}, batch {size}", done, total),
+    )
+    return times
+
+
+def _tuned(asked: StaticStudy, subjects: Sequence[StudySubject]) -> dict[str, Any] | None:
+    """Rows after training on; every arm, the dense one too, had the same number of steps."""
+    dense = _there(lambda: [subject.dense_trained_on() for subject in subjects])
+    if dense is None:
+        return None
+    reference = [outcome for outcome, _ in dense]
+    rows = [_row("dense", 1.0, reference, reference)]
+    steps = {"dense": {count for _, count in dense}}
+    for keep in asked.tuned_keeps:
+        for label in asked.tuned:
+            runs = _there(
+                lambda label=label, keep=keep: [
+                    subject.pruned(label, keep, tuned=True) for subject in subjects
+                ]
+            )
+            if runs is None or any(run.outcome is None for run in runs):
+                continue
+            steps[f"{label} at {keep:g}"] = {run.found["steps"] for run in runs}
+            outcomes = [run.outcome for run in runs]
+            right = [each.right for each in outcomes]
+            against = compare([each.right for each in reference], right)
+            row = _row(label, keep, outcomes, reference)
+            rows.append(row | {"against_dense": against})
+    if any(counts != steps["dense"] for counts in steps.values()):
+        raise ValueError(f"[static] expected the same number of steps in all arms; found {steps}")
+    return {"rows": rows, "steps": sorted(steps["dense"])}

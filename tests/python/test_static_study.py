@@ -1,0 +1,218 @@
+"""The static study at toy size."""
+
+import json
+
+import pytest
+import torch
+
+import headkit as hk
+from headkit.studies import Results
+from headkit.studies.methods import SENTENCES, SETTINGS, all_methods, method_of, tuned_methods
+from headkit.studies.outcome import Outcome, outcome_of
+from headkit.studies.recipe import Recipe
+from headkit.studies.results import Missing
+from headkit.studies.static import StaticStudy, StudySubject, run_static
+from headkit.studies.static_report import PICTURES, static_markdown, static_parts
+from headkit.studies.tables import fill
+
+from .cli_models import call, refused, said
+from .study_data import CALIBRATION, QUICK, VALIDATION
+
+METHODS = ("random", "gate_gradient", "ablation", "gate_gradient+mean", "backward_elimination")
+
+
+def asked(study, **options):
+    return StaticStudy(
+        **{
+            **{"model": str(study / "model"), "seeds": (0, 1, 2), "keeps": (0.75, 0.5)},
+            **{"methods": METHODS, "tuned": ("random", "gate_gradient"), "tuned_keeps": (0.5,)},
+            **{"recipe": QUICK, "again": Recipe(epochs=1, learning_rate=1e-3), "rounds": 2},
+            **options,
+        }
+    )
+
+
+def quiet(text, done, total):
+    pass
+
+
+@pytest.fixture(scope="module")
+def report(study, splits):
+    return run_static(asked(study), splits, Results(study / "cache"), quiet)
+
+
+def test_the_whole_study(report):
+    rows = {(row["method"], row["keep"]): row for row in report["rows"]}
+    assert set(rows) == {(method, keep) for method in METHODS for keep in (0.75, 0.5)}
+    for (method, keep), row in rows.items():
+        assert row["lower"] <= row["accuracy"] <= row["upper"] and row["kl"] >= 0
+        assert row["kept_heads"] == 12 * keep
+        assert method == "random" or 0 <= row["against_random"]["holm_p"] <= 1
+    assert len(rows["random", 0.5]["draws"]) == 3 * 5
+    assert rows["random", 0.5]["parameters"] < rows["random", 0.75]["parameters"]
+    assert report["agreement"]["names"] == ["random", "gate_gradient", "ablation"]
+    assert report["agreement"]["runs"] == 3
+    assert {row["method"] for row in report["stability"]} == set(METHODS) - {"gate_gradient+mean"}
+    assert {each["batch"] for each in report["latency"]} == {1, 32}
+    assert all(set(each["ms"]) == {"dense", *METHODS} for each in report["latency"])
+    assert [row["method"] for row in report["tuned"]["rows"]] == [
+        *("dense", "random", "gate_gradient")
+    ]
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_figures_of_a_mask_are_those_of_gates(study, splits, report):
+    """Removal in the study equals the mask as gates on the dense model."""
+    subject = StudySubject(asked(study), splits, Results(study / "cache"), 1, quiet)
+    found = subject.pruned("ablation", 0.5)
+    scores = subject.scores("ablation").values.flatten()
+    mask = torch.tensor(found.found["mask"]).flatten()
+    assert mask[scores.argsort(stable=True)].tolist() == [0] * 6 + [1] * 6
+    model, _ = subject.trained.load()
+    gated = outcome_of(model, subject._test, mask.reshape(3, 4).float())
+    torch.testing.assert_close(found.outcome.logits, gated.logits, atol=1e-5, rtol=0)
+    dense = subject.dense()
+    kl = torch.nn.functional.kl_div(
+        gated.logits.log_softmax(1), dense.logits.softmax(1), reduction="none"
+    ).sum(1)
+    torch.testing.assert_close(found.outcome.kl_from(dense), kl, atol=1e-5, rtol=0)
+
+
+def test_a_second_run_finds_everything_and_a_frozen_one_computes_nothing(
+    study,
+    splits,
+    report,
+    tmp_path,
+):
+    for frozen in (False, True):
+        results = Results(study / "cache", frozen=frozen)
+        assert run_static(asked(study), splits, results, quiet) == report
+        assert results.computed == 0
+    more = asked(study, methods=(*METHODS, "ablation+mean"), keeps=(0.5, 0.25), rounds=0)
+    part = run_static(more, splits, Results(study / "cache", frozen=True), quiet)
+    assert {row["method"] for row in part["rows"]} == set(METHODS)
+    assert {row["keep"] for row in part["rows"]} == {0.5}
+    assert static_markdown(part)
+    with pytest.raises(ValueError, match="none yet"):
+        run_static(more, splits, Results(tmp_path, frozen=True), quiet)
+    with pytest.raises(Missing):
+        Results(tmp_path, frozen=True).get("kind", {}, dict)
+
+
+def test_a_study_that_is_cut_off_goes_on(study, splits, report, tmp_path):
+    class CutOff(Exception):
+        pass
+
+    calls, patience, attempts = 0, 40, 0
+
+    def cut(text, done, total):
+        nonlocal calls
+        calls += 1
+        if calls > patience:
+            raise CutOff
+
+    small = asked(study, rounds=0, keeps=(0.5,), methods=METHODS[:3], tuned=())
+    whole = run_static(small, splits, Results(study / "cache"), quiet)
+    while True:
+        calls, attempts = 0, attempts + 1
+        try:
+            found = run_static(small, splits, Results(tmp_path / "cache"), cut)
+            break
+        except CutOff:
+            patience *= 2
+    assert attempts > 1
+    for one in (found, whole):
+        for row in one["rows"]:
+            del row["seconds"]
+    assert found == whole
+
+
+def test_a_truncated_result_is_computed_again(tmp_path):
+    results = Results(tmp_path)
+    assert results.get("kind", {"a": 1}, lambda: [1, 2]) == [1, 2]
+    path = results.path("kind", {"a": 1})
+    path.write_text(path.read_text()[:20])
+    assert results.get("kind", {"a": 1}, lambda: [3]) == [3]
+    assert results.get("kind", {"a": 2}, lambda: [4]) == [4]
+    with pytest.raises(ZeroDivisionError):
+        results.get("kind", {"a": 3}, lambda: 1 / 0)
+    assert not results.path("kind", {"a": 3}).exists()
+
+
+def test_every_method_that_is_registered_is_in_the_study():
+    labels = all_methods()
+    assert set(hk.pruners()) <= set(labels) and "random" in labels
+    assert len(tuned_methods()) <= 6 and tuned_methods()[0] == "random"
+    known = set(hk.pruners()) | {"shapley", "greedy_gnorm"}
+    assert (set(SENTENCES) | set(SETTINGS)) <= known
+    for label in labels:
+        given = set(method_of(label).settings)
+        method = hk.pruners()[method_of(label).name]
+        assert not given or given <= set(method["settings"])
+
+
+def test_rules_of_the_study():
+    for expected, options in {
+        "different seeds": {"seeds": (0, 1)},
+        "random draws": {"draws": 4},
+        "among the methods": {"methods": ("ablation", "gate_gradient")},
+        "with or without": {"methods": ("random", "gate_gradient", "magic")},
+        "between 0 and 1": {"keeps": (1.5,)},
+    }.items():
+        with pytest.raises(ValueError, match=expected):
+            StaticStudy(**options).check()
+
+
+def test_outcomes_by_hand():
+    labels = torch.tensor([0, 1, 1])
+    dense = Outcome(torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]).double(), labels)
+    other = Outcome(torch.tensor([[2.0, 0.0], [1.0, 0.0], [3.0, 0.0]]).double(), labels)
+    assert dense.right.tolist() == [True, True, False]
+    assert other.flips_from(dense) == pytest.approx(1 / 3)
+    assert other.one_class == 1 and dense.one_class == pytest.approx(2 / 3)
+    assert other.kl_from(dense)[[0, 2]].tolist() == [0, 0]
+    p = torch.tensor([0.0, 1.0]).double().softmax(0)
+    assert float(other.kl_from(dense)[1]) == pytest.approx(float((p[1] - p[0]) * 1.0))
+
+
+def test_tables_and_the_places_of_a_page(report):
+    parts = static_parts(report)
+    page = "".join(f"<!-- results: {name} -->\n<!-- end -->\n" for name in parts)
+    filled = fill(page, parts)
+    assert filled.count("<!-- end -->") == len(parts)
+    assert "| `backward_elimination` |" in filled and fill(filled, parts) == filled
+    with pytest.raises(ValueError, match="a place for"):
+        fill(page, {"nowhere": ""})
+
+
+def test_the_command(study, tmp_path, report):
+    out, page = tmp_path / "out", tmp_path / "page.md"
+    parts = static_parts(report)
+    page.write_text("".join(f"<!-- results: {name} -->\n<!-- end -->\n" for name in parts))
+    arguments = (
+        *("experiment", "static", "--data", study / "data", "--out", out),
+        *("--cache", study / "cache", "--model", study / "model", "--page", page),
+        *(
+            "--calibration",
+            CALIBRATION,
+            "--validation",
+            VALIDATION,
+            "--keep",
+            "0.75,0.5",
+            "--seeds",
+            3,
+        ),
+        *("--methods", ",".join(METHODS), "--tuned", "", "--epochs", QUICK.epochs),
+        *("--learning-rate", QUICK.learning_rate, "--rounds", 0),
+    )
+    told = call(*arguments, "--json")
+    assert told.exit_code == 0, said(told)
+    found = json.loads(told.stdout)
+    assert found["rows"] == report["rows"]
+    assert found == json.loads((out / "static.json").read_text())
+    assert (out / "tables.md").read_text() == static_markdown(found)
+    for name in PICTURES:
+        assert (out / name).stat().st_size > 1000 and (tmp_path / name).is_file()
+    assert "| `ablation` |" in page.read_text()
+    assert "gate_gradient" in said(call(*arguments, "--found-only"))
+    refused("at least 3", "experiment", "static", *arguments[2:6], "--seeds", 2)
