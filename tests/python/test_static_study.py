@@ -11,7 +11,7 @@ from headkit.studies.methods import SENTENCES, SETTINGS, all_methods, method_of,
 from headkit.studies.outcome import Outcome, outcome_of
 from headkit.studies.recipe import Recipe
 from headkit.studies.results import Missing
-from headkit.studies.static import StaticStudy, StudySubject, run_static
+from headkit.studies.static import StaticStudy, StudySubject, check_cut, run_static
 from headkit.studies.static_report import PICTURES, static_markdown, static_parts
 from headkit.studies.tables import fill
 
@@ -161,6 +161,16 @@ def test_rules_of_the_study():
     }.items():
         with pytest.raises(ValueError, match=expected):
             StaticStudy(**options).check()
+
+
+def test_a_masked_model_is_not_timed(study, splits, report):
+    subject = StudySubject(asked(study), splits, Results(study / "cache"), 0, quiet)
+    found = subject.pruned("ablation", 0.5).found
+    assert hk.attach(subject.cut_model(found)).heads().count == 6
+    dense, _ = subject.trained.load()
+    with hk.gates(dense, torch.tensor(found["mask"]).float()):
+        with pytest.raises(ValueError, match="cut to 6 heads"):
+            check_cut(dense, found["kept_heads"], found["parameters"])
 
 
 def test_outcomes_by_hand():

@@ -15,7 +15,7 @@ from headkit.agreements import agreement, stability
 from headkit.demo.encoder import Part, encode, tokenise
 from headkit.demo.timing import interleaved
 from headkit.pruning import apply, prune
-from headkit.scoring import score
+from headkit.scoring import gated_model, score
 from headkit.studies.arms import check_fine_tuned
 from headkit.studies.comparison import accuracy_interval, compare, with_holm
 from headkit.studies.methods import RANDOM, Method, all_methods, method_of, tuned_methods
@@ -28,6 +28,8 @@ from headkit.studies.trained import Trained, trained
 Show = Callable[[str, int, int], None]
 OBJECTIVE = "cross_entropy"
 BASELINE = "gate_gradient"
+CUT = ("mask", "units", "kept_heads", "parameters")
+UNITS = ("neurons", "attention_sublayers", "feed_forward_sublayers", "hidden")
 LEAST_DRAWS, LEAST_SEEDS = 5, 3
 
 
@@ -227,9 +229,14 @@ class StudySubject:
         found = self._get("tuned", {"dense": True, "again": self.asked.again.to_json()}, compute)
         return Outcome.from_json(found["logits"], self.labels), found["steps"]
 
-    def model_at(self, label: str, keep: float) -> torch.nn.Module:
-        """A pruned copy of the model, for its latency."""
-        return self._prune(method_of(label), keep, 0)[0]
+    def cut_model(self, found: dict[str, Any]) -> torch.nn.Module:
+        """A copy of the model without the units that went: as fast as the pruned one."""
+        model, _ = self.trained.load()
+        gates = {name: torch.tensor(open_).float() for name, open_ in found["units"].items()}
+        mask = _C.HeadMask(torch.tensor(found["mask"]))
+        apply(model, _C.StaticPruning(mask, _C.GateSet(**gates)))
+        check_cut(model, found["kept_heads"], found["parameters"])
+        return model
 
     def _train_on(self, model: torch.nn.Module, tokenizer: Any) -> int:
         return fine_tune(
@@ -267,6 +274,7 @@ class StudySubject:
         mask = found.heads if whole else found
         about = {
             "mask": mask.keep.int().tolist(),
+            "units": _open_units(found.gates) if whole else {},
             "kept_heads": mask.count,
             "parameters": _parameters(model),
             "seconds": seconds,
@@ -276,6 +284,31 @@ class StudySubject:
 
 def _parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _open_units(gates: _C.GateSet) -> dict[str, Any]:
+    """What stays beside heads, as 0 and 1: neurons, whole blocks, dimensions of the stream."""
+    found = {name: getattr(gates, name) for name in UNITS}
+    return {name: (gate != 0).int().tolist() for name, gate in found.items() if gate is not None}
+
+
+def check_cut(model: torch.nn.Module, heads: int, parameters: int) -> None:
+    """Refuse to time a model that is only masked: a mask is no speed-up.
+
+    Args:
+        model: attached.
+        heads: that should be left.
+        parameters: that should be left.
+
+    Raises:
+        ValueError: if the model has other heads or more parameters.
+    """
+    left, found = gated_model(model, "latency").heads().count, _parameters(model)
+    if left != heads or found > parameters:
+        raise ValueError(
+            f"[latency] expected a model that is cut to {heads} heads and {parameters} parameters; "
+            f"found {left} heads and {found} parameters"
+        )
 
 
 def run_static(asked: StaticStudy, splits: Splits, results: Results, show: Show) -> dict[str, Any]:
@@ -464,18 +497,19 @@ def _latency(asked: StaticStudy, subject: StudySubject, results: Results) -> lis
         return []
     found = []
     for keep in asked.keeps:
-        labels = []
-        for label in asked.methods:
-            runs = _pruned([subject], label, keep, 1)
-            if runs is not None and runs[0][0].outcome is not None:
-                labels.append(label)
+        runs = {label: _pruned([subject], label, keep, 1) for label in asked.methods}
+        cut = {
+            label: {name: one[0][0].found[name] for name in CUT}
+            for label, one in runs.items()
+            if one is not None and one[0][0].outcome is not None
+        }
         for size in (1, 32):
 
-            def compute(labels=labels, keep=keep, size=size) -> dict[str, Any]:
-                return _measure(asked, subject, labels, keep, size)
+            def compute(cut=cut, keep=keep, size=size) -> dict[str, Any]:
+                return _measure(asked, subject, cut, keep, size)
 
             asked_now = {
-                "labels": labels,
+                "cut": cut,
                 "keep": keep,
                 "batch": size,
                 "rounds": asked.rounds,
@@ -488,10 +522,10 @@ def _latency(asked: StaticStudy, subject: StudySubject, results: Results) -> lis
 
 
 def _measure(
-    asked: StaticStudy, subject: StudySubject, labels: Sequence[str], keep: float, size: int
+    asked: StaticStudy, subject: StudySubject, cut: dict[str, Any], keep: float, size: int
 ) -> dict[str, float]:
     dense, tokenizer = subject.trained.load()
-    models = {"dense": dense} | {label: subject.model_at(label, keep) for label in labels}
+    models = {"dense": dense} | {label: subject.cut_model(found) for label, found in cut.items()}
     picked = subject.splits.test[: 8 * size]
     batches = []
     for first in range(0, len(picked), size):

@@ -18,6 +18,7 @@ def static_parts(report: dict[str, Any]) -> dict[str, str]:
     return {
         "setting": _setting(report),
         "accuracy": _grid(report, _accuracy),
+        "pictures": _pictures(report),
         "kl": _grid(report, lambda row: f"{row['kl']:.3f}"),
         "random": _against(report, "random"),
         "michel": _against(report, "gate_gradient"),
@@ -34,6 +35,12 @@ def static_markdown(report: dict[str, Any]) -> str:
     """All tables, each under its name."""
     parts = static_parts(report)
     return "\n\n".join(f"## {name}\n\n{part}" for name, part in parts.items()) + "\n"
+
+
+def _pictures(report: dict[str, Any]) -> str:
+    shown = PICTURES if report["agreement"] is not None else PICTURES[:2]
+    titles = ("accuracy by share", "KL by share", "agreement of metrics")
+    return "\n".join(f"![{title}]({name})" for title, name in zip(titles, shown, strict=False))
 
 
 def _setting(report: dict[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """The command ``headkit experiment``: studies that go on where they were cut off."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +10,13 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from headkit.cli.options import Json
-from headkit.cli.terminal import exit_codes, print_json, quiet_transformers, shown_progress
+from headkit.cli.terminal import (
+    errors,
+    exit_codes,
+    print_json,
+    quiet_transformers,
+    shown_progress,
+)
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -54,6 +62,17 @@ def _group() -> None:
     are only reported on. All arms share data, allocation and steps. Every result is kept in --cache
     as soon as it is there.
     """
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """As ``exit_codes``; what was computed before an interruption is kept."""
+    with exit_codes():
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            errors.print("interrupted: the same command goes on from here")
+            raise typer.Exit(130) from error
 
 
 def _numbers(text: str, kind: type, option: str) -> tuple[Any, ...]:
@@ -105,7 +124,7 @@ def topk(
     Heads are scored on the fine-tuned model. An arm removes K heads for each layer, for real; it is
     tested as it is, and after --again epochs that the dense model gets too.
     """
-    with exit_codes():
+    with _resumable():
         from headkit.files import write_json
         from headkit.studies import Results, read_splits
         from headkit.studies.topk import TopK, run_topk
@@ -182,7 +201,7 @@ def static(
     as_json: Json = False,
 ) -> None:
     """Run every static pruning method on one fine-tuned model, at several shares and seeds."""
-    with exit_codes():
+    with _resumable():
         from headkit.files import write_json, write_text
         from headkit.studies import Results, read_splits
         from headkit.studies.methods import all_methods, tuned_methods
