@@ -29,6 +29,10 @@ class MaskedModel final : public GatedModel {
   AttentionWeights attention(int64_t layer) override;
   void replace_attention(int64_t layer, const AttentionWeights& weights,
                          const std::vector<int64_t>& kept) override;
+  GatedUnits gated_units() const override { return model_.gated_units(); }
+  at::Tensor neurons() override { return model_.neurons(); }
+  FeedForwardWeights feed_forward(int64_t layer) override { return model_.feed_forward(layer); }
+  Sublayers sublayers() override { return model_.sublayers(); }
   std::shared_ptr<void> evaluating() override { return model_.evaluating(); }
   std::vector<std::pair<std::string, at::Tensor>> parameters() override {
     return model_.parameters();

@@ -3,6 +3,7 @@
 #include "headkit/core/error.h"
 #include "headkit/pruners/backward_elimination.h"
 #include "headkit/pruners/iterative.h"
+#include "headkit/pruners/kwon.h"
 #include "headkit/pruners/mean_output.h"
 #include "headkit/pruners/removal.h"
 #include "pruners/method_settings.h"
@@ -56,6 +57,22 @@ void read(MethodSettings& settings, BackwardEliminationOptions& options) {
                 "heads tried in a step, those that did least harm before; 0 = all");
 }
 
+void read(MethodSettings& settings, KwonOptions& options) {
+  settings.read("neurons", options.neurons,
+                "also prune neurons, where the model has gates of them");
+  settings.read("tokens", options.tokens, "length that costs are counted at; 0 = mean of the data");
+  settings.read("head_latency", options.head_latency,
+                "latencies of an attention block with 1, 2, .. heads, instead of MACs");
+  settings.read("neuron_latency", options.neuron_latency,
+                "latencies of a feed-forward block with evenly many neurons in each entry");
+  settings.read("other_latency", options.other_latency, "latency beside these blocks");
+  settings.read("rearrange", options.rearrange, "swap units of a layer by the block Fisher");
+  settings.read("tune", options.tune, "scale what stays by ridge regression");
+  settings.read("ridge", options.ridge, "of the tuning, in units of the mean squared output");
+  settings.read("largest_scale", options.largest_scale, "layers that exceed it keep 1");
+  settings.read("tune_examples", options.tune_examples, "examples that tuning looks at; 0 = all");
+}
+
 // An entry of the registry around a function with options of its own; `begin` makes them from what
 // all methods share.
 template <typename Options>
@@ -76,6 +93,14 @@ PrunerInfo with_settings(PrunerInfo info, Options (*begin)(const PruneOptions&),
     return prune(model, data, objective, options);
   };
   return info;
+}
+
+// A method with a budget of costs takes no counts of heads.
+void check_plain_share(const char* method, const TopFractionOptions& share) {
+  HEADKIT_CHECK(
+      !share.per_layer && share.min_per_layer == 0, "prune",
+      std::string("neither per_layer nor min_per_layer for ") + method + ", whose budget is a cost",
+      share.per_layer ? "per_layer" : "min_per_layer");
 }
 
 std::vector<PrunerInfo> searching_pruners() {
@@ -107,6 +132,22 @@ std::vector<PrunerInfo> searching_pruners() {
                                               .progress = given.score.progress};
           },
           &prune_by_elimination),
+      with_settings<KwonOptions>(
+          {.name = "kwon",
+           .definition = "Mask search by Fisher information under MACs or measured latency, "
+                         "rearrangement, and ridge tuning of what stays",
+           .source = "Kwon et al. 2022",
+           .cost = "1 forward + 1 backward, about 5 forwards for tuning",
+           .needs = "labels, or whatever the objective reads",
+           .prune = nullptr,
+           .budget = "MACs, or latency where tables are given"},
+          [](const PruneOptions& given) {
+            check_plain_share("kwon", given.share);
+            return KwonOptions{.keep = given.share.keep,
+                               .compensate = given.compensate,
+                               .progress = given.score.progress};
+          },
+          &prune_kwon),
   };
 }
 

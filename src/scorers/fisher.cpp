@@ -45,8 +45,11 @@ FisherInformation fisher_information(GatedModel& model, const DataSource& data,
                                      const Objective& objective, const FisherOptions& options) {
   check_slope_exists(kName, objective);
   const at::Tensor present = scored_heads(model, {});
-  const GateSlopeOptions slope_options{
-      .by_token = false, .neurons = {}, .gates = {}, .dropped_output = options.dropped_output};
+  const bool neurons = options.neurons && model.gated_units().neurons;
+  const GateSlopeOptions slope_options{.by_token = false,
+                                       .neurons = neurons ? model.neurons() : at::Tensor(),
+                                       .gates = {},
+                                       .dropped_output = options.dropped_output};
   FisherInformation sums;
   int64_t rows = 0;
   std::vector<at::Tensor> head_rows, neuron_rows;

@@ -57,6 +57,11 @@ GateSlopes gate_slopes(const char* metric, GatedModel& model, const ModelState& 
   if (options.dropped_output.defined()) {
     gates.dropped_output = options.dropped_output.to(state.hidden.options());
   }
+  if (options.neurons.defined()) {
+    gates.neurons = at::ones({examples, options.neurons.size(0), options.neurons.size(1)}, dtype)
+                        .set_requires_grad(true);
+    inputs.push_back(gates.neurons);
+  }
 
   const at::Tensor output = model.head(model.run(state, 0, layout.layers, gates));
   const at::Tensor dense = objective.needs_dense() ? output.detach() : at::Tensor();
@@ -68,6 +73,10 @@ GateSlopes gate_slopes(const char* metric, GatedModel& model, const ModelState& 
                                                /*create_graph=*/false, /*allow_unused=*/true);
   GateSlopes slopes;
   slopes.heads = finite_on_cpu(metric, gradients[0]);
+  if (options.neurons.defined()) {
+    slopes.neurons =
+        finite_on_cpu(metric, gradients[1]) * options.neurons.to(at::kCPU, at::kDouble);
+  }
   return slopes;
 }
 

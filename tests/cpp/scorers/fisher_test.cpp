@@ -94,5 +94,32 @@ TEST(FisherTest, ObjectivesWithTheirMinimumAtTheDenseModelAndEmptyDataAreRefused
                std::invalid_argument);
 }
 
+TEST(FisherTest, NeuronsEqualFiniteDifferences) {
+  const HeadLayout layout{
+      .layers = 2, .heads = 3, .head_dim = 2, .model_dim = 5, .feed_forward = 4};
+  const auto model = testing::random_toy_model(layout, 3, 1);
+  const Batch batch = testing::random_toy_batch(layout, 5, 4, 3, 2);
+  const FisherInformation found =
+      fisher_information(*model, BatchList({batch}), *cross_entropy(), {.keep_gradients = true});
+  const auto losses = [&](int64_t layer, int64_t neuron, double gate) {
+    GateSet gates;
+    gates.neurons = at::ones({2, 4}, at::kDouble);
+    gates.neurons[layer][neuron] = gate;
+    return cross_entropy()->loss((*model)(batch, gates), batch, {});
+  };
+  for (int64_t layer = 0; layer < 2; ++layer) {
+    for (int64_t neuron = 0; neuron < 4; ++neuron) {
+      const at::Tensor slope =
+          (losses(layer, neuron, 1 + 1e-5) - losses(layer, neuron, 1 - 1e-5)) / 2e-5;
+      EXPECT_NEAR(found.neurons[layer][neuron].item<double>(), slope.square().mean().item<double>(),
+                  1e-8);
+      EXPECT_TRUE(at::allclose(found.neuron_gradients.select(1, layer).select(1, neuron),
+                               slope.to(at::kFloat), 1e-5, 1e-6));
+    }
+  }
+  EXPECT_FALSE(fisher_information(*model, BatchList({batch}), *cross_entropy(), {.neurons = false})
+                   .neurons.defined());
+}
+
 }  // namespace
 }  // namespace headkit
