@@ -40,6 +40,7 @@
 #include "headkit/pruners/cost_search.h"
 #include "headkit/pruners/iterative.h"
 #include "headkit/pruners/kwon.h"
+#include "headkit/pruners/latency_table.h"
 #include "headkit/pruners/least_squares.h"
 #include "headkit/pruners/mean_output.h"
 #include "headkit/pruners/pruner.h"

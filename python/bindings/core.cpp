@@ -307,6 +307,37 @@ Without ``active_kv_heads`` the most that there can be.
 )pbdoc");
   m.def("feed_forward_flops", &feed_forward_flops, py::arg("layout"), py::arg("tokens"),
         "FLOPs of one feed-forward block for one sample: 4*T*D*F.");
+  py::class_<UnitCosts>(m, "UnitCosts", R"pbdoc(
+What one unit costs, where units of a kind cost the same.
+
+Attributes:
+    head: of a head.
+    neuron: of a neuron of a feed-forward block.
+    fixed: of what goes with no single unit (shared KV heads).
+)pbdoc")
+      .def_readonly("head", &UnitCosts::head)
+      .def_readonly("neuron", &UnitCosts::neuron)
+      .def_readonly("fixed", &UnitCosts::fixed)
+      .def("total", &UnitCosts::total, py::arg("heads"), py::arg("neurons"),
+           "Of so many heads and neurons.");
+  m.def("unit_macs", &unit_macs, py::arg("layout"), py::arg("tokens"), py::arg("matrices") = 2,
+        R"pbdoc(
+Multiply-accumulates of a head and of a neuron, for one sample (FLOPs = 2 MACs).
+
+Args:
+    layout: HeadLayout.
+    tokens: length of the sample, a mean where lengths differ.
+    matrices: linear maps of a feed-forward block: 2, or 3 in a gated one.
+Raises:
+    ValueError: unless ``tokens`` is positive and ``matrices`` 2 or 3.
+Example:
+    >>> bert = headkit.HeadLayout(12, 12, 64, 768, 3072)
+    >>> costs = headkit.unit_macs(bert, 128)
+    >>> round(costs.total(144, 12 * 3072) / costs.total(0, 12 * 3072), 2)  # all heads gone
+    1.54
+)pbdoc");
+  m.def("unit_parameters", &unit_parameters, py::arg("layout"), py::arg("matrices") = 2,
+        "Weights of a head and of a neuron, biases left out; see ``unit_macs``.");
   m.def("encoder_flops", &encoder_flops, py::arg("layout"), py::arg("active_heads"),
         py::arg("tokens"), py::arg("active_kv_heads") = py::none(), R"pbdoc(
 FLOPs of a whole encoder for one sample: its open heads and every feed-forward block.

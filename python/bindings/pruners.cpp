@@ -1,4 +1,5 @@
 #include <headkit/core/error.h>
+#include <headkit/pruners/latency_table.h>
 #include <headkit/pruners/mean_output.h>
 #include <headkit/pruners/pruner.h>
 #include <headkit/pruners/removal.h>
@@ -74,6 +75,10 @@ Example:
         std::string text = "StaticPruning(" + std::to_string(pruning.heads.count()) + " of " +
                            std::to_string(pruning.heads.layers() * pruning.heads.heads()) +
                            " heads";
+        if (const at::Tensor& neurons = pruning.gates.neurons; neurons.defined()) {
+          text += ", " + std::to_string(neurons.ne(0).sum().item<int64_t>()) + " of " +
+                  std::to_string(neurons.numel()) + " neurons";
+        }
         if (pruning.gates.dropped_output.defined()) text += ", mean outputs of those that go";
         return text + ")";
       });
@@ -101,6 +106,20 @@ Example:
 
   m.def("apply_pruning", &apply_pruning, py::arg("model"), py::arg("pruning"), Unlocked(),
         "See headkit.apply.");
+
+  m.def(
+      "measure_latency",
+      [](GatedModel& model, const Batch& batch, int64_t layer, int64_t neuron_entries,
+         int64_t repeats) {
+        return measure_latency(
+            model, batch, {.layer = layer, .neuron_entries = neuron_entries, .repeats = repeats});
+      },
+      py::arg("model"), py::arg("batch"), py::kw_only(), py::arg("layer"),
+      py::arg("neuron_entries"), py::arg("repeats"), Unlocked(), "See headkit.measure_latency.");
+  py::class_<LatencyTables>(m, "LatencyTables", "Seconds; see headkit.measure_latency.")
+      .def_readonly("heads", &LatencyTables::heads)
+      .def_readonly("neurons", &LatencyTables::neurons)
+      .def_readonly("other", &LatencyTables::other);
 
   m.def(
       "prune_top_fraction",

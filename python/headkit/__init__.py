@@ -106,6 +106,8 @@ from headkit._C import (
     spearman,
     top_k_overlap,
     two_proportion_z,
+    unit_macs,
+    unit_parameters,
     with_sentence_embedding,
     with_sentence_probe,
     write_safetensors,
@@ -120,7 +122,7 @@ from headkit.learned_gates import (
     harden,
     train_gates,
 )
-from headkit.pruning import apply, mean_head_outputs, prune
+from headkit.pruning import apply, mean_head_outputs, measure_latency, prune
 from headkit.running import run
 from headkit.saving import load, save
 from headkit.scoring import score
@@ -210,6 +212,7 @@ __all__ = [
     "make_work_list",
     "mcnemar",
     "mean_head_outputs",
+    "measure_latency",
     "nn",
     "objective_names",
     "output_confidence",
@@ -245,6 +248,8 @@ __all__ = [
     "top_k_overlap",
     "train_gates",
     "two_proportion_z",
+    "unit_macs",
+    "unit_parameters",
     "with_sentence_embedding",
     "with_sentence_probe",
     "write_safetensors",

@@ -237,3 +237,65 @@ def mean_head_outputs(
         return _C.mean_head_outputs(
             gated, data, gates=_C.GateSet() if gates is None else gates, progress=tell
         )
+
+
+def measure_latency(
+    model: torch.nn.Module | _C.GatedModel,
+    batch: dict[str, torch.Tensor],
+    *,
+    layer: int = 0,
+    neuron_entries: int = 8,
+    repeats: int = 5,
+) -> dict[str, Any]:
+    """Time blocks with fewer heads and neurons: the budget of ``prune(method="kwon", ...)``.
+
+    Runs headkit's operators on slices of the model's own weights, on as many threads as torch has
+    now. The model is not changed.
+
+    Args:
+        model: an attached model, or a GatedModel, with all its heads and neurons.
+        batch: what the pruned model will be fed, as many examples and tokens.
+        layer: the layer whose weights are timed.
+        neuron_entries: entries of the table of neurons, a divisor of their number.
+        repeats: each entry is the least of so many runs.
+
+    Returns:
+        dict: ``head_latency`` and ``neuron_latency`` (lists, seconds; the latter empty for models
+        that show no feed-forward blocks) and ``other_latency``, to be handed on as settings.
+
+    Raises:
+        ValueError: for a model that lost units, or entries that do not divide the neurons.
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.BertConfig(
+        ...     vocab_size=50,
+        ...     hidden_size=24,
+        ...     num_hidden_layers=2,
+        ...     num_attention_heads=4,
+        ...     intermediate_size=48,
+        ... )
+        >>> model = transformers.BertForSequenceClassification(config)
+        >>> gated = headkit.attach(model)
+        >>> batch = {"input_ids": torch.tensor([[1, 2, 3]])}
+        >>> tables = headkit.measure_latency(model, batch)
+        >>> len(tables["head_latency"]), len(tables["neuron_latency"])
+        (4, 8)
+        >>> data = [{**batch, "labels": torch.tensor([1])}]
+        >>> tables["other_latency"] = 0.0  # a share of the time of blocks alone
+        >>> pruned = headkit.prune(model, 0.9, "kwon", data, **tables)
+        >>> pruned.details["unit"]
+        'latency'
+    """
+    tables = _C.measure_latency(
+        gated_model(model, "measure_latency"),
+        batch,
+        layer=layer,
+        neuron_entries=neuron_entries,
+        repeats=repeats,
+    )
+    return {
+        "head_latency": tables.heads,
+        "neuron_latency": tables.neurons,
+        "other_latency": tables.other,
+    }

@@ -129,10 +129,12 @@ def test_heads_that_are_gone_are_never_kept(tiny):
     hk.attach(model)
     hk.apply(model, tiny_mask())
     data = [{**tiny.inputs(), "labels": torch.tensor([0, 1, 2])}]
-    for method in hk.pruners():
+    counting = [name for name, info in hk.pruners().items() if info["budget"] == "heads"]
+    for method in counting:
         mask = hk.prune(model, 0.25, method, data)
         assert mask.is_subset_of(tiny_mask()) and mask.count == 3
         assert hk.prune(model, 0.9, method, data) == tiny_mask()
+    assert hk.prune(model, 0.9, "kwon", data).heads.is_subset_of(tiny_mask())
 
 
 def test_methods_are_their_scores(tiny):
@@ -187,6 +189,51 @@ def test_methods_that_search(tiny, method, settings):
         hk.prune(model, 0.5, method, data, magic=1)
     with pytest.raises(ValueError, match="found none"):
         hk.prune(model, 0.5, method)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kwon_stays_within_its_budget_and_its_gates_are_the_pruned_model(tiny, family):
+    model = tiny.make(family, "SequenceClassification")
+    gated = hk.attach(model)
+    inputs = tiny.inputs()
+    data = [{**inputs, "labels": torch.tensor([0, 1, 2])}]
+    layout = gated.layout()
+    macs = hk.unit_macs(layout, float(inputs["attention_mask"].sum()) / 3)
+    dense = macs.total(12, 3 * layout.feed_forward)
+    found = hk.prune(model, 0.5, "kwon", data, compensate=family == "Bert")
+    cost = macs.total(found.heads.count, int(found.gates.neurons.ne(0).sum()))
+    assert cost <= 0.5 * dense < cost + macs.neuron
+    assert found.details["cost"] == pytest.approx(cost)
+    with hk.gates(model, found.all_gates()), torch.no_grad():
+        expected = model(**inputs).logits
+    parameters = sum(p.numel() for p in model.parameters())
+    hk.apply(model, found)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-5)
+    assert gated.heads() == found.heads
+    assert torch.equal(gated.neurons(), found.gates.neurons.ne(0))
+    weights = hk.unit_parameters(layout)
+    lost = weights.total(12 - found.heads.count, int(gated.neurons().logical_not().sum()))
+    assert sum(p.numel() for p in model.parameters()) < parameters - 0.9 * lost
+
+
+def test_kwon_by_heads_alone_and_by_latency(tiny):
+    model = tiny.make("Bert", "SequenceClassification")
+    hk.attach(model)
+    data = [{**tiny.inputs(), "labels": torch.tensor([0, 1, 2])}]
+    with pytest.raises(ValueError, match="a share that heads can reach, keep of at least 0"):
+        hk.prune(model, 0.05, "kwon", data, neurons=False)
+    mask = hk.prune(model, 0.9, "kwon", data, neurons=False, tune=False)
+    assert isinstance(mask, hk.HeadMask) and 0 < mask.count < 12
+    tables = hk.measure_latency(model, data[0], repeats=1, neuron_entries=1)
+    assert len(tables["head_latency"]) == 4 and min(tables["head_latency"]) > 0
+    assert tables.pop("other_latency") >= 0
+    found = hk.prune(model, 0.9, "kwon", data, tune=False, **tables)
+    assert found.details["cost"] <= found.details["budget"] * (1 + 1e-9)
+    with pytest.raises(ValueError, match="per_layer"):
+        hk.prune(model, 0.9, "kwon", data, per_layer=True)
+    with pytest.raises(ValueError, match="a list of numbers as head_latency"):
+        hk.prune(model, 0.9, "kwon", data, head_latency="fast")
 
 
 def test_one_shot_compensation(tiny):
