@@ -102,8 +102,8 @@ class BackwardLaunch {
       if (m != kMatrixO) gradients_[biases[m]] = bias_[m];
     }
     if (problem.keys_given()) {
-      k_ = GivenRows(problem.k);
-      v_ = GivenRows(problem.v);
+      k_ = GivenRows(in_float32(problem.k));
+      v_ = GivenRows(in_float32(problem.v));
       const bool of_keys = mask[kK] || mask[kV];
       gradients_[kK] = zeros(of_keys, problem.k.sizes());
       gradients_[kV] = zeros(of_keys, problem.v.sizes());

@@ -20,10 +20,16 @@
 namespace headkit {
 namespace {
 
+using kernels::AttendRowsParams;
 using kernels::KernelTable;
 
 // Keys of one task. Fixed, so that a result does not depend on the threads.
 constexpr int64_t kChunk = 512;
+
+// Keys and values as the kernels read them: bfloat16 as it lies, the rest in float32.
+at::Tensor as_read(const at::Tensor& given) {
+  return given.scalar_type() == at::kBFloat16 ? given : given.to(at::kFloat);
+}
 
 // The queries of one sample that read one KV head.
 struct Group {
@@ -38,6 +44,7 @@ struct Group {
 // batch, each key and value once for the queries that share them.
 class DecodeLaunch {
  public:
+  /// `out` is float32.
   DecodeLaunch(const AttentionProblem& problem, at::Tensor& out)
       : table_(kernels::kernel_table()),
         problem_(problem),
@@ -50,8 +57,9 @@ class DecodeLaunch {
         head_dim_(problem.head_dim),
         row_(queries_.row_floats()),
         threads_(queue_threads()),
-        k_(problem.k),
-        v_(problem.v),
+        reads_bf16_(problem.k.scalar_type() == at::kBFloat16),
+        k_(as_read(problem.k)),
+        v_(as_read(problem.v)),
         start_(problem, pairs_),
         place_(problem.heads, -1) {
     const AttentionWeights& weights = problem.weights;
@@ -178,29 +186,32 @@ class DecodeLaunch {
         if (scores.bias != nullptr) bias.push_back(scores.bias + t * scores.bias_query_stride);
       }
     }
-    const auto of_head = [&](const GivenRows& given) {
-      const float* from = given.of(group.sample, group.kv_head);
-      return keys.rows.empty() ? from + keys.first * given.stride() : from;
-    };
     const int64_t first = group.first + task.chunk * group.queries;
-    table_.attend_rows({.q = q,
-                        .tokens = tokens.data(),
-                        .bias = bias.empty() ? nullptr : bias.data(),
-                        .k = of_head(k_),
-                        .v = of_head(v_),
-                        .key_rows = pairs_.key_rows(group.sample),
-                        .context = partial_context_ + first * row_,
-                        .largest = largest_ + first,
-                        .sum = sum_ + first,
-                        .scratch = scratch,
-                        .scores = scores,
-                        .first_key = task.chunk * kChunk,
-                        .num_keys = std::min(kChunk, keys.count - task.chunk * kChunk),
-                        .num_queries = group.queries,
-                        .head_dim = head_dim_,
-                        .q_stride = row_,
-                        .k_stride = k_.stride(),
-                        .v_stride = v_.stride()});
+    const auto attend_rows = [&]<class Element>(void (*kernel)(const AttendRowsParams<Element>&)) {
+      const auto of_head = [&](const GivenRows& given) {
+        const auto* from = given.of<Element>(group.sample, group.kv_head);
+        return keys.rows.empty() ? from + keys.first * given.stride() : from;
+      };
+      kernel({.q = q,
+              .tokens = tokens.data(),
+              .bias = bias.empty() ? nullptr : bias.data(),
+              .k = of_head(k_),
+              .v = of_head(v_),
+              .key_rows = pairs_.key_rows(group.sample),
+              .context = partial_context_ + first * row_,
+              .largest = largest_ + first,
+              .sum = sum_ + first,
+              .scratch = scratch,
+              .scores = scores,
+              .first_key = task.chunk * kChunk,
+              .num_keys = std::min(kChunk, keys.count - task.chunk * kChunk),
+              .num_queries = group.queries,
+              .head_dim = head_dim_,
+              .q_stride = row_,
+              .k_stride = k_.stride(),
+              .v_stride = v_.stride()});
+    };
+    reads_bf16_ ? attend_rows(table_.attend_bf16_rows) : attend_rows(table_.attend_rows);
   }
 
   // The column of a row and an open head in the panels of contexts; its dimensions lie P apart.
@@ -261,6 +272,7 @@ class DecodeLaunch {
   const RowProjection queries_;
   const CpuPairs pairs_;
   const int64_t batch_, length_, width_, head_dim_, row_, threads_;
+  const bool reads_bf16_;
   const GivenRows k_, v_;
   OutputStart start_;
   std::shared_ptr<const PackedHeads> query_weights_, outputs_;
@@ -278,9 +290,9 @@ class DecodeLaunch {
 }  // namespace
 
 at::Tensor attention_cpu_decode(const AttentionProblem& problem) {
-  at::Tensor out = at::empty(problem.x.sizes(), problem.x.options());
+  at::Tensor out = at::empty(problem.x.sizes(), problem.x.options().dtype(at::kFloat));
   if (out.numel() > 0) DecodeLaunch(problem, out).run();
-  return out;
+  return out.to(problem.x.scalar_type());
 }
 
 }  // namespace headkit

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "attention/attention_call.h"
-#include "attention/bf16_launch.h"
+#include "attention/launch.h"
 #include "operators/backend.h"
 #include "operators/operator_signature.h"
 

@@ -37,12 +37,9 @@ class PackedHeads {
   PackedHeads(std::vector<Part> parts, int64_t heads, const std::vector<bool>& wanted = {},
               Operand operand = Operand::kFloat32, Arena* arena = nullptr);
 
-  /// A part of float32, and one of pairs.
+  /// A part; its pairs lie in the places of floats.
   const float* at(int64_t head, int64_t part) const {
     return data_.get() + head * head_floats_ + offset_[part];
-  }
-  const kernels::Bf16Pair* pairs_at(int64_t head, int64_t part) const {
-    return reinterpret_cast<const kernels::Bf16Pair*>(at(head, part));
   }
 
  private:

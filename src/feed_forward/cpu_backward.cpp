@@ -10,6 +10,7 @@
 #include "kernels/dispatch.h"
 #include "operators/cache_sizes.h"
 #include "operators/float32.h"
+#include "operators/operand.h"
 #include "operators/outer_sums.h"
 #include "operators/rounding.h"
 #include "operators/task_queue.h"
@@ -68,7 +69,7 @@ class FeedForwardBackward {
         gated_(problem.weights.up.defined()),
         of_gate_(mask[kBlockGate]),
         groups_(sample_groups(problem, true)) {
-    if (!kept_.defined()) packed_ = packed_blocks(problem);
+    if (!kept_.defined()) packed_ = packed_blocks<Float32Operand>(problem);
     // Whole blocks: the neurons beyond the last one are cut off at the end.
     const int64_t neurons = problem.blocks * block_size_;
     const auto room = [&](bool wanted, at::IntArrayRef shape) {

@@ -15,9 +15,10 @@
 
 #include <stdint.h>
 
+#include "kernels/params.h"
+
 namespace headkit::kernels {
 
-using Bf16 = uint16_t;
 using Bf16Pair = uint32_t;
 
 // One panel of tokens, out of rows of x.
@@ -62,18 +63,17 @@ struct Bf16RoundParams {
 
 // Context of one head of one sample.
 struct Bf16AttendParams {
-  const Bf16Pair* q;            // token panels, scaled, and by log2(e): the softmax is of base 2
-  const Bf16Pair* k;            // token panels of the keys
-  const Bf16Pair* v;            // pair rows of the keys
-  const int32_t* key_position;  // causal: [num_keys] ascending tokens of the keys; else nullptr
-  Bf16Pair* context;            // [ceil(head_dim / 2)][P] of the first panel
-  float* scratch;               // `attend_scratch_floats` floats, 64-byte aligned
+  const Bf16Pair* q;  // token panels, scaled, and by log2(e): the softmax is of base 2
+  const Bf16Pair* k;  // token panels of the keys
+  const Bf16Pair* v;  // pair rows of the keys
+  Bf16Pair* context;  // [ceil(head_dim / 2)][P] of the first panel
+  float* scratch;     // `attend_scratch_floats` floats, 64-byte aligned
+  ScoreParams scores;
   int64_t num_tokens;
   int64_t num_keys;
   int64_t head_dim;
   int64_t context_stride;  // pairs from one panel of the context to the next
   float gate;              // on the context
-  bool causal;             // query t sees keys at positions <= t
 };
 
 // Rows of an output: out = start + sum over segments of context_s W_s.
@@ -90,6 +90,39 @@ struct Bf16SumProjectionsParams {
   int64_t part;            // this part of the columns, 0 <= part < parts; whole panels, so a part
                            // may be empty
   int64_t parts;
+  bool add = false;       // to what `sums` holds: the sum over earlier segments
+  bool finish = true;     // adds `start` and writes `out`: no further segments follow
+  float* sums = nullptr;  // [num_tokens, width], where earlier or further segments are
+};
+
+// As PackBlockParams, HiddenParams.
+struct Bf16PackBlockParams {
+  const Bf16* in;
+  const Bf16* up;
+  const Bf16* out;
+  const float* in_bias;
+  const float* up_bias;
+  Bf16Pair* packed;  // `packed_block_floats` pairs, 64-byte aligned
+  int64_t width;
+  int64_t neurons;
+  int64_t block_size;
+  int64_t out_stride;
+};
+struct Bf16HiddenParams {
+  const Bf16Pair* tokens;
+  const Bf16Pair* packed;
+  const int32_t* block_index;
+  const float* scale;
+  Bf16Pair* hidden;  // [num_blocks * ceil(block_size / 2)][P] of the first panel
+  float* scratch;
+  int64_t num_blocks;
+  int64_t num_tokens;
+  int64_t width;
+  int64_t block_size;
+  int64_t hidden_stride;  // pairs from one token panel of `hidden` to the next
+  Activation activation;
+  bool gated;
+  KeptRows kept = {};
 };
 
 // The bfloat16 kernels of a level that multiplies bfloat16 natively.
@@ -105,6 +138,14 @@ struct Bf16Kernels {
   int64_t (*attend_scratch_floats)(int64_t num_keys, int64_t head_dim);
   void (*attend)(const Bf16AttendParams&);
   void (*sum_projections)(const Bf16SumProjectionsParams&);
+
+  // Feed-forward. A pair is as long as a float: sizes of packed blocks are those of either.
+  int64_t (*packed_block_floats)(int64_t width, int64_t block_size, bool gated);
+  int64_t (*packed_block_output)(int64_t width, int64_t block_size, bool gated);
+  int64_t (*hidden_scratch_floats)(int64_t block_size);
+  void (*pack_block)(const Bf16PackBlockParams&);
+  void (*feed_forward_hidden)(const Bf16HiddenParams&);
+
   // Runs independent multiply-adds in registers and returns how many FLOPs they were.
   double (*probe)(int64_t iterations);
 };

@@ -31,7 +31,8 @@ struct KernelTable {
   void (*sum_projections)(const SumProjectionsParams&);
   void (*transform_rows)(const TransformRowsParams&);
   int64_t (*attend_rows_scratch_floats)();
-  void (*attend_rows)(const AttendRowsParams&);
+  void (*attend_rows)(const AttendRowsParams<float>&);
+  void (*attend_bf16_rows)(const AttendRowsParams<Bf16>&);
 
   // Backward; `sum_projections` makes the gradient of the input.
   void (*prepare_keys)(const PrepareKeysParams&);

@@ -18,6 +18,8 @@
 
 namespace headkit::kernels {
 
+using Bf16 = uint16_t;
+
 // One panel of tokens, out of rows of x.
 struct PackTokensParams {
   const float* x;       // [*, width], rows `row_stride` floats apart
@@ -130,15 +132,17 @@ struct StatisticsParams {
   float gate;
 };
 
-// Some keys as few queries that share a KV head see them, read from rows as they are: what
-// decoding does. Contexts are sums of exp(score - largest) v, for `merge` with those of other keys.
+// Some keys as few queries that share a KV head see them, read from rows of `Element` (float or
+// Bf16) as they are: what decoding does. Contexts are sums of exp(score - largest) v, for `merge`
+// with those of other keys.
+template <class Element>
 struct AttendRowsParams {
   const float* q;            // [num_queries] rows, `q_stride` floats apart, scaled
   const int32_t* tokens;     // [num_queries] token t of each
   const float* const* bias;  // [num_queries] of each query by position, `bias_key_stride` floats
                              // apart; nullptr = none
-  const float* k;            // rows of dh, `k_stride` floats apart
-  const float* v;            // as k
+  const Element* k;          // rows of dh, `k_stride` elements apart
+  const Element* v;          // as k
   const int32_t* key_rows;   // rows of the keys; nullptr = 0, 1, 2, ...
   float* context;            // [num_queries] rows
   float* largest;            // [num_queries] of the scores; -infinity if a query sees nothing

@@ -32,7 +32,8 @@ enum PackingKind : int64_t {
   kBf16QueryPacking,
   kBf16KeyValuePacking,
   kBf16OutputPacking,
-  kFeedForwardPacking
+  kFeedForwardPacking,
+  kBf16FeedForwardPacking
 };
 
 /// Uninitialised floats, 64-byte aligned.

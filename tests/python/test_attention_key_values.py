@@ -139,13 +139,14 @@ def largest_allocation(function):
     return max(event.self_cpu_memory_usage for event in profile.events())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kv_head", [None, [0, 0, 0, 1, 2, 2], [2, 0, 1, 0, 2, 2]], ids=str)
-def test_given_keys_are_not_copied(kv_head):
+def test_given_keys_are_not_copied(kv_head, dtype):
     problem = Case(length=1, kv_heads=3, kv_head=kv_head)
-    k, v = torch.randn(2, 3, 3, 3000, 6)
+    k, v = torch.randn(2, 3, 3, 3000, 6, dtype=dtype)
     assert largest_allocation(k.clone) >= k.nbytes
     for settings in ({}, {"is_causal": True, "query_offset": 2000}, {"window": 40}):
-        step = functools.partial(attend, problem, k, v, dtype=torch.float32, **settings)
+        step = functools.partial(attend, problem, k, v, dtype=dtype, **settings)
         assert largest_allocation(step) < k.nbytes / 8
 
 

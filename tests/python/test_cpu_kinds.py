@@ -8,7 +8,6 @@ import torch
 import headkit  # noqa: F401  registers the operators
 
 OPERATORS = torch.ops.headkit
-# Given keys and values are read in float32 only.
 KINDS = pytest.mark.parametrize(
     ("kind", "dtype"),
     [
@@ -16,6 +15,8 @@ KINDS = pytest.mark.parametrize(
         ("attend", torch.float32),
         ("project_kv", torch.float32),
         ("gated_attention", torch.bfloat16),
+        ("attend", torch.bfloat16),
+        ("attend", torch.float16),
         ("project_kv", torch.bfloat16),
     ],
     ids=str,
@@ -210,3 +211,29 @@ def test_a_result_depends_neither_on_threads_nor_on_the_batch(kind, dtype, monke
                     assert torch.equal(one[0], many[index]), f"problem {seed}, sample {index}"
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_row_of_the_lowest_bias_sees_all_keys_alike(dtype, monkeypatch):
+    torch.manual_seed(0)
+    x, weights = torch.randn(2, 5, 12), torch.randn(4, 12, 12) / 12**0.5
+    attn_bias = torch.zeros(1, 1, 5, 5)
+    attn_bias[..., 1:, 3:] = torch.finfo(dtype).min
+    attn_bias[..., 2, :] = torch.finfo(dtype).min
+    attn_bias[..., 4, :] = -torch.inf
+    positional, options = (x, *weights.unbind(0), 3), {"attn_bias": attn_bias}
+    call = in_dtype((OPERATORS.gated_attention, positional, options), dtype)
+    (found,) = run(monkeypatch, "cpu", call)
+    (truth,) = run(monkeypatch, "reference", call, in_float64)
+    (plain,) = run(monkeypatch, "reference", call)
+    allowed = 2 * (plain - truth).abs().max() + 2 * torch.finfo(dtype).eps * truth.abs().max()
+    assert (found - truth).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("length", [1, 4, 5])
+def test_given_keys_give_the_same_bits_with_a_graph(length):
+    torch.manual_seed(1)
+    x, k, v = torch.randn(2, length, 12), torch.randn(2, 2, 30, 6), torch.randn(2, 2, 30, 6)
+    q_weight, o_weight = torch.randn(24, 12), torch.randn(12, 24)
+    alone = OPERATORS.attend(x, k, v, q_weight, o_weight, 4)
+    assert torch.equal(OPERATORS.attend(x, k, v, q_weight.requires_grad_(), o_weight, 4), alone)

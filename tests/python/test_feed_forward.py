@@ -83,6 +83,11 @@ def test_random_layers_agree_with_float64(backend, monkeypatch):
     check_random_layers(40, backend)
 
 
+def test_random_layers_in_bfloat16(monkeypatch):
+    monkeypatch.setenv("HEADKIT_BACKEND", "cpu")
+    check_random_layers(40, "cpu", torch.bfloat16)
+
+
 @pytest.mark.parametrize("isa", hk.available_isas())
 def test_every_level_agrees_with_float64(isa):
     environment = os.environ | {"HEADKIT_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -148,24 +153,25 @@ def test_a_prefix_is_a_gate(monkeypatch):
     assert torch.equal(found, layer.run(dtype=torch.float32, prefix=None, gate=gate))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("gate", ["none", "layer", "hard", "soft", "same", "prefix"])
-def test_bits_depend_on_neither_batch_nor_threads(gate, monkeypatch):
+def test_bits_depend_on_neither_batch_nor_threads(gate, dtype, monkeypatch):
     monkeypatch.setenv("HEADKIT_BACKEND", "cpu")
     for length in (1, 7, 130):
         layer = Layer(6, batch=5, length=length, width=77, neurons=600, block_size=7, gate=gate)
         torch.set_num_threads(1)
-        whole = layer.run(dtype=torch.float32)
+        whole = layer.run(dtype=dtype)
         for threads in (2, 3, 8):
             torch.set_num_threads(threads)
-            assert torch.equal(layer.run(dtype=torch.float32), whole)
+            assert torch.equal(layer.run(dtype=dtype), whole)
         for sample in range(5):
-            one = {"x": layer.tensors["x"][sample : sample + 1].float()}
+            one = {"x": layer.tensors["x"][sample : sample + 1].to(dtype)}
             more = {}
             if gate == "prefix":
                 more["prefix"] = layer.settings["prefix"][sample : sample + 1]
             elif gate not in ("none", "layer"):
                 one["gate"] = layer.tensors["gate"][sample : sample + 1].float()
-            alone = layer.run(dtype=torch.float32, tensors=one, **more)
+            alone = layer.run(dtype=dtype, tensors=one, **more)
             assert torch.equal(alone[0], whole[sample])
 
 
@@ -297,3 +303,4 @@ def test_backend_choice():
 
 if __name__ == "__main__":
     check_random_layers(25, "cpu")
+    check_random_layers(10, "cpu", torch.bfloat16)

@@ -1,10 +1,12 @@
 """Gated decoders generate what a masked plain model generates, and closed heads leave no cache."""
 
 import contextlib
+import copy
 
 import pytest
 import torch
 import transformers
+from torch import nn
 from transformers import DynamicCache
 
 import headkit as hk
@@ -120,6 +122,26 @@ def test_gates_hold_while_generating(family, way):
         with hk.gates(model, given):
             assert torch.equal(generate(model, inputs, **WAYS[way]), expected)
     assert not torch.equal(generate(plain, inputs), expected[:3]), "the gates matter"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_generates_on_the_kernels(family, dtype, monkeypatch):
+    monkeypatch.setenv("HEADKIT_BACKEND", "cpu")
+    model, inputs = make(family).to(dtype), prompts()
+    exact = copy.deepcopy(model).double()
+    dense, options = copy.deepcopy(model), {"output_logits": True, "return_dict_in_generate": True}
+    hk.attach(model)
+    found = generate(model, inputs, **options)
+    mask = nn.functional.pad(inputs["attention_mask"], (0, 9), value=1)
+    new = slice(inputs["input_ids"].shape[1] - 1, -1)
+    with torch.no_grad():
+        truth = exact(found.sequences, attention_mask=mask).logits[:, new]
+        plain = dense(found.sequences, attention_mask=mask).logits[:, new]
+    logits = torch.stack(found.logits, 1)
+    allowed = 2 * (plain - truth).abs().max() + 2 * torch.finfo(dtype).eps * truth.abs().max()
+    assert (logits - truth).abs().max() <= allowed
+    assert torch.equal(found.sequences[:, new.start + 1 :], logits.argmax(-1))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

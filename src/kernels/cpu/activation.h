@@ -86,25 +86,5 @@ HEADKIT_INLINE void for_activation(Activation kind, const Run& run) {
   }
 }
 
-void activate(Activation kind, const float* x, float* value, float* slope, int64_t count) {
-  for_activation(kind, [&]<Activation k>() {
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      const Activated y = activated<k>(load(x + i));
-      store(value + i, y.value);
-      store(slope + i, y.slope);
-    }
-    if (i < count) {
-      float in[kLanes], of_value[kLanes], of_slope[kLanes];
-      const int64_t used = count - i;
-      for (int64_t j = 0; j < kLanes; ++j) in[j] = j < used ? x[i + j] : 0.0f;
-      const Activated y = activated<k>(load(in));
-      store(of_value, y.value);
-      store(of_slope, y.slope);
-      for (int64_t j = 0; j < used; ++j) value[i + j] = of_value[j], slope[i + j] = of_slope[j];
-    }
-  });
-}
-
 }  // namespace
 }  // namespace headkit::kernels::HEADKIT_ISA

@@ -10,30 +10,35 @@ constexpr int64_t kRowBlock = 64;
 
 int64_t attend_rows_scratch_floats() { return kRowBlock; }
 
-// The first `count` floats, zero behind them.
-HEADKIT_INLINE Vec load_first(const float* p, int64_t count) {
-  float lanes[kLanes] = {};
+// The first `count` elements, zero behind them.
+template <class Element>
+HEADKIT_INLINE Vec load_first(const Element* p, int64_t count) {
+  Element lanes[kLanes] = {};
   for (int64_t i = 0; i < count; ++i) lanes[i] = p[i];
   return load(lanes);
 }
 
-HEADKIT_INLINE int64_t key_row(const AttendRowsParams& p, int64_t key) {
+template <class Element>
+HEADKIT_INLINE int64_t key_row(const AttendRowsParams<Element>& p, int64_t key) {
   return p.key_rows == nullptr ? key : p.key_rows[key];
 }
 
 // Fetches a row of the next block while this one is worked on.
-HEADKIT_INLINE void fetch_ahead(const float* row, int64_t stride, int64_t head_dim) {
-  for (int64_t d = 0; d < head_dim; d += kLine) {
+template <class Element>
+HEADKIT_INLINE void fetch_ahead(const Element* row, int64_t stride, int64_t head_dim) {
+  constexpr int64_t kElements = kLine * sizeof(float) / sizeof(Element);
+  for (int64_t d = 0; d < head_dim; d += kElements) {
     __builtin_prefetch(row + kRowBlock * stride + d);
   }
 }
 
 // scores [count] = K q for keys from `first`.
-HEADKIT_INLINE void score_rows(const AttendRowsParams& p, const float* q, int64_t first,
+template <class Element>
+HEADKIT_INLINE void score_rows(const AttendRowsParams<Element>& p, const float* q, int64_t first,
                                int64_t count, float* scores) {
   constexpr int64_t kTogether = 4;
   for (int64_t i = 0; i < count; i += kTogether) {
-    const float* rows[kTogether];
+    const Element* rows[kTogether];
     for (int64_t u = 0; u < kTogether; ++u) {
       const int64_t key = first + (i + u < count ? i + u : count - 1);
       rows[u] = p.k + key_row(p, key) * p.k_stride;
@@ -59,7 +64,8 @@ HEADKIT_INLINE void score_rows(const AttendRowsParams& p, const float* q, int64_
 }
 
 // Adds the bias, and hides what query `query` may not see.
-HEADKIT_INLINE void finish_row(const AttendRowsParams& p, int64_t query, int64_t first,
+template <class Element>
+HEADKIT_INLINE void finish_row(const AttendRowsParams<Element>& p, int64_t query, int64_t first,
                                int64_t count, float* scores) {
   const ScoreParams& s = p.scores;
   const int64_t at = s.query_offset + p.tokens[query];
@@ -74,8 +80,9 @@ HEADKIT_INLINE void finish_row(const AttendRowsParams& p, int64_t query, int64_t
 }
 
 // context [head_dim] = context * rescale + weights V.
-HEADKIT_INLINE void weigh_rows(const AttendRowsParams& p, const float* weights, float rescale,
-                               int64_t first, int64_t count, float* context) {
+template <class Element>
+HEADKIT_INLINE void weigh_rows(const AttendRowsParams<Element>& p, const float* weights,
+                               float rescale, int64_t first, int64_t count, float* context) {
   constexpr int64_t kTogether = 4;
   int64_t d = 0;
   for (; d + kTogether * kLanes <= p.head_dim; d += kTogether * kLanes) {
@@ -84,7 +91,7 @@ HEADKIT_INLINE void weigh_rows(const AttendRowsParams& p, const float* weights, 
       sum[u] = mul(load(context + d + u * kLanes), broadcast(rescale));
     }
     for (int64_t i = 0; i < count; ++i) {
-      const float* row = p.v + key_row(p, first + i) * p.v_stride + d;
+      const Element* row = p.v + key_row(p, first + i) * p.v_stride + d;
       const Vec w = broadcast(weights[i]);
 #pragma GCC unroll 4
       for (int u = 0; u < kTogether; ++u) sum[u] = fma(w, load(row + u * kLanes), sum[u]);
@@ -95,14 +102,15 @@ HEADKIT_INLINE void weigh_rows(const AttendRowsParams& p, const float* weights, 
     const int64_t used = p.head_dim - d < kLanes ? p.head_dim - d : kLanes;
     Vec sum = mul(load(context + d), broadcast(rescale));
     for (int64_t i = 0; i < count; ++i) {
-      const float* row = p.v + key_row(p, first + i) * p.v_stride + d;
+      const Element* row = p.v + key_row(p, first + i) * p.v_stride + d;
       sum = fma(broadcast(weights[i]), used == kLanes ? load(row) : load_first(row, used), sum);
     }
     store(context + d, sum);
   }
 }
 
-void attend_rows(const AttendRowsParams& p) {
+template <class Element>
+void attend_rows(const AttendRowsParams<Element>& p) {
   const int64_t stride = row_floats(p.head_dim);
   for (int64_t query = 0; query < p.num_queries; ++query) {
     p.largest[query] = kMinusInfinity;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cpu/bf16_project.h"
+#include "kernels/cpu/visible_keys.h"
 
 namespace headkit::kernels::HEADKIT_ISA {
 namespace {
@@ -9,7 +10,13 @@ namespace {
 // on its padding.
 constexpr int64_t kPairKeyBlock = 6 * kPanel;
 
-const float kNoScore = -__builtin_inff();
+// A bias for scores of a softmax of base 2. One that means minus infinity without being it stays
+// finite: a query that sees only such keys sees them all alike.
+HEADKIT_INLINE Vec bias_of_base_two(Vec bias) {
+  const Vec finite = max(bias, broadcast(-2e38f));
+  const Vec hides = broadcast(kMinusInfinity);
+  return mul(if_equal(bias, hides, hides, finite), broadcast(1.44269504f));
+}
 
 // 2^x to 2^-13 of itself, a tenth of what bfloat16 can tell; 0 for -infinity.
 HEADKIT_INLINE Vec power_of_two(Vec x) {
@@ -57,20 +64,20 @@ HEADKIT_INLINE void softmax_pair_block(float* scores, int64_t count, int64_t vec
   for (int64_t j = 0; j < vectors; ++j) {
     const float* column = scores + j * kLanes;
     Vec m[4];
-    for (Vec& v : m) v = broadcast(kNoScore);
+    for (Vec& v : m) v = broadcast(kMinusInfinity);
     int64_t r = 0;
     for (; r + 4 <= count; r += 4) {
       for (int u = 0; u < 4; ++u) m[u] = max(m[u], load(column + (r + u) * kPanel));
     }
     for (; r < count; ++r) m[0] = max(m[0], load(column + r * kPanel));
     Vec largest = max(max(m[0], m[1]), max(m[2], m[3]));
-    Vec before = broadcast(kNoScore);
+    Vec before = broadcast(kMinusInfinity);
     if (!first) {
       before = load(running.largest + j * kLanes);
       largest = max(largest, before);
     }
     // A query that has seen no key yet: its scores are -infinity, and their powers 0.
-    const Vec shift = if_equal(largest, broadcast(kNoScore), zero(), largest);
+    const Vec shift = if_equal(largest, broadcast(kMinusInfinity), zero(), largest);
     Vec s[2] = {zero(), zero()};
     for (r = 0; r + 2 <= count; r += 2) {
       const Vec a = power_of_two(sub(load(column + r * kPanel), shift));
@@ -124,40 +131,34 @@ void weigh_pair_values(const Bf16Pair* v, int64_t v_stride, const Bf16Pair* shar
   });
 }
 
-// Scratch: one block of scores [keys][P], then sums [dh][P].
+// Scratch: one block of scores [keys][P], sums [dh][P], and room for the bias of a block.
 HEADKIT_INLINE int64_t pair_block_scores(int64_t num_keys) {
   return (num_keys < kPairKeyBlock ? num_keys : kPairKeyBlock) * kPanel;
 }
 
 int64_t pair_attend_scratch_floats(int64_t num_keys, int64_t head_dim) {
-  return pair_block_scores(num_keys) + head_dim * kPanel;
+  return 2 * pair_block_scores(num_keys) + head_dim * kPanel;
 }
 
 // One panel of queries.
 template <int NV>
 void attend_pair_panel(const Bf16AttendParams& p, int64_t first_token, Bf16Pair* context) {
   const int64_t depth = pairs_of(p.head_dim), v_stride = row_floats(p.head_dim);
-  const int64_t last_token = first_token + panel_size(first_token, p.num_tokens) - 1;
+  const int64_t tokens = panel_size(first_token, p.num_tokens);
+  const VisibleKeys keys = visible_keys(p.scores, p.num_keys, first_token, tokens);
   float* scores = p.scratch;
   float* sums = scores + pair_block_scores(p.num_keys);
-  int64_t visible = p.num_keys;
-  if (p.causal) {
-    while (visible > 0 && p.key_position[visible - 1] > last_token) --visible;
-  }
+  float* bias = sums + p.head_dim * kPanel;
   RunningPairSoftmax running;
-  for (int64_t block = 0; block < visible; block += kPairKeyBlock) {
-    const int64_t count = visible - block < kPairKeyBlock ? visible - block : kPairKeyBlock;
+  for (int64_t block = keys.begin; block < keys.end; block += kPairKeyBlock) {
+    const int64_t count = keys.end - block < kPairKeyBlock ? keys.end - block : kPairKeyBlock;
     score_pair_keys<NV>(p.k, p.q + first_token * depth, depth, block, count, scores);
-    if (p.causal) {
-      for (int64_t r = count - 1; r >= 0 && p.key_position[block + r] > first_token; --r) {
-        const int64_t hidden = p.key_position[block + r] - first_token;
-        for (int64_t lane = 0; lane < hidden && lane < kPanel; ++lane) {
-          scores[r * kPanel + lane] = kNoScore;
-        }
-      }
+    if (p.scores.bias != nullptr) {
+      add_bias<NV>(p.scores, first_token, tokens, block, count, scores, bias, bias_of_base_two);
     }
-    softmax_pair_block(scores, count, NV, block == 0, running);
-    const bool last = block + count == visible;
+    hide_keys<NV>(p.scores, first_token, block, count, scores);
+    softmax_pair_block(scores, count, NV, block == keys.begin, running);
+    const bool last = block + count == keys.end;
     float finish[NV * kLanes];
     if (last) {
       for (int j = 0; j < NV; ++j) {
@@ -168,10 +169,10 @@ void attend_pair_panel(const Bf16AttendParams& p, int64_t first_token, Bf16Pair*
     }
     weigh_pair_values<NV>(p.v + block / 2 * v_stride, v_stride,
                           reinterpret_cast<const Bf16Pair*>(scores), pairs_of(count), p.head_dim,
-                          block == 0 ? nullptr : running.rescale, last ? finish : nullptr, sums,
-                          context);
+                          block == keys.begin ? nullptr : running.rescale, last ? finish : nullptr,
+                          sums, context);
   }
-  if (visible > 0) return;
+  if (keys.end > 0) return;
   for (int64_t i = 0; i < depth; ++i) {
     for (int j = 0; j < NV; ++j) store(context + i * kPanel + j * kLanes, broadcast(Bf16Pair{0}));
   }

@@ -15,6 +15,16 @@ HEADKIT_INLINE void store_rounded(Bf16* to, Vec a, int64_t count) {
   }
 }
 
+HEADKIT_INLINE __mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>(count >= kLanes ? 0xffff : count > 0 ? (1u << count) - 1 : 0);
+}
+HEADKIT_INLINE Vec load_lanes(const float* from, int64_t count) {
+  return {_mm512_maskz_loadu_ps(first_lanes(count), from)};
+}
+HEADKIT_INLINE void store_lanes(float* to, Vec a, int64_t count) {
+  _mm512_mask_storeu_ps(to, first_lanes(count), a.v);
+}
+
 // One panel of columns of the output.
 template <int NV>
 void output_pair_panel(const Bf16SumProjectionsParams& p, int64_t panel_width, int64_t column) {
@@ -32,12 +42,24 @@ void output_pair_panel(const Bf16SumProjectionsParams& p, int64_t panel_width, i
       ++tiles;
       pair_tile<MR, NV>(p.num_segments, depth, context + i, kPanel, b_of, panel_width, ahead, kLine,
                         [&](int r, int j, Vec c, Vec d) {
+                          const int64_t lanes = left - j * kLanes;
+                          float* sums = nullptr;
+                          if (p.sums != nullptr) {
+                            sums = p.sums + (token + i + r) * p.width + column + j * kLanes;
+                          }
+                          if (p.add) {
+                            c = add(c, load_lanes(sums, lanes));
+                            if (MR > 1) d = add(d, load_lanes(sums + p.width, lanes));
+                          }
+                          if (!p.finish) {
+                            store_lanes(sums, c, lanes);
+                            if (MR > 1) store_lanes(sums + p.width, d, lanes);
+                            return;
+                          }
                           const Vec begin = load(start + j * kLanes);
                           Bf16* to = out + r * p.width + j * kLanes;
-                          store_rounded(to, add(c, begin), left - j * kLanes);
-                          if (MR > 1) {
-                            store_rounded(to + p.width, add(d, begin), left - j * kLanes);
-                          }
+                          store_rounded(to, add(c, begin), lanes);
+                          if (MR > 1) store_rounded(to + p.width, add(d, begin), lanes);
                         });
     });
   }

@@ -2,6 +2,7 @@
 // HEADKIT_LEVEL_AVX512 is defined too, for the vectors of float32 in which sums are kept.
 #include "kernels/bf16_params.h"
 #include "kernels/cpu/bf16_attend.h"
+#include "kernels/cpu/bf16_feed_forward.h"
 #include "kernels/cpu/bf16_packing.h"
 #include "kernels/cpu/bf16_probe.h"
 #include "kernels/cpu/bf16_project.h"
@@ -22,6 +23,11 @@ const Bf16Kernels& table() {
       .attend_scratch_floats = pair_attend_scratch_floats,
       .attend = attend_pairs,
       .sum_projections = sum_pair_projections,
+      .packed_block_floats = packed_pair_block,
+      .packed_block_output = packed_pair_block_output,
+      .hidden_scratch_floats = pair_hidden_scratch_floats,
+      .pack_block = pack_pair_block,
+      .feed_forward_hidden = feed_forward_hidden_pairs,
       .probe = pair_probe,
   };
   return kTable;

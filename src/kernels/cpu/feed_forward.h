@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cpu/activation.h"
+#include "kernels/cpu/kept_rows.h"
 #include "kernels/cpu/sum_projections.h"
 
 namespace headkit::kernels::HEADKIT_ISA {
@@ -41,10 +42,6 @@ int64_t packed_block_output(int64_t width, int64_t block_size, bool gated) {
   return PackedBlock(width, block_size, gated).out;
 }
 
-HEADKIT_INLINE void pack_bias(const float* bias, int64_t count, int64_t padded, float* out) {
-  for (int64_t i = 0; i < padded; ++i) out[i] = bias != nullptr && i < count ? bias[i] : 0.0f;
-}
-
 void pack_block(const PackBlockParams& p) {
   const bool gated = p.up != nullptr;
   const PackedBlock at(p.width, p.block_size, gated);
@@ -74,29 +71,6 @@ void pack_block(const PackBlockParams& p) {
 // Scratch: of one block what multiplies the activation, and rows that are kept.
 int64_t hidden_scratch_floats(int64_t block_size) {
   return (block_size + row_floats(block_size)) * kPanel;
-}
-
-// Neurons of a block that are there.
-HEADKIT_INLINE int64_t kept_neurons(const HiddenParams& p, int64_t block) {
-  const int64_t left = p.kept.neurons - block * p.block_size;
-  return left < p.block_size ? left : p.block_size;
-}
-
-HEADKIT_INLINE float* kept_row(const KeptRows& kept, float* of, int64_t row) {
-  return of + (kept.rows == nullptr ? row : static_cast<int64_t>(kept.rows[row])) * kept.stride;
-}
-
-// panel [block][P] of the tokens from `token` on -> their rows of `to`.
-HEADKIT_INLINE void keep_panel(const HiddenParams& p, const float* panel, int64_t block,
-                               int64_t token, float* to, float* scratch) {
-  const int64_t neurons = kept_neurons(p, block), stride = row_floats(p.block_size);
-  const int64_t count = panel_size(token, p.num_tokens);
-  pack_transposed([panel](int64_t n) { return panel + n * kPanel; }, neurons, stride, count,
-                  scratch, stride);
-  for (int64_t t = 0; t < count; ++t) {
-    float* row = kept_row(p.kept, to, token + t) + block * p.block_size;
-    for (int64_t n = 0; n < neurons; ++n) row[n] = scratch[t * stride + n];
-  }
 }
 
 // hidden = scale * act(hidden) [* up], for `rows` rows of NV vectors.
@@ -138,6 +112,26 @@ void feed_forward_hidden(const HiddenParams& p) {
       });
     }
   }
+}
+
+void activate(Activation kind, const float* x, float* value, float* slope, int64_t count) {
+  for_activation(kind, [&]<Activation k>() {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      const Activated y = activated<k>(load(x + i));
+      store(value + i, y.value);
+      store(slope + i, y.slope);
+    }
+    if (i < count) {
+      float in[kLanes], of_value[kLanes], of_slope[kLanes];
+      const int64_t used = count - i;
+      for (int64_t j = 0; j < kLanes; ++j) in[j] = j < used ? x[i + j] : 0.0f;
+      const Activated y = activated<k>(load(in));
+      store(of_value, y.value);
+      store(of_slope, y.slope);
+      for (int64_t j = 0; j < used; ++j) value[i + j] = of_value[j], slope[i + j] = of_slope[j];
+    }
+  });
 }
 
 }  // namespace

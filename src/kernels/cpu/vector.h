@@ -28,6 +28,11 @@ struct Vec {
 };
 
 HEADKIT_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+// Bfloat16, widened.
+HEADKIT_INLINE Vec load(const uint16_t* p) {
+  const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(high, 16))};
+}
 HEADKIT_INLINE void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
 HEADKIT_INLINE Vec broadcast(float a) { return {_mm512_set1_ps(a)}; }
 HEADKIT_INLINE Vec zero() { return {_mm512_setzero_ps()}; }
@@ -100,6 +105,10 @@ struct Vec {
 };
 
 HEADKIT_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+HEADKIT_INLINE Vec load(const uint16_t* p) {
+  const __m256i high = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
+}
 HEADKIT_INLINE void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
 HEADKIT_INLINE Vec broadcast(float a) { return {_mm256_set1_ps(a)}; }
 HEADKIT_INLINE Vec zero() { return {_mm256_setzero_ps()}; }
@@ -168,6 +177,9 @@ struct Vec {
 };
 
 HEADKIT_INLINE Vec load(const float* p) { return {Float4{p[0], p[1], p[2], p[3]}}; }
+HEADKIT_INLINE Vec load(const uint16_t* p) {
+  return {(Float4)(Int4{p[0], p[1], p[2], p[3]} << 16)};
+}
 HEADKIT_INLINE void store(float* p, Vec a) {
   for (int i = 0; i < 4; ++i) p[i] = a.v[i];
 }

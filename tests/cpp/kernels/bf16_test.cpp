@@ -1,36 +1,14 @@
 #include <algorithm>
-#include <bit>
 
-#include "cpp/kernels/kernel_problem.h"
+#include "cpp/kernels/bf16_values.h"
 
 namespace headkit::kernels {
 namespace {
 
-Bf16 to_bf16(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  return static_cast<Bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-float from_bf16(Bf16 value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
-double rounded(double value) { return from_bf16(to_bf16(static_cast<float>(value))); }
-
-std::vector<Bf16> in_bf16(const std::vector<float>& values) {
-  std::vector<Bf16> narrow(values.size());
-  std::transform(values.begin(), values.end(), narrow.begin(), to_bf16);
-  return narrow;
-}
-
-Bf16Pair* pairs(Floats& floats) { return reinterpret_cast<Bf16Pair*>(floats.data()); }
-const Bf16Pair* pairs(const Floats& floats) {
-  return reinterpret_cast<const Bf16Pair*>(floats.data());
-}
-Bf16 half(const Floats& floats, int64_t pair, int64_t which) {
-  return static_cast<Bf16>(std::bit_cast<uint32_t>(floats[pair]) >> 16 * which);
-}
-int64_t pairs_of(int64_t depth) { return (depth + 1) / 2; }
-
 /// `p` with every value as bfloat16 holds it.
 Problem narrowed(Problem p) {
-  for (auto* values : {&p.x, &p.q, &p.k, &p.v, &p.o, &p.q_bias, &p.k_bias, &p.v_bias, &p.start}) {
+  for (auto* values :
+       {&p.x, &p.q, &p.k, &p.v, &p.o, &p.q_bias, &p.k_bias, &p.v_bias, &p.start, &p.score_bias}) {
     for (float& value : *values) value = from_bf16(to_bf16(value));
   }
   return p;
@@ -63,7 +41,7 @@ std::vector<float> dense_output(const Problem& p) {
       for (int64_t j = 0; j < n; ++j) {
         double score = 0.0;
         for (int64_t d = 0; d < dh; ++d) score += q[d] * k[j * dh + d];
-        share[j] = p.sees(t, p.keys[j]) ? score * p.scale() : largest;
+        share[j] = p.sees(t, p.keys[j]) ? score * p.scale() + p.bias_of(t, p.keys[j]) : largest;
         if (p.sees(t, p.keys[j])) largest = std::max(largest, share[j]);
       }
       for (int64_t j = 0; j < n; ++j) {
@@ -157,15 +135,14 @@ class Bf16Test : public LevelTest {
       bf16().attend({.q = pairs(q),
                      .k = pairs(k),
                      .v = pairs(v),
-                     .key_position = p.keys.data(),
                      .context = pairs(context) + place * pairs_of(dh) * panel(),
                      .scratch = scratch.data(),
+                     .scores = p.scores(),
                      .num_tokens = p.tokens,
                      .num_keys = num_keys,
                      .head_dim = dh,
                      .context_stride = stride,
-                     .gate = p.gates[place],
-                     .causal = p.causal});
+                     .gate = p.gates[place]});
       EXPECT_TRUE(scratch.intact()) << "written beyond the scratch";
       o.push_back(pack(false, o_w.data() + head * dh, inner, p.width, dh));
     }
@@ -197,9 +174,10 @@ class Bf16Test : public LevelTest {
   }
 
   void expect_output(Problem p, uint32_t seed) {
-    SCOPED_TRACE(testing::Message()
-                 << p.tokens << " tokens, " << p.keys.size() << " keys, width " << p.width
-                 << ", head size " << p.head_dim << (p.causal ? ", causal" : ""));
+    SCOPED_TRACE(testing::Message() << p.tokens << " tokens, " << p.keys.size() << " keys, width "
+                                    << p.width << ", head size " << p.head_dim
+                                    << (p.causal ? ", causal" : "") << (p.attn_bias ? ", bias" : "")
+                                    << ", window " << p.window << ", offset " << p.query_offset);
     p.fill(seed);
     p = narrowed(p);
     const std::vector<double> exact = plain_output<double>(p);
@@ -345,6 +323,28 @@ TEST_P(Bf16Test, LeavesOutKeys) {
   }
 }
 
+TEST_P(Bf16Test, AddsBiasesAndLooksThroughWindows) {
+  for (const bool attn_bias : {false, true}) {
+    for (const int64_t window : {0, 1, 30, 200}) {
+      for (const bool causal : {false, true}) {
+        for (const int64_t tokens : {1, 49, 350}) {
+          Problem p{.tokens = tokens,
+                    .width = 9,
+                    .heads = 1,
+                    .head_dim = 6,
+                    .causal = causal,
+                    .window = window,
+                    .attn_bias = attn_bias};
+          expect_output(p, 13);
+          p.query_offset = causal ? 5 : -40;
+          for (int32_t t = 1; t < tokens; t += 1 + t % 2) p.keys.push_back(t);
+          expect_output(p, 14);
+        }
+      }
+    }
+  }
+}
+
 TEST_P(Bf16Test, WorksWithoutBiasAndScalesByTheGate) {
   Problem p{.tokens = 20, .width = 16, .heads = 3, .head_dim = 16, .bias = false};
   p.open = {0, 2};
@@ -390,14 +390,6 @@ TEST_P(Bf16Test, PaddingDoesNotChangeABit) {
     const std::vector<Bf16> part = run(p), whole = run(longer);
     EXPECT_TRUE(std::equal(part.begin(), part.end(), whole.begin()));
   }
-}
-
-std::vector<int> bf16_levels() {
-  std::vector<int> levels;
-  for (int i = 0; i < isa_count(); ++i) {
-    if (kernel_table_at(i).bf16 != nullptr) levels.push_back(i);
-  }
-  return levels;
 }
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Bf16Test);
