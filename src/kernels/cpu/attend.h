@@ -138,7 +138,7 @@ void attend_panel(const AttendParams& p, int64_t first_token, float* context) {
     score_keys<NV>(p.k, p.q + first_token * p.head_dim, p.head_dim, block, count, p.scratch);
     if (p.scores.bias != nullptr) {
       add_bias<NV>(p.scores, first_token, tokens, block, count, p.scratch,
-                   p.scratch + block_scores(p.num_keys), same);
+                   p.scratch + block_scores(p.num_keys), SameBias{});
     }
     hide_keys<NV>(p.scores, first_token, block, count, p.scratch);
     softmax_block(p.scratch, count, NV, block == keys.begin, running);

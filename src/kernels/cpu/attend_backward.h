@@ -192,7 +192,7 @@ void backward_panel(const AttendBackwardParams& p, int64_t first_token, float* g
 
   score_keys<NV>(p.k, q, head_dim, keys.begin, visible, scores);
   if (p.scores.bias != nullptr) {
-    add_bias<NV>(p.scores, first_token, count, keys.begin, visible, scores, d_scores, same);
+    add_bias<NV>(p.scores, first_token, count, keys.begin, visible, scores, d_scores, SameBias{});
   }
   hide_keys<NV>(p.scores, first_token, keys.begin, visible, scores);
   exponentials(scores, visible, NV, softmax);

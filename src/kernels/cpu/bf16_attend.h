@@ -12,11 +12,13 @@ constexpr int64_t kPairKeyBlock = 6 * kPanel;
 
 // A bias for scores of a softmax of base 2. One that means minus infinity without being it stays
 // finite: a query that sees only such keys sees them all alike.
-HEADKIT_INLINE Vec bias_of_base_two(Vec bias) {
-  const Vec finite = max(bias, broadcast(-2e38f));
-  const Vec hides = broadcast(kMinusInfinity);
-  return mul(if_equal(bias, hides, hides, finite), broadcast(1.44269504f));
-}
+struct BiasOfBaseTwo {
+  HEADKIT_INLINE Vec operator()(Vec bias) const {
+    const Vec finite = max(bias, broadcast(-2e38f));
+    const Vec hides = broadcast(kMinusInfinity);
+    return mul(if_equal(bias, hides, hides, finite), broadcast(1.44269504f));
+  }
+};
 
 // 2^x to 2^-13 of itself, a tenth of what bfloat16 can tell; 0 for -infinity.
 HEADKIT_INLINE Vec power_of_two(Vec x) {
@@ -154,7 +156,7 @@ void attend_pair_panel(const Bf16AttendParams& p, int64_t first_token, Bf16Pair*
     const int64_t count = keys.end - block < kPairKeyBlock ? keys.end - block : kPairKeyBlock;
     score_pair_keys<NV>(p.k, p.q + first_token * depth, depth, block, count, scores);
     if (p.scores.bias != nullptr) {
-      add_bias<NV>(p.scores, first_token, tokens, block, count, scores, bias, bias_of_base_two);
+      add_bias<NV>(p.scores, first_token, tokens, block, count, scores, bias, BiasOfBaseTwo{});
     }
     hide_keys<NV>(p.scores, first_token, block, count, scores);
     softmax_pair_block(scores, count, NV, block == keys.begin, running);

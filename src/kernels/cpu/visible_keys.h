@@ -58,8 +58,10 @@ void add_bias(const ScoreParams& p, int64_t first_token, int64_t tokens, int64_t
   }
 }
 
-// The bias as it is.
-HEADKIT_INLINE Vec same(Vec bias) { return bias; }
+// The bias as it is. A type, because a function's address would be called.
+struct SameBias {
+  HEADKIT_INLINE Vec operator()(Vec bias) const { return bias; }
+};
 
 // Hides the keys that a query may not see.
 template <int NV>
