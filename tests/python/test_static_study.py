@@ -7,7 +7,7 @@ import torch
 
 import headkit as hk
 from headkit.studies import Results
-from headkit.studies.methods import SENTENCES, SETTINGS, all_methods, method_of, tuned_methods
+from headkit.studies.methods import all_methods, method_of, tuned_methods
 from headkit.studies.outcome import Outcome, outcome_of
 from headkit.studies.recipe import Recipe
 from headkit.studies.results import Missing
@@ -143,8 +143,6 @@ def test_every_method_that_is_registered_is_in_the_study():
     labels = all_methods()
     assert set(hk.pruners()) <= set(labels) and "random" in labels
     assert len(tuned_methods()) <= 6 and tuned_methods()[0] == "random"
-    known = set(hk.pruners()) | {"shapley", "greedy_gnorm"}
-    assert (set(SENTENCES) | set(SETTINGS)) <= known
     for label in labels:
         given = set(method_of(label).settings)
         method = hk.pruners()[method_of(label).name]

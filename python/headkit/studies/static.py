@@ -181,6 +181,7 @@ class StudySubject:
                     self._calibration(method.sentences),
                     method.name,
                     OBJECTIVE,
+                    **method.settings,
                     progress=lambda done, total: self.show(
                         f"seed {self.seed}, scoring: {metric}", done, total
                     ),
@@ -190,7 +191,11 @@ class StudySubject:
             seconds = time.perf_counter() - started
             return {"scores": json.loads(found.to_json()), "seconds": seconds}
 
-        asked = {"metric": method.name, "sentences": method.sentences}
+        asked = {
+            "metric": method.name,
+            "sentences": method.sentences,
+            "settings": method.settings,
+        }
         found = self._get("scores", asked, compute)
         if "refused" in found:
             raise ValueError(found["refused"])
@@ -254,11 +259,12 @@ class StudySubject:
         model, tokenizer = self.trained.load()
         calibration = self._calibration(method.sentences)
         started = time.perf_counter()
-        options: dict[str, Any] = dict(method.settings)
         if method.name == RANDOM:
-            options["seed"] = 1000 * self.seed + draw
+            options: dict[str, Any] = {"seed": 1000 * self.seed + draw}
         elif method.one_shot:
-            options["scores"] = self.scores(method.name)
+            options = {"scores": self.scores(method.name)}
+        else:
+            options = method.settings
         found = prune(
             model,
             keep,
@@ -439,7 +445,7 @@ def _all_rows(
             if draws > 1:
                 row["draws"] = [float(one.mean()) for each in answers for one in each.double()]
             here[label] = row
-        _compare_all(here, right)
+        _compare_all(here, {name: each for name, each in right.items() if _counts_heads(name)})
         rows += here.values()
     return rows, refused
 
@@ -452,6 +458,10 @@ def _pruned(
             [subject.pruned(label, keep, draw) for draw in range(draws)] for subject in subjects
         ]
     )
+
+
+def _counts_heads(label: str) -> bool:
+    return method_of(label).budget == "heads"
 
 
 def _compare_all(rows: dict[str, dict[str, Any]], right: dict[str, list[torch.Tensor]]) -> None:
