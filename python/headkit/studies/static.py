@@ -186,7 +186,7 @@ class StudySubject:
                         f"seed {self.seed}, scoring: {metric}", done, total
                     ),
                 )
-            except ValueError as error:
+            except (ValueError, RuntimeError) as error:
                 return {"refused": str(error)}
             seconds = time.perf_counter() - started
             return {"scores": json.loads(found.to_json()), "seconds": seconds}
@@ -212,7 +212,7 @@ class StudySubject:
             self.show(f"seed {self.seed}, {label} at {keep:g}", 0, -1)
             try:
                 model, tokenizer, about = self._prune(method, keep, draw)
-            except ValueError as error:
+            except (ValueError, RuntimeError) as error:
                 return {"refused": str(error)}
             if tuned:
                 about["steps"] = self._train_on(model, tokenizer)
