@@ -37,6 +37,7 @@
 #include "headkit/persistence/safetensors.h"
 #include "headkit/plan/work_list.h"
 #include "headkit/pruners/backward_elimination.h"
+#include "headkit/pruners/bottom_up.h"
 #include "headkit/pruners/cost_search.h"
 #include "headkit/pruners/iterative.h"
 #include "headkit/pruners/kwon.h"

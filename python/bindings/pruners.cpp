@@ -54,12 +54,15 @@ Attributes:
     gates: GateSet; gates of heads and ``dropped_output`` are folded into the weights.
     details: dict: method, settings, the course of the search.
     heads_only: whether the mask says everything.
+    refits: output projections that get new weights beside.
 Example:
     >>> headkit.StaticPruning(headkit.HeadMask(torch.ones(2, 4)))
     StaticPruning(8 of 8 heads)
 )pbdoc")
       .def(py::init([](HeadMask heads, const std::optional<GateSet>& gates, std::string details) {
-             return StaticPruning{std::move(heads), gates.value_or(GateSet()), std::move(details)};
+             return StaticPruning{.heads = std::move(heads),
+                                  .gates = gates.value_or(GateSet()),
+                                  .details = std::move(details)};
            }),
            py::arg("heads"), py::arg("gates") = py::none(), py::arg("details") = "{}")
       .def_readonly("heads", &StaticPruning::heads)
@@ -69,6 +72,8 @@ Example:
                                return py::module_::import("json").attr("loads")(pruning.details);
                              })
       .def_property_readonly("heads_only", &StaticPruning::heads_only)
+      .def_property_readonly("refits",
+                             [](const StaticPruning& pruning) { return pruning.refits.size(); })
       .def("all_gates", &StaticPruning::all_gates,
            "The mask and the gates beyond it in one GateSet, as ``headkit.apply`` takes it.")
       .def("__repr__", [](const StaticPruning& pruning) {
@@ -78,6 +83,9 @@ Example:
         if (const at::Tensor& neurons = pruning.gates.neurons; neurons.defined()) {
           text += ", " + std::to_string(neurons.ne(0).sum().item<int64_t>()) + " of " +
                   std::to_string(neurons.numel()) + " neurons";
+        }
+        if (!pruning.refits.empty()) {
+          text += ", " + std::to_string(pruning.refits.size()) + " output projections re-fitted";
         }
         if (pruning.gates.dropped_output.defined()) text += ", mean outputs of those that go";
         return text + ")";

@@ -154,7 +154,15 @@ def apply(
     gated = gated_model(model, "apply")
     mask = _static(mask, dropped_output)
     if isinstance(mask, _C.StaticPruning):
-        if optimizer is None or not mask.gates.empty:
+        if optimizer is None:
+            _C.apply_pruning(gated, mask)
+            return
+        if mask.refits:
+            raise ValueError(
+                "[apply] expected no re-fitted weights beside an optimiser; found "
+                f"{mask.refits} (prune without it and make a new one)"
+            )
+        if not mask.gates.empty:
             mask = mask.all_gates()
         else:
             mask, dropped_output = mask.heads, mask.gates.dropped_output

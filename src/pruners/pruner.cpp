@@ -1,7 +1,13 @@
 #include "headkit/pruners/pruner.h"
 
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include <exception>
+
 #include "headkit/core/error.h"
 #include "headkit/pruners/backward_elimination.h"
+#include "headkit/pruners/bottom_up.h"
 #include "headkit/pruners/iterative.h"
 #include "headkit/pruners/kwon.h"
 #include "headkit/pruners/mean_output.h"
@@ -71,6 +77,17 @@ void read(MethodSettings& settings, KwonOptions& options) {
   settings.read("ridge", options.ridge, "of the tuning, in units of the mean squared output");
   settings.read("largest_scale", options.largest_scale, "layers that exceed it keep 1");
   settings.read("tune_examples", options.tune_examples, "examples that tuning looks at; 0 = all");
+}
+
+void read(MethodSettings& settings, BottomUpOptions& options) {
+  settings.read("neurons", options.neurons,
+                "also prune neurons, where the model has gates of them");
+  settings.read("tokens", options.tokens, "length that costs are counted at; 0 = mean of the data");
+  settings.read("prediction", options.prediction, "weight of half the Fisher information");
+  settings.read("representation", options.representation, "weight of the mean squared output");
+  settings.read("ridge", options.ridge, "of the re-fit, in units of the mean squared input");
+  settings.read("refit_examples", options.refit_examples,
+                "examples that the re-fit looks at; 0 = all");
 }
 
 // An entry of the registry around a function with options of its own; `begin` makes them from what
@@ -148,6 +165,20 @@ std::vector<PrunerInfo> searching_pruners() {
                                .progress = given.score.progress};
           },
           &prune_kwon),
+      with_settings<BottomUpOptions>(
+          {.name = "bottom_up",
+           .definition = "One sublayer after the other from the bottom: scored as the model is by "
+                         "then, cut, and re-fitted to the dense model by least squares",
+           .source = "in the manner of Park, Choi, Kang 2024 (K-prune)",
+           .cost = "a forward and a backward for each layer, about 5 forwards",
+           .needs = "labels, or whatever the objective reads",
+           .prune = nullptr,
+           .budget = "MACs"},
+          [](const PruneOptions& given) {
+            check_plain_share("bottom_up", given.share);
+            return BottomUpOptions{.keep = given.share.keep, .progress = given.score.progress};
+          },
+          &prune_bottom_up),
   };
 }
 
@@ -176,8 +207,76 @@ StaticPruning prune(GatedModel& model, const DataSource& data, const Objective& 
   return find_pruner(method).prune(model, data, objective, options);
 }
 
+namespace {
+
+at::Tensor fitting(const at::Tensor& value, const at::Tensor& old, const char* what) {
+  HEADKIT_CHECK(
+      value.defined() && old.defined() && value.sizes() == old.sizes(), "apply",
+      c10::str("a refit of ", what, " of shape ", old.defined() ? old.sizes() : at::IntArrayRef()),
+      "shape ", value.defined() ? value.sizes() : at::IntArrayRef());
+  HEADKIT_CHECK(value.isfinite().all().item<bool>(), "apply", c10::str("a finite refit of ", what),
+                "NaN or infinity");
+  return value.to(old.options());
+}
+
+std::vector<int64_t> indices_of(const at::Tensor& flags) {
+  const at::Tensor places = flags.nonzero().flatten().contiguous();
+  const int64_t* first = places.const_data_ptr<int64_t>();
+  return {first, first + places.numel()};
+}
+
+// A block of `model` as it was and as it will be; its units are those that are there.
+struct Swap {
+  int64_t layer = 0;
+  std::vector<int64_t> kept;
+  AttentionWeights attention, old_attention;
+  FeedForwardWeights feed_forward, old_feed_forward;
+  bool is_feed_forward = false;
+
+  void put(GatedModel& model, bool back) const {
+    if (is_feed_forward) {
+      model.replace_feed_forward(layer, back ? old_feed_forward : feed_forward, kept);
+    } else {
+      model.replace_attention(layer, back ? old_attention : attention, kept);
+    }
+  }
+};
+
+Swap swap_of(GatedModel& model, const OutputRefit& refit) {
+  Swap swap;
+  swap.layer = refit.layer;
+  swap.is_feed_forward = refit.feed_forward;
+  if (refit.feed_forward) {
+    swap.kept = indices_of(model.neurons()[refit.layer]);
+    swap.old_feed_forward = swap.feed_forward = model.feed_forward(refit.layer);
+    FeedForwardWeights& w = swap.feed_forward;
+    w.out = fitting(refit.weight, w.out, "a feed-forward block");
+    if (refit.bias.defined()) w.out_bias = fitting(refit.bias, w.out_bias, "its bias");
+  } else {
+    swap.kept = model.heads().layer_heads(refit.layer);
+    swap.old_attention = swap.attention = model.attention(refit.layer);
+    AttentionWeights& w = swap.attention;
+    w.o = fitting(refit.weight, w.o, "an attention block");
+    if (refit.bias.defined()) w.o_bias = fitting(refit.bias, w.o_bias, "its bias");
+  }
+  return swap;
+}
+
+}  // namespace
+
 void apply_pruning(GatedModel& model, const StaticPruning& pruning) {
-  remove_units(model, pruning.all_gates());
+  const c10::NoGradGuard no_grad;
+  std::vector<Swap> swaps;
+  for (const OutputRefit& refit : pruning.refits) swaps.push_back(swap_of(model, refit));
+  size_t done = 0;
+  try {
+    for (; done < swaps.size(); ++done) swaps[done].put(model, false);
+    remove_units(model, pruning.all_gates());
+  } catch (...) {
+    const std::exception_ptr cause = std::current_exception();
+    while (done-- > 0) swaps[done].put(model, true);
+    std::rethrow_exception(cause);
+  }
 }
 
 GateSet StaticPruning::all_gates() const {

@@ -298,3 +298,46 @@ def test_minilm_pruned_equals_masked_and_compensation_helps(minilm):
     torch.testing.assert_close(pruned[valid], masked[valid], rtol=0, atol=1e-5)
     drift = torch.nn.functional.cosine_similarity(found, dense).mean()
     assert torch.nn.functional.cosine_similarity(compensated, dense).mean() > drift
+
+
+@pytest.mark.parametrize("family", ["Bert", "DistilBert"])
+def test_bottom_up_leaves_the_model_and_comes_closer_than_its_mask(tiny, family):
+    model = tiny.make(family, "SequenceClassification")
+    gated = hk.attach(model)
+    inputs = tiny.inputs()
+    data = [{**inputs, "labels": torch.tensor([0, 1, 2])}]
+    with torch.no_grad():
+        dense = model(**inputs).logits
+    before = {name: (p, p.detach().clone()) for name, p in model.named_parameters()}
+    found = hk.prune(model, 0.5, "bottom_up", data)
+    after = dict(model.named_parameters())
+    assert all(after[name] is p and torch.equal(p, value) for name, (p, value) in before.items())
+    assert found.details["cost"] <= found.details["budget"] and found.refits == 6
+    with hk.gates(model, found.all_gates()), torch.no_grad():
+        masked = model(**inputs).logits
+    hk.apply(model, found)
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    assert (logits - dense).square().mean() < (masked - dense).square().mean()
+    assert gated.heads() == found.heads
+    assert torch.equal(gated.neurons(), found.gates.neurons.ne(0))
+
+
+def test_bottom_up_of_gpt2_writes_through_its_transposed_weights():
+    config = transformers.GPT2Config(
+        vocab_size=50, n_embd=24, n_layer=2, n_head=4, n_positions=16, n_inner=20
+    )
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    hk.attach(model)
+    data = [{"input_ids": torch.randint(50, (4, 7))}]
+    with torch.no_grad():
+        dense = model(**data[0]).logits
+    found = hk.prune(model, 0.6, "bottom_up", data, objective="next_token")
+    with torch.no_grad():
+        assert torch.equal(model(**data[0]).logits, dense)
+        with hk.gates(model, found.all_gates()):
+            masked = model(**data[0]).logits
+        hk.apply(model, found)
+        logits = model(**data[0]).logits
+    assert (logits - dense).square().mean() < (masked - dense).square().mean()

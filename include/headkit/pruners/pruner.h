@@ -14,17 +14,29 @@
 
 namespace headkit {
 
+/// Another output projection of a block: of all units that are there before removal.
+struct OutputRefit {
+  int64_t layer = 0;
+  bool feed_forward = false;  ///< of the feed-forward block instead of attention
+  at::Tensor weight;          ///< [D, n]; columns of units that go are cut
+  at::Tensor bias;            ///< [D]; undefined = the one that is there stays
+};
+
 /// What a static pruner decided; the model is not changed by it (see apply_pruning).
 struct StaticPruning {
   HeadMask heads;  ///< heads that stay
   /// What goes or changes beyond the mask; undefined parts = nothing. `heads` scales heads that
   /// stay, `dropped_output` replaces those that go: removal folds both into the weights.
   GateSet gates = {};
+  std::vector<OutputRefit> refits = {};  ///< weights that replace those there, then are cut
   std::string details = "{}";  ///< JSON object: method, settings, the course of the search
 
   /// Whether the mask says everything.
-  bool heads_only() const { return gates.empty() && !gates.dropped_output.defined(); }
-  /// The mask and the gates beyond it in one, as `remove_units` takes them.
+  bool heads_only() const {
+    return gates.empty() && !gates.dropped_output.defined() && refits.empty();
+  }
+  /// The mask and the gates beyond it in one, as `remove_units` takes them; without refits these
+  /// are the pruned model.
   GateSet all_gates() const;
 };
 
@@ -69,8 +81,9 @@ const PrunerInfo& find_pruner(const std::string& name);
 StaticPruning prune(GatedModel& model, const DataSource& data, const Objective& objective,
                     const std::string& method, const PruneOptions& options = {});
 
-/// Changes the weights of `model` as decided: cuts what goes, folds what replaces it. Whole or not
-/// at all.
+/// Changes the weights of `model` as decided: puts refits in place, cuts what goes, folds what
+/// replaces it. Whole or not at all. Throws std::invalid_argument where it does not fit: refits are
+/// of the model that was pruned.
 void apply_pruning(GatedModel& model, const StaticPruning& pruning);
 
 }  // namespace headkit
