@@ -299,6 +299,8 @@ outputs of the original model. A Python class may derive from it and implement e
       .def("sublayers", &GatedModel::sublayers, Unlocked(), "Sublayers: which blocks are there.")
       .def("set_sublayers", &GatedModel::set_sublayers, py::arg("open"), Unlocked(),
            "Opens and closes whole blocks; one that is closed adds nothing, not even its bias.")
+      .def("is_whole", &GatedModel::is_whole, Unlocked(),
+           "Whether no head, neuron or block was removed.")
       .def("parameters", &GatedModel::parameters, Unlocked(),
            "(name, tensor) of everything that defines the function.")
       .def("fingerprint", &GatedModel::fingerprint, Unlocked(),

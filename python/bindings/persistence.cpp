@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "optional_tensor.h"
 #include "rooms.h"
 
 namespace py = pybind11;
@@ -60,6 +61,8 @@ What a saved model is: see ``save``.
 Attributes:
     layout: HeadLayout of the original model.
     heads: HeadMask of what is left.
+    neurons: bool, shape [layers, neurons], of what is left; None = all.
+    sublayers: Sublayers that are left; empty lists = all.
     base_fingerprint: of the model before any removal.
     gates: GateSet stored with the model; may be empty.
     policy, config, details: JSON text, or "".
@@ -67,6 +70,8 @@ Attributes:
 )pbdoc")
       .def_readonly("layout", &ModelFolder::layout)
       .def_readonly("heads", &ModelFolder::heads)
+      .def_property_readonly("neurons", [](const ModelFolder& f) { return or_none(f.neurons); })
+      .def_readonly("sublayers", &ModelFolder::sublayers)
       .def_readonly("base_fingerprint", &ModelFolder::base_fingerprint)
       .def_readwrite("gates", &ModelFolder::gates)
       .def_readwrite("policy", &ModelFolder::policy)

@@ -26,6 +26,7 @@ class Gating:
         dropped_blocks: [L, N, D]; what a closed block adds instead of nothing.
         neurons: gates of neurons, [L, F] or [B, L, F]; None = all run.
         attention_sublayers, feed_forward_sublayers: gates of whole blocks, [L] or [B, L].
+        hidden: gates of the dimensions of the residual stream, [D]; None = all are open.
         skip: False computes closed heads and blocks and multiplies them by 0.
         policy: decides the rest for each call instead.
         state: what the policy writes its records to, or None.
@@ -44,6 +45,7 @@ class Gating:
     neurons: torch.Tensor | None = None
     attention_sublayers: torch.Tensor | None = None
     feed_forward_sublayers: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None
 
     @staticmethod
     def of(
@@ -70,11 +72,6 @@ class Gating:
                 f"{type(gates).__name__}"
             )
         gates.check(-1, layers, heads)
-        if gates.hidden is not None:
-            raise ValueError(
-                "[gates] expected gates of heads, neurons or blocks; found some of the residual "
-                "stream, which this model has not"
-            )
         return Gating.of_set(gates, every)
 
     @staticmethod
@@ -90,6 +87,7 @@ class Gating:
             neurons=gates.neurons,
             attention_sublayers=gates.attention_sublayers,
             feed_forward_sublayers=gates.feed_forward_sublayers,
+            hidden=gates.hidden,
         )
 
     def decided(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> "Gating":
@@ -164,6 +162,10 @@ class Gating:
             return None
         gate = self.neurons[layer] if self.neurons.dim() == 2 else self.neurons[:, layer, None]
         return gate.to(like.device, _gate_dtype(like))
+
+    def of_stream(self, written: torch.Tensor) -> torch.Tensor:
+        """What is written to the residual stream, [B, T, D], times its gates."""
+        return written if self.hidden is None else written * self.hidden.to(written)
 
     def attention_factor(self, layer: int, like: torch.Tensor) -> torch.Tensor | None:
         """Gate of a whole attention block, [] or [B, 1, 1], dtype and device of ``like``."""
@@ -262,6 +264,7 @@ class Attachment:
         one_stack: whether it is an encoder or a decoder, not both.
         feed_forwards: layers whose feed-forward block is attached; 0 or all.
         neuron_blocks: blocks of neurons in one of them, N.
+        stream: width of the residual stream, if its dimensions can be gated; else 0.
         neurons: feed-forward blocks whose neurons can be gated, and neurons of one; 0, 0 = none.
     """
 
@@ -272,6 +275,7 @@ class Attachment:
         self.notes_padding, self.one_stack = notes_padding, one_stack
         self.feed_forwards, self.neuron_blocks = 0, 0
         self.neurons = (0, 0)
+        self.stream = 0
 
     def check_gates(self, gating: Gating) -> None:
         """Refuse gates that no call of this model can have.
@@ -297,6 +301,17 @@ class Attachment:
             )
 
     def _check_neurons(self, gating: Gating) -> None:
+        if gating.hidden is not None:
+            if not self.stream:
+                raise ValueError(
+                    "[gates] expected an encoder of the BERT line for gates of the residual "
+                    "stream; found a model of which not all is known that touches its stream"
+                )
+            if tuple(gating.hidden.shape) != (self.stream,):
+                raise ValueError(
+                    f"[gates] expected gates of the residual stream of shape [{self.stream}]; "
+                    f"found shape {list(gating.hidden.shape)}"
+                )
         layers, count = self.neurons
         for name, shape in (("neurons", (layers, count)), ("feed_forward_sublayers", (layers,))):
             gate = getattr(gating, name)

@@ -137,8 +137,9 @@ def apply(
 
     Raises:
         ValueError: if the mask, ``dropped_output`` or the optimiser does not fit: one that trains
-            other parameters, or whose state has another shape than its parameter (Adafactor,
-            LBFGS). Model and optimiser are as they were.
+            other parameters, stands beside gates that are neither 0 nor 1, or whose state has
+            another shape than its parameter (Adafactor, LBFGS). Model and optimiser are as they
+            were.
 
     Example:
         >>> import transformers
@@ -155,27 +156,16 @@ def apply(
     mask = _static(mask, dropped_output)
     if isinstance(mask, _C.StaticPruning):
         if optimizer is None:
-            _C.apply_pruning(gated, mask)
+            _apply_pruning(gated, mask)
             return
         if mask.refits:
             raise ValueError(
                 "[apply] expected no re-fitted weights beside an optimiser; found "
                 f"{mask.refits} (prune without it and make a new one)"
             )
-        if not mask.gates.empty:
-            mask = mask.all_gates()
-        else:
-            mask, dropped_output = mask.heads, mask.gates.dropped_output
-    if isinstance(mask, _C.GateSet):
-        if optimizer is not None:
-            raise ValueError(
-                "[apply] expected a mask of heads beside an optimiser; found gates of more (prune "
-                "without it and make a new one)"
-            )
-        _C.remove_units(gated, mask)
-        return
+        mask = mask.all_gates()
     if optimizer is None:
-        _C.remove_heads(gated, mask, dropped_output)
+        _remove(gated, mask, dropped_output)
         return
     from headkit.huggingface.optimizer_state import cut_state
     from headkit.huggingface.staged_model import StagedModel
@@ -186,8 +176,30 @@ def apply(
             f"{type(gated).__name__}"
         )
     cut = cut_state(gated, mask, optimizer)
-    _C.remove_heads(gated, mask, dropped_output)
+    _remove(gated, mask, dropped_output)
     cut.carry_over(gated)
+
+
+def _apply_pruning(gated: _C.GatedModel, pruning: _C.StaticPruning) -> None:
+    from headkit.huggingface.staged_model import BASE, StagedModel
+
+    if not isinstance(gated, StagedModel) or not pruning.refits or not gated.is_whole():
+        _C.apply_pruning(gated, pruning)
+        return
+    # Refits come before the first cut, at which a model notes what it was.
+    base = gated.fingerprint()
+    _C.apply_pruning(gated, pruning)
+    if not gated.is_whole():
+        setattr(gated.model, BASE, base)
+
+
+def _remove(
+    gated: _C.GatedModel, mask: _C.HeadMask | _C.GateSet, dropped_output: torch.Tensor | None
+) -> None:
+    if isinstance(mask, _C.GateSet):
+        _C.remove_units(gated, mask)
+    else:
+        _C.remove_heads(gated, mask, dropped_output)
 
 
 def _static(

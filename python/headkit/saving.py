@@ -20,8 +20,9 @@ def save(
     """Write a model to a self-contained folder, whole or not at all.
 
     The folder holds ``config.json``, ``weights-<sha256>.safetensors`` and, written last,
-    ``headkit.json`` with everything else: the identity of the original model, which heads are left
-    (original indices), gates, policy, versions. A full disk or a kill leaves what was there before.
+    ``headkit.json`` with everything else: the identity of the original model, which heads, neurons
+    and blocks are left (original indices), gates, policy, versions. A full disk or a kill leaves
+    what was there before.
 
     Args:
         model: an attached model, or what ``attach`` returned.
@@ -118,19 +119,19 @@ def load(folder: str | os.PathLike, model: torch.nn.Module | None = None) -> tor
 
 
 def base_fingerprint(gated: _C.GatedModel) -> str:
-    """Fingerprint of the model before any head was removed; "" if nothing was.
+    """Fingerprint of the model before anything was removed; "" if nothing was.
 
     Raises:
-        ValueError: if heads are gone and the model was not told what it came from.
+        ValueError: if something is gone and the model was not told what it came from.
     """
     from headkit.huggingface.staged_model import BASE
 
-    if not gated.heads().removed():
+    if gated.is_whole():
         return ""
     known = getattr(getattr(gated, "model", None), BASE, None)
     if known is None:
         raise ValueError(
-            "[save] expected a model whose heads were removed by headkit.apply; found one that "
+            "[save] expected a model that was pruned by headkit.apply; found one that "
             "does not know its original: save the object that was pruned"
         )
     return known

@@ -1,5 +1,9 @@
 #include "headkit/models/gated_model.h"
 
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
 #include "core/sha256.h"
 #include "headkit/core/error.h"
 
@@ -65,6 +69,17 @@ void GatedModel::replace_feed_forward(int64_t, const FeedForwardWeights&,
 
 Sublayers GatedModel::sublayers() {
   return {std::vector<bool>(static_cast<size_t>(layout().layers), true), {}};
+}
+
+bool GatedModel::is_whole() {
+  return heads().removed().empty() && sublayers().all() &&
+         (!gated_units().neurons || neurons().all().item<bool>());
+}
+
+bool Sublayers::all() const {
+  const auto open = [](bool block) { return block; };
+  return std::all_of(attention.begin(), attention.end(), open) &&
+         std::all_of(feed_forward.begin(), feed_forward.end(), open);
 }
 
 void GatedModel::set_sublayers(const Sublayers&) {

@@ -14,6 +14,7 @@
 #include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <set>
 #include <stdexcept>
 #include <utility>
@@ -34,7 +35,11 @@ constexpr std::pair<const char*, at::Tensor GateSet::*> kGateTensors[] = {
     {"headkit.gates.heads", &GateSet::heads},
     {"headkit.gates.dropped_output", &GateSet::dropped_output},
     {"headkit.gates.blocks", &GateSet::blocks},
-    {"headkit.gates.dropped_blocks", &GateSet::dropped_blocks}};
+    {"headkit.gates.dropped_blocks", &GateSet::dropped_blocks},
+    {"headkit.gates.neurons", &GateSet::neurons},
+    {"headkit.gates.attention_sublayers", &GateSet::attention_sublayers},
+    {"headkit.gates.feed_forward_sublayers", &GateSet::feed_forward_sublayers},
+    {"headkit.gates.hidden", &GateSet::hidden}};
 constexpr size_t kMaxManifestBytes = size_t{64} << 20;
 constexpr size_t kHashDigits = 64;
 
@@ -47,6 +52,61 @@ bool is_hash(const std::string& text) {
 
 Json json_or_null(const char* what, const std::string& text) {
   return text.empty() ? Json(nullptr) : parse_json(what, text);
+}
+
+// Whether a folder says more than one that knows heads alone.
+bool has_units(const ModelFolder& content) {
+  const GateSet& gates = content.gates;
+  return content.neurons.defined() || !content.sublayers.attention.empty() ||
+         !content.sublayers.feed_forward.empty() || gates.gates_feed_forward() ||
+         gates.attention_sublayers.defined() || gates.hidden.defined();
+}
+
+Json neurons_to_json(const at::Tensor& neurons) {
+  if (!neurons.defined()) return nullptr;
+  Json kept = Json::array();
+  for (int64_t layer = 0; layer < neurons.size(0); ++layer) {
+    const at::Tensor index = neurons[layer].nonzero().flatten().cpu();
+    const auto* first = index.const_data_ptr<int64_t>();
+    kept.push_back(std::vector<int64_t>(first, first + index.numel()));
+  }
+  return {{"count", neurons.size(1)}, {"kept", kept}};
+}
+
+// Bool [L, F]; `most` is the largest F that makes sense.
+at::Tensor neurons_from_json(const Json& json, int64_t most) {
+  if (json.is_null()) return {};
+  const int64_t count = integer_member("load", json, "count");
+  HEADKIT_CHECK(count > 0 && count == most, "load",
+                "as many neurons as the layout has, " + std::to_string(most), count);
+  const Json& kept = member("load", json, "kept");
+  HEADKIT_CHECK(kept.is_array() && !kept.empty(), "load", "neurons of each layer",
+                kept.type_name());
+  at::Tensor neurons = at::zeros({static_cast<int64_t>(kept.size()), count}, at::kBool);
+  for (size_t layer = 0; layer < kept.size(); ++layer) {
+    HEADKIT_CHECK(kept[layer].is_array(), "load", "a list of neurons", kept[layer].type_name());
+    auto* row = neurons[static_cast<int64_t>(layer)].mutable_data_ptr<bool>();
+    int64_t previous = -1;
+    for (const Json& entry : kept[layer]) {
+      HEADKIT_CHECK(entry.is_number_integer(), "load", "whole numbers as neurons", entry.dump());
+      const auto neuron = entry.get<int64_t>();
+      HEADKIT_CHECK(neuron > previous && neuron < count, "load",
+                    "ascending neurons below " + std::to_string(count), neuron);
+      row[neuron] = true;
+      previous = neuron;
+    }
+  }
+  return neurons;
+}
+
+std::vector<bool> open_from_json(const Json& json) {
+  HEADKIT_CHECK(json.is_array(), "load", "a list of open blocks", json.type_name());
+  std::vector<bool> open;
+  for (const Json& entry : json) {
+    HEADKIT_CHECK(entry.is_boolean(), "load", "true or false for a block", entry.dump());
+    open.push_back(entry.get<bool>());
+  }
+  return open;
 }
 
 std::string text_or_empty(const Json& value) { return value.is_null() ? "" : value.dump(); }
@@ -77,6 +137,28 @@ std::string read_text(const std::string& path) {
   return text;
 }
 
+void check_unit_gates(const char* operation, const ModelFolder& content) {
+  const GateSet& gates = content.gates;
+  const at::Tensor& any = gates.neurons.defined() ? gates.neurons : gates.feed_forward_sublayers;
+  if (any.defined() && any.dim() > 0) {
+    gates.check_feed_forward(operation, -1, any.size(0), content.layout.feed_forward);
+  }
+  gates.check_hidden(operation, content.layout.model_dim);
+}
+
+void check_sublayers(const char* operation, const ModelFolder& content) {
+  const auto& [attention, feed_forward] = content.sublayers;
+  HEADKIT_CHECK(
+      attention.empty() || static_cast<int64_t>(attention.size()) == content.layout.layers,
+      operation, "an entry for each of " + std::to_string(content.layout.layers) + " blocks",
+      attention.size());
+  const int64_t rows = content.neurons.defined() ? content.neurons.size(0) : -1;
+  HEADKIT_CHECK(
+      feed_forward.empty() || rows < 0 || static_cast<int64_t>(feed_forward.size()) == rows,
+      operation, "an entry for each of " + std::to_string(rows) + " feed-forward blocks",
+      feed_forward.size());
+}
+
 void check_content(const ModelFolder& content) {
   content.layout.check("save");
   HEADKIT_CHECK(content.heads.layers() == content.layout.layers &&
@@ -86,7 +168,7 @@ void check_content(const ModelFolder& content) {
   HEADKIT_CHECK(is_hash(content.base_fingerprint), "save",
                 "the fingerprint of the base model, 64 hexadecimal digits", "'",
                 content.base_fingerprint,
-                "'; a model whose heads were removed no longer knows its base, give it");
+                "'; a model that was pruned no longer knows its base, give it");
   const GateSet& gates = content.gates;
   if (gates.heads.defined()) {
     HEADKIT_CHECK(gates.heads.dim() == 2, "save", "static gates [layers, heads]", "shape ",
@@ -98,6 +180,20 @@ void check_content(const ModelFolder& content) {
                   "shape ", gates.blocks.sizes());
     gates.check_blocks("save", -1, gates.blocks.size(0), gates.blocks.size(1));
   }
+  const auto fixed = [](const at::Tensor& given, int64_t rank, const char* what) {
+    HEADKIT_CHECK(!given.defined() || given.dim() == rank, "save",
+                  c10::str("static gates of ", what), "shape ", given.sizes());
+  };
+  fixed(gates.neurons, 2, "neurons [layers, neurons]");
+  fixed(gates.attention_sublayers, 1, "attention blocks [layers]");
+  fixed(gates.feed_forward_sublayers, 1, "feed-forward blocks [layers]");
+  check_unit_gates("save", content);
+  HEADKIT_CHECK(!content.neurons.defined() ||
+                    (content.neurons.dim() == 2 && content.neurons.scalar_type() == at::kBool &&
+                     content.neurons.size(1) == content.layout.feed_forward),
+                "save", "neurons of the layout, bool [layers, neurons]", "shape ",
+                content.neurons.sizes());
+  check_sublayers("save", content);
   for (const auto& [name, tensor] : content.weights) {
     for (const auto& [gate_name, member] : kGateTensors) {
       HEADKIT_CHECK(name != gate_name, "save", "no weight under a name of headkit", "'", name, "'");
@@ -138,6 +234,14 @@ ModelFolder read_manifest(const std::string& folder, const Json& manifest) {
                     content.heads.heads() == content.layout.heads,
                 "load", "heads that fit the layout", content.heads.layers(), " layers of ",
                 content.heads.heads());
+  if (schema >= 2) {
+    content.neurons =
+        neurons_from_json(member("load", manifest, "neurons"), content.layout.feed_forward);
+    const Json& blocks = member("load", manifest, "blocks");
+    content.sublayers = {open_from_json(member("load", blocks, "attention")),
+                         open_from_json(member("load", blocks, "feed_forward"))};
+    check_sublayers("load", content);
+  }
   content.base_fingerprint = string_member("load", manifest, "base_fingerprint");
   HEADKIT_CHECK(is_hash(content.base_fingerprint), "load", "a fingerprint of 64 digits",
                 content.base_fingerprint.size(), " characters");
@@ -166,7 +270,7 @@ void write_model_folder(const std::string& folder, const ModelFolder& content) {
     }
   }
   const std::string config = text_or_empty(json_or_null("save", content.config));
-  Json manifest = {{"schema", ModelFolder::kSchema},
+  Json manifest = {{"schema", has_units(content) ? ModelFolder::kSchema : 1},
                    {"headkit", HEADKIT_VERSION},
                    {"torch", HEADKIT_TORCH_VERSION},
                    {"base_fingerprint", content.base_fingerprint},
@@ -176,6 +280,11 @@ void write_model_folder(const std::string& folder, const ModelFolder& content) {
                    {"policy", json_or_null("save", content.policy)},
                    {"config", json_or_null("save", content.config)},
                    {"details", json_or_null("save", content.details)}};
+  if (has_units(content)) {
+    manifest["neurons"] = neurons_to_json(content.neurons);
+    manifest["blocks"] = {{"attention", content.sublayers.attention},
+                          {"feed_forward", content.sublayers.feed_forward}};
+  }
 
   std::error_code error;
   std::filesystem::create_directory(folder, error);
@@ -248,6 +357,7 @@ ModelFolder read_model_folder(const std::string& folder) {
                       "shape ", blocks.sizes());
         content.gates.check_blocks("load", -1, blocks.size(0), blocks.size(1));
       }
+      check_unit_gates("load", content);
     } catch (const std::invalid_argument& error) {
       throw std::runtime_error(error.what());
     }
@@ -261,10 +371,15 @@ ModelFolder describe_model(GatedModel& model, const std::string& base_fingerprin
   content.heads = model.heads();
   content.base_fingerprint = base_fingerprint;
   if (base_fingerprint.empty()) {
-    HEADKIT_CHECK(content.heads.removed().empty(), "save",
-                  "the fingerprint of the base of a model without some of its heads", "none");
+    HEADKIT_CHECK(model.is_whole(), "save",
+                  "the fingerprint of the base of a model that was pruned", "none");
     content.base_fingerprint = model.fingerprint();
   }
+  if (model.gated_units().neurons) {
+    const at::Tensor neurons = model.neurons();
+    if (!neurons.all().item<bool>()) content.neurons = neurons;
+  }
+  if (const Sublayers open = model.sublayers(); !open.all()) content.sublayers = open;
   content.weights = model.parameters();
   return content;
 }
@@ -306,14 +421,75 @@ void adopt_output_bias(GatedModel& model, int64_t layer, const std::vector<int64
   model.replace_attention(layer, without, heads);
 }
 
+// Hard gates of everything that a folder lacks.
+GateSet what_is_gone(GatedModel& model, const ModelFolder& content) {
+  GateSet gates = GateSet::from_mask(content.heads);
+  const auto mask = [](const std::vector<bool>& open) {
+    at::Tensor gates = at::ones({static_cast<int64_t>(open.size())});
+    for (size_t i = 0; i < open.size(); ++i) {
+      if (!open[i]) gates[static_cast<int64_t>(i)] = 0;
+    }
+    return gates;
+  };
+  if (content.neurons.defined()) gates.neurons = content.neurons.to(at::kFloat);
+  if (!content.sublayers.attention.empty()) {
+    gates.attention_sublayers = mask(content.sublayers.attention);
+  }
+  if (!content.sublayers.feed_forward.empty()) {
+    gates.feed_forward_sublayers = mask(content.sublayers.feed_forward);
+  }
+  model.check("load", -1, gates);
+  return gates;
+}
+
+// The blocks of a whole model, to put back what was removed.
+class WholeModel {
+ public:
+  explicit WholeModel(GatedModel& model) : model_(model), heads_(model.heads()) {
+    for (int64_t layer = 0; layer < heads_.layers(); ++layer) {
+      attention_.push_back(model.attention(layer));
+    }
+    if (!model.gated_units().neurons) return;
+    neurons_ = model.neurons();
+    for (int64_t layer = 0; layer < neurons_.size(0); ++layer) {
+      feed_forward_.push_back(model.feed_forward(layer));
+    }
+  }
+  void put_back() const {
+    const HeadMask heads = model_.heads();
+    for (int64_t layer = 0; layer < heads_.layers(); ++layer) {
+      if (heads.layer_heads(layer) == heads_.layer_heads(layer)) continue;
+      model_.replace_attention(layer, attention_[layer], heads_.layer_heads(layer));
+    }
+    for (size_t i = 0; i < feed_forward_.size(); ++i) {
+      const auto layer = static_cast<int64_t>(i);
+      if (model_.neurons()[layer].all().item<bool>()) continue;
+      std::vector<int64_t> all(static_cast<size_t>(neurons_.size(1)));
+      std::iota(all.begin(), all.end(), 0);
+      model_.replace_feed_forward(layer, feed_forward_[i], all);
+    }
+    Sublayers open = model_.sublayers();
+    if (open.all()) return;
+    open.attention.assign(open.attention.size(), true);
+    open.feed_forward.assign(open.feed_forward.size(), true);
+    model_.set_sublayers(open);
+  }
+
+ private:
+  GatedModel& model_;
+  HeadMask heads_;
+  at::Tensor neurons_;
+  std::vector<AttentionWeights> attention_;
+  std::vector<FeedForwardWeights> feed_forward_;
+};
+
 }  // namespace
 
 void restore_model(GatedModel& model, const ModelFolder& content, bool check_base) {
   HEADKIT_CHECK(model.layout() == content.layout, "load",
                 "a model of layout " + content.layout.to_json(), model.layout().to_json());
-  const HeadMask before = model.heads();
-  HEADKIT_CHECK(before.removed().empty(), "load", "the unpruned base model",
-                before.removed().size(), " heads already removed; load the original model first");
+  HEADKIT_CHECK(model.is_whole(), "load", "the unpruned base model",
+                "heads, neurons or blocks already removed; load the original model first");
   if (check_base) {
     const std::string found = model.fingerprint();
     HEADKIT_CHECK(found == content.base_fingerprint, "load",
@@ -322,11 +498,9 @@ void restore_model(GatedModel& model, const ModelFolder& content, bool check_bas
                   "to build it from the folder");
   }
 
-  std::vector<AttentionWeights> original;
-  for (int64_t layer = 0; layer < content.layout.layers; ++layer) {
-    original.push_back(model.attention(layer));
-  }
-  remove_heads(model, content.heads);
+  const WholeModel whole(model);
+  const HeadMask before = model.heads();
+  remove_units(model, what_is_gone(model, content));
   std::set<std::string> names;
   for (const auto& [name, tensor] : content.weights) names.insert(name);
   for (int64_t layer = 0; layer < content.layout.layers; ++layer) {
@@ -336,10 +510,7 @@ void restore_model(GatedModel& model, const ModelFolder& content, bool check_bas
   const NamedTensors target = model.parameters();
   const std::string problem = misfit(target, content.weights);
   if (!problem.empty()) {
-    for (int64_t layer = 0; layer < content.layout.layers; ++layer) {
-      if (content.heads.layer_heads(layer) == before.layer_heads(layer)) continue;
-      model.replace_attention(layer, original[layer], before.layer_heads(layer));
-    }
+    whole.put_back();
     throw std::invalid_argument(
         error_message("load", "weights that fit the model", problem, "; it was left as it is"));
   }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <functional>
 #include <set>
 #include <string>
 
@@ -242,28 +243,36 @@ bool same(const Sublayers& a, const Sublayers& b) {
   return a.attention == b.attention && a.feed_forward == b.feed_forward;
 }
 
+struct Step {
+  bool cuts;
+  std::function<void()> take, take_back;
+};
+
+template <typename Weights, typename Replace>
+void add_steps(std::vector<Step>& steps, const std::vector<Change<Weights>>& changes,
+               const Replace& replace) {
+  for (const auto& change : changes) {
+    steps.push_back({change.kept_after.size() < change.kept_before.size(),
+                     [=, &change] { replace(change.layer, change.after, change.kept_after); },
+                     [=, &change] { replace(change.layer, change.before, change.kept_before); }});
+  }
+}
+
 void make(GatedModel& model, const Changes& changes) {
-  size_t attention = 0, feed_forward = 0;
+  std::vector<Step> steps;
+  add_steps(steps, changes.attention,
+            [&model](auto&&... arguments) { model.replace_attention(arguments...); });
+  add_steps(steps, changes.feed_forward,
+            [&model](auto&&... arguments) { model.replace_feed_forward(arguments...); });
+  // Cuts before mere scaling, so that a model can note what it was before its first cut.
+  std::stable_partition(steps.begin(), steps.end(), [](const Step& step) { return step.cuts; });
+  size_t done = 0;
   try {
-    for (; attention < changes.attention.size(); ++attention) {
-      const auto& change = changes.attention[attention];
-      model.replace_attention(change.layer, change.after, change.kept_after);
-    }
-    for (; feed_forward < changes.feed_forward.size(); ++feed_forward) {
-      const auto& change = changes.feed_forward[feed_forward];
-      model.replace_feed_forward(change.layer, change.after, change.kept_after);
-    }
+    for (; done < steps.size(); ++done) steps[done].take();
     if (!same(changes.open_before, changes.open_after)) model.set_sublayers(changes.open_after);
   } catch (...) {
     const std::exception_ptr cause = std::current_exception();
-    while (feed_forward-- > 0) {
-      const auto& change = changes.feed_forward[feed_forward];
-      model.replace_feed_forward(change.layer, change.before, change.kept_before);
-    }
-    while (attention-- > 0) {
-      const auto& change = changes.attention[attention];
-      model.replace_attention(change.layer, change.before, change.kept_before);
-    }
+    while (done-- > 0) steps[done].take_back();
     std::rethrow_exception(cause);
   }
 }

@@ -331,9 +331,10 @@ def test_detached_it_is_a_plain_pruned_model(family):
     torch.testing.assert_close(output(model, inputs), expected, atol=1e-5, rtol=0)
 
 
-def test_a_model_of_gpt2_without_neurons_stays_attached():
+@pytest.mark.parametrize("feed_forward", [False, True])
+def test_a_model_of_gpt2_without_neurons_stays_attached(feed_forward):
     model, inputs = make("GPT2"), inputs_of("GPT2")
-    hk.attach(model, feed_forward=True)
+    hk.attach(model, feed_forward=feed_forward)
     closed = hk.GateSet(feed_forward_sublayers=torch.tensor([0.0, 1.0, 1.0]))
     with hk.gates(model, closed):
         expected = output(model, inputs)
@@ -344,6 +345,157 @@ def test_a_model_of_gpt2_without_neurons_stays_attached():
     assert hk.attach(model).sublayers().feed_forward == [False, True, True]
 
 
+def cut(value, path, gates):
+    """A parameter of the plain model, without the neurons that the other one lost."""
+    layer = int(path.split(".")[2] if path.startswith("encoder") else path.split(".")[1])
+    kept = gates.neurons[layer].nonzero().flatten()
+    if gates.feed_forward_sublayers[layer] == 0:
+        kept = kept[:0]
+    return value.index_select(value.shape.index(NEURONS), kept)
+
+
+@pytest.mark.parametrize("feed_forward", [False, True])
+@pytest.mark.parametrize("family", ["Bert", "GPT2", "Llama"])
+def test_steps_after_a_removal_are_those_of_masked_neurons(family, feed_forward):
+    plain, model, inputs = make(family).double(), make(family).double(), inputs_of(family)
+    hk.attach(model, feed_forward=feed_forward)
+    hard = random_gates(soft=False, dtype=torch.float64)
+    gates = hk.GateSet(
+        neurons=hard.neurons, feed_forward_sublayers=torch.tensor([1.0, 1.0, 0.0]).double()
+    )
+    mine, other = (
+        torch.optim.SGD(one.named_parameters(), lr=1e-3, momentum=0.9) for one in (model, plain)
+    )
+
+    def step(one, optimizer):
+        optimizer.zero_grad()
+        output(one, inputs).square().mean().backward()
+        optimizer.step()
+
+    step(model, mine)
+    step(plain, other)
+    hk.apply(model, gates, optimizer=mine)
+    with Oracle(family, plain, gates):
+        for _ in range(2):
+            step(model, mine)
+            step(plain, other)
+    known = dict(plain.named_parameters())
+    for path, found in model.named_parameters():
+        expected = known[path]
+        if found.shape != expected.shape:
+            expected = cut(expected, path, gates)
+        elif expected.grad is None or found.grad is None:
+            continue  # the output bias of a block that is gone
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0, msg=path)
+    names = {id(one): name for name, one in model.named_parameters()}
+    group = mine.param_groups[0]
+    assert [names[id(one)] for one in group["params"]] == group["param_names"]
+    soft = hk.GateSet(neurons=torch.full((LAYERS, NEURONS), 0.5))
+    with pytest.raises(ValueError, match="neurons at 0 or 1 beside an optimiser"):
+        hk.apply(model, soft, optimizer=mine)
+
+
+@pytest.mark.parametrize("family", ["Bert", "Albert", "GPT2", "Llama"])
+def test_saved_and_loaded_it_is_the_same(family, tmp_path):
+    model, original, inputs = make(family), make(family), inputs_of(family)
+    gated = hk.attach(model, feed_forward=True)
+    hk.apply(model, random_gates())
+    hk.save(model, tmp_path / "model")
+    expected = output(model, inputs)
+    for again in (hk.load(tmp_path / "model"), hk.load(tmp_path / "model", original)):
+        assert torch.equal(output(again, inputs), expected)
+        found = hk.attach(again)
+        assert torch.equal(found.neurons(), gated.neurons())
+        assert found.sublayers() == gated.sublayers()
+        assert found.heads() == gated.heads() and not found.is_whole()
+    with pytest.raises(ValueError, match="the unpruned base model"):
+        hk.load(tmp_path / "model", original)
+    changed = make(family)
+    next(changed.parameters()).data += 1
+    before = {name: value.clone() for name, value in changed.state_dict().items()}
+    with pytest.raises(ValueError, match="base model with fingerprint"):
+        hk.load(tmp_path / "model", changed)
+    assert all(torch.equal(before[name], value) for name, value in changed.state_dict().items())
+
+
+READS = ("query", "key", "value", "q_lin", "k_lin", "v_lin", "intermediate.dense", "lin1", "ffn")
+STREAMS = ("Bert", "XLMRoberta", "Electra", "DistilBert", "Albert")
+
+
+def narrow(model, kept):
+    """Cut all but some dimensions of the residual stream out of a plain model."""
+    projects = "Albert" in type(model).__name__ or hasattr(model, "embeddings_project")
+    for path, module in model.named_modules():
+        name = path.rpartition(".")[2]
+        before_stream = projects and path.startswith("embeddings.")
+        if before_stream or path.startswith("pooler"):
+            continue
+        with torch.no_grad():
+            if isinstance(module, torch.nn.Embedding):
+                module.weight = torch.nn.Parameter(module.weight[:, kept])
+            elif isinstance(module, torch.nn.LayerNorm):
+                module.weight = torch.nn.Parameter(module.weight[kept])
+                module.bias = torch.nn.Parameter(module.bias[kept])
+                module.normalized_shape = (len(kept),)
+            elif isinstance(module, torch.nn.Linear):
+                if name in READS or path.endswith(READS):
+                    module.weight = torch.nn.Parameter(module.weight[:, kept])
+                else:
+                    module.weight = torch.nn.Parameter(module.weight[kept])
+                    module.bias = torch.nn.Parameter(module.bias[kept])
+
+
+@pytest.mark.parametrize("family", STREAMS)
+def test_closed_dimensions_of_the_stream_are_as_if_they_were_not_there(family):
+    plain, model, inputs = make(family).double(), make(family).double(), inputs_of(family)
+    for one in (plain, model):
+        if hasattr(one, "pooler"):
+            one.pooler = None
+    gated = hk.attach(model)
+    kept = torch.tensor([0, 1, 4, 5, 6, 9, 13, 17, 18, 22, 23])
+    gate = torch.zeros(WIDTH, dtype=torch.float64)
+    gate[kept] = 1
+    expected = output(model, inputs)
+    with hk.gates(model, hk.GateSet(hidden=torch.ones(WIDTH))):
+        assert torch.equal(output(model, inputs), expected)
+    narrow(plain, kept)
+    expected = output(plain, inputs)
+    gates = hk.GateSet(hidden=gate)
+    for feed_forward in (False, True):
+        hk.attach(model, feed_forward=feed_forward)
+        with hk.gates(model, gates):
+            found = output(model, inputs)
+        torch.testing.assert_close(found[:, kept], expected, atol=1e-12, rtol=0)
+        assert (found * (1 - gate)).abs().sum() == 0
+        state = gated.run(gated.embed(inputs), 0, 1, gates)
+        state = gated.run(state, 1, LAYERS, gates)
+        hidden = gated.head(state)[inputs["attention_mask"].bool()]
+        torch.testing.assert_close(hidden, found, atol=1e-12, rtol=0)
+    with pytest.raises(ValueError, match="residual stream that are all open"):
+        hk.apply(model, gates)
+    hk.detach(model)
+    assert all(not module._forward_hooks for module in model.modules())
+
+
+def test_gates_of_the_stream_get_the_gradients_of_finite_differences():
+    model, inputs = make("Bert").double(), inputs_of("Bert")
+    hk.attach(model)
+    weight = torch.randn(output(model, inputs).shape, dtype=torch.float64)
+
+    def loss(hidden):
+        with hk.gates(model, hk.GateSet(hidden=hidden)):
+            return (output(model, inputs) * weight).sum()
+
+    gate = (torch.rand(WIDTH, dtype=torch.float64) + 0.5).requires_grad_()
+    loss(gate).backward()
+    for place in (0, 7, 23):
+        step = torch.zeros(WIDTH, dtype=torch.float64)
+        step[place] = 1e-5
+        with torch.no_grad():
+            slope = (loss(gate + step) - loss(gate - step)) / 2e-5
+        torch.testing.assert_close(gate.grad[place], slope, atol=1e-5, rtol=1e-6)
+
+
 def test_refusals():
     model, inputs = make("Bert"), inputs_of("Bert")
     gated = hk.attach(model)
@@ -352,8 +504,12 @@ def test_refusals():
         hk.gates(model, hk.GateSet(neurons=torch.ones(LAYERS, NEURONS + 1)))
     with pytest.raises(ValueError, match="gates of attention blocks of shape"):
         hk.gates(model, hk.GateSet(attention_sublayers=torch.ones(LAYERS + 1)))
-    with pytest.raises(ValueError, match="residual stream"):
-        hk.gates(model, hk.GateSet(hidden=torch.ones(WIDTH)))
+    with pytest.raises(ValueError, match=r"residual stream of shape \[24\]"):
+        hk.gates(model, hk.GateSet(hidden=torch.ones(WIDTH + 1)))
+    decoder = make("GPT2")
+    hk.attach(decoder)
+    with pytest.raises(ValueError, match="encoder of the BERT line for gates of the residual"):
+        hk.gates(decoder, hk.GateSet(hidden=torch.ones(WIDTH)))
     with pytest.raises(ValueError, match="finite gates"):
         hk.GateSet(neurons=torch.full((LAYERS, NEURONS), float("inf")))
     for name in UNITS:

@@ -70,6 +70,8 @@ struct GatedUnits {
 struct Sublayers {
   std::vector<bool> attention;
   std::vector<bool> feed_forward;  ///< empty for a model that does not show its feed-forward blocks
+
+  bool all() const;
 };
 
 /// A transformer whose heads have gates: the one interface that scorers, pruners, policies and
@@ -126,6 +128,8 @@ class GatedModel {
   virtual Sublayers sublayers();
   /// Opens and closes whole blocks; their weights stay as they are.
   virtual void set_sublayers(const Sublayers& open);
+  /// Whether no head, neuron or block was removed.
+  bool is_whole();
 
   /// Keeps the model in evaluation mode (no dropout) while the returned object lives, then puts it
   /// back into the mode it had. Null for a model that has only one mode.

@@ -20,10 +20,14 @@ namespace headkit {
 /// headkit.json alone decides what the folder contains. It names the weights by their hash, so that
 /// a folder is at any moment either the old model or the new one.
 struct ModelFolder {
-  static constexpr int64_t kSchema = 1;
+  /// Written is the oldest schema that says everything: 1 for heads alone, 2 where neurons or whole
+  /// blocks were removed or have static gates.
+  static constexpr int64_t kSchema = 2;
 
   HeadLayout layout;             ///< of the original model
   HeadMask heads;                ///< what is left, original indices
+  at::Tensor neurons = {};       ///< what is left, bool [L, F]; undefined = all
+  Sublayers sublayers = {};      ///< blocks that are left; empty lists = all
   std::string base_fingerprint;  ///< GatedModel::fingerprint() of the model before any removal
   NamedTensors weights;          ///< GatedModel::parameters()
   GateSet gates;                 ///< static gates and dropped outputs of the model; may be empty
@@ -46,14 +50,15 @@ void write_model_folder(const std::string& folder, const ModelFolder& content);
 /// saying what was found and what to do.
 ModelFolder read_model_folder(const std::string& folder);
 
-/// The content that saves `model` as it is. `base_fingerprint` may be empty only for a model with
-/// all its heads: it is the base then.
+/// The content that saves `model` as it is. `base_fingerprint` may be empty only for a whole model:
+/// it is the base then.
 ModelFolder describe_model(GatedModel& model, const std::string& base_fingerprint = "");
 
-/// Turns `model`, the unpruned base, into the saved one: removes heads and copies every weight, bit
-/// for bit. Happens whole or not at all. Throws std::invalid_argument, `model` untouched, if its
-/// fingerprint is not the base's, or layout, names, shapes or dtypes differ. `check_base` = false
-/// takes any model of that shape, for one freshly built from the configuration.
+/// Turns `model`, the unpruned base, into the saved one: removes heads, neurons and blocks and
+/// copies every weight, bit for bit. Happens whole or not at all. Throws std::invalid_argument,
+/// `model` untouched, if its fingerprint is not the base's, or layout, names, shapes or dtypes
+/// differ. `check_base` = false takes any model of that shape, for one freshly built from the
+/// configuration.
 void restore_model(GatedModel& model, const ModelFolder& content, bool check_base = true);
 
 }  // namespace headkit

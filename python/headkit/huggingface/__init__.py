@@ -34,6 +34,7 @@ from headkit.huggingface.feed_forward import (
 from headkit.huggingface.masks import read_mask
 from headkit.huggingface.neurons import find_neurons, hook_neurons, unhook_neurons
 from headkit.huggingface.staged_model import StagedModel
+from headkit.huggingface.stream import find_stream, hook_stream, unhook_stream
 from headkit.huggingface.structure import (
     Site,
     Structure,
@@ -176,6 +177,11 @@ def attach(model: nn.Module, *, feed_forward: bool = False) -> StagedModel:
         swap_feed_forward(feed_forwards, attachment)
     else:
         hook_neurons(gated.feed_forwards, attachment)
+    width = gated.layout().model_dim
+    stream = find_stream(structure, width) if gated.feed_forwards else None
+    if stream is not None:
+        hook_stream(*stream, attachment)
+        attachment.stream = width
     _attached[model] = weakref.ref(gated)
     return gated
 
@@ -416,6 +422,7 @@ def _origin(site: Site) -> Origin:
 def _remove_hooks(module: nn.Module) -> None:
     vars(module).pop(PART, None)
     unhook_neurons(module)
+    unhook_stream(module)
     for hooks, flags in (
         (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
         (module._forward_hooks, module._forward_hooks_always_called),

@@ -12,6 +12,7 @@ from headkit.huggingface.swapping import Swapped, original_class, swap_in, swap_
 
 if TYPE_CHECKING:
     from headkit.huggingface.feed_forward import FeedForwardPaths
+    from headkit.huggingface.stream import StreamPaths
 
 
 class Weights(NamedTuple):
@@ -53,6 +54,8 @@ class Adapter(ABC):
     NOTES_PADDING: ClassVar[bool] = True
     #: The feed-forward block of a layer, if it is linear, activation, linear.
     FEED_FORWARD: ClassVar["FeedForwardPaths | None"] = None
+    #: Where the family touches the residual stream, if its dimensions can be gated.
+    STREAM: ClassVar["StreamPaths | None"] = None
     #: Keyword arguments of a layer that are the same for all samples, [T, S].
     SQUARE: ClassVar[frozenset[str]] = frozenset()
 
@@ -341,9 +344,8 @@ def parameter(value: torch.Tensor, like: nn.Parameter) -> nn.Parameter:
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether a module is the linear map of GPT-2, which keeps its weight turned, [in, out]."""
-    return f"{type(module).__module__}.{type(module).__name__}" == (
-        "transformers.pytorch_utils.Conv1D"
-    )
+    known = original_class(module)
+    return f"{known.__module__}.{known.__name__}" == "transformers.pytorch_utils.Conv1D"
 
 
 def _has(module: nn.Module, path: str) -> bool:

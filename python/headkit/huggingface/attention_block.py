@@ -241,7 +241,7 @@ def gate_whole(block: Block, call: Call, output: torch.Tensor) -> torch.Tensor:
         output = torch.zeros_like(output)
     elif call.gating is not None:
         factor = call.gating.attention_factor(block.number, output)
-        output = output if factor is None else output * factor
+        output = call.gating.of_stream(output if factor is None else output * factor)
     if call.taps is not None and call.taps.attention_outputs:
         call.taps.attention_output = [*call.taps.attention_output, output]
     return output

@@ -11,6 +11,7 @@ from headkit.gating import Attachment, Gating
 from headkit.huggingface.adapter import is_conv1d, parameter, set_linear
 from headkit.huggingface.attention_block import call_of_block
 from headkit.huggingface.structure import Structure
+from headkit.huggingface.swapping import Swapped, swap_in, swap_out
 
 if TYPE_CHECKING:
     from headkit.huggingface.feed_forward import FeedForwardPaths
@@ -99,6 +100,14 @@ class NeuronSite:
         setattr(self.out, NEURON_ORIGIN, origin)
 
 
+class NoNeurons(Swapped):
+    """A Conv1D without inputs, which its own code cannot run."""
+
+    def forward(self, x):
+        """Return the bias, for every token."""
+        return self.bias.expand(*x.shape[:-1], self.nf)
+
+
 def find_neurons(structure: Structure) -> list[NeuronSite]:
     """The feed-forward blocks of all layers of a model; none if one of them is not known."""
     sites = []
@@ -110,6 +119,8 @@ def find_neurons(structure: Structure) -> list[NeuronSite]:
             return []
         owner = layer.get_submodule(paths.owner)
         inner, out, up = maps_of(owner, paths)
+        if not all(_is_plain(one) for one in (inner, out, up) if one is not None):
+            return []
         site = NeuronSite(number, f"{path}.{paths.owner}".rstrip("."), inner, out, up)
         if len(weight_of(inner)) != len(site.origin.kept):
             raise ValueError(
@@ -133,6 +144,11 @@ def weight_of(linear: nn.Module) -> torch.Tensor:
     return linear.weight.t() if is_conv1d(linear) else linear.weight
 
 
+def _is_plain(linear: nn.Module) -> bool:
+    """Whether a map is no subclass, whose weight may be kept in another form."""
+    return type(linear) is nn.Linear or is_conv1d(linear)
+
+
 def set_map(linear: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     """Give a Linear or Conv1D new parameters."""
     if not is_conv1d(linear):
@@ -141,6 +157,10 @@ def set_map(linear: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) 
     linear.weight = parameter(weight.t().contiguous(), linear.weight)
     linear.bias = parameter(bias, linear.bias)
     linear.nx, linear.nf = linear.weight.shape
+    if not linear.nx and not isinstance(linear, NoNeurons):
+        swap_in(linear, NoNeurons)
+    elif linear.nx and isinstance(linear, NoNeurons):
+        swap_out(linear)
 
 
 def hook_neurons(sites: list[NeuronSite], attachment: Attachment) -> None:
@@ -183,7 +203,8 @@ def gate_whole(
     if origin is not None and not origin.open:
         return torch.zeros_like(output)
     factor = None if gating is None else gating.feed_forward_factor(number, output)
-    return output if factor is None else output * factor
+    output = output if factor is None else output * factor
+    return output if gating is None else gating.of_stream(output)
 
 
 def _show_input(module: nn.Module, args: tuple[Any, ...]) -> None:

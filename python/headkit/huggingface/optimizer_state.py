@@ -1,4 +1,4 @@
-"""What a torch optimiser remembers of parameters, cut as heads are cut out of them."""
+"""What a torch optimiser remembers of parameters, cut as heads and neurons are cut out of them."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -9,11 +9,12 @@ from torch import nn
 
 from headkit import _C
 from headkit.huggingface.adapter import Weights
+from headkit.huggingface.neurons import NeuronSite
 from headkit.huggingface.staged_model import StagedModel
 from headkit.huggingface.structure import Site
 
-# A parameter of an attention block: number of the block, path below it.
-Place = tuple[int, str]
+# A parameter: its block (of attention, or a feed-forward one, by number), path below it.
+Place = tuple[tuple[str, int], str]
 
 
 class _Mirror(StagedModel):
@@ -24,6 +25,7 @@ class _Mirror(StagedModel):
             replace(site, module=_with_values(site, values)) for site in gated.structure.sites
         )
         super().__init__(replace(gated.structure, sites=sites))
+        self.feed_forwards = [_with_values_of_maps(site, values) for site in gated.feed_forwards]
         self._present = gated.heads()
 
     def heads(self) -> _C.HeadMask:
@@ -34,14 +36,22 @@ class _Mirror(StagedModel):
         values = Weights(*(getattr(weights, name) for name in Weights._fields))
         site.adapter.assign(site.module, values, len(kept))
 
+    def replace_feed_forward(
+        self, layer: int, weights: _C.FeedForwardWeights, kept: list[int]
+    ) -> None:
+        self.feed_forwards[layer].assign(weights, kept)
+
+    def set_sublayers(self, open: _C.Sublayers) -> None:
+        pass
+
 
 @dataclass(frozen=True)
 class StateCut:
-    """What becomes of an optimiser when heads go.
+    """What becomes of an optimiser when heads, neurons or blocks go.
 
     Attributes:
         optimizer: the optimiser; unchanged until ``carry_over``.
-        before: parameters of all attention blocks.
+        before: parameters of all attention and feed-forward blocks.
         states: by place, the state after the cut of each parameter that has one.
     """
 
@@ -85,20 +95,28 @@ class StateCut:
                     self.optimizer.state[after[place]] = state if len(places) == 1 else _own(state)
 
 
-def cut_state(gated: StagedModel, mask: _C.HeadMask, optimizer: torch.optim.Optimizer) -> StateCut:
-    """Cut the state of an optimiser as ``remove_heads`` cuts the parameters; nothing is changed.
+def cut_state(
+    gated: StagedModel, gates: _C.HeadMask | _C.GateSet, optimizer: torch.optim.Optimizer
+) -> StateCut:
+    """Cut the state of an optimiser as ``remove_units`` cuts the parameters; nothing is changed.
 
     Args:
         gated: the model, with its heads.
-        mask: what stays.
+        gates: the heads that stay, or static gates, each 0 or 1.
         optimizer: of parameters of the model.
 
     Raises:
-        ValueError: if it is no torch optimiser, trains nothing of the model, or remembers something
-            of a parameter that has another shape; or the mask does not fit.
+        ValueError: if a gate is neither, if it is no torch optimiser, trains nothing of the model,
+            or remembers something of a parameter that has another shape; or the gates do not fit.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError(f"[apply] expected a torch optimiser; found {type(optimizer).__name__}")
+    for name, gate in _units(gates).items():
+        if not bool(((gate == 0) | (gate == 1)).all()):
+            raise ValueError(
+                f"[apply] expected {name} at 0 or 1 beside an optimiser, whose state would not fit "
+                "scaled weights; found others (prune without it and make a new one)"
+            )
     trained = [one for group in optimizer.param_groups for one in group["params"]]
     if not {id(one) for one in trained} & {id(one) for one in gated.model.parameters()}:
         raise ValueError(
@@ -119,11 +137,11 @@ def cut_state(gated: StagedModel, mask: _C.HeadMask, optimizer: torch.optim.Opti
         for place, one in before.items()
         if optimizer.state.get(one)
     }
-    shapes = {place: one.shape for place, one in _cut(gated, mask, {}).items()}
+    shapes = {place: one.shape for place, one in _cut(gated, gates, {}).items()}
     smaller = [place for place in states if shapes[place] != before[place].shape]
     for name in sorted({name for place in smaller for name in shaped[id(before[place])]}):
         values = {key: kept[name] for key, kept in shaped.items() if name in kept}
-        parts = _cut(gated, mask, values)
+        parts = _cut(gated, gates, values)
         for place in smaller:
             if name in shaped[id(before[place])]:
                 states[place][name] = parts[place].detach()
@@ -131,7 +149,15 @@ def cut_state(gated: StagedModel, mask: _C.HeadMask, optimizer: torch.optim.Opti
 
 
 def _paths(gated: StagedModel, places: list[Place]) -> list[str]:
-    return [f"{gated.structure.sites[block].path}.{name}" for block, name in places]
+    paths = {id(module): path for path, module in gated.model.named_modules()}
+    found = []
+    for (kind, number), name in places:
+        if kind == "attention":
+            found.append(f"{gated.structure.sites[number].path}.{name}")
+        else:
+            part, _, own = name.partition(".")
+            found.append(f"{paths[id(getattr(gated.feed_forwards[number], part))]}.{own}")
+    return found
 
 
 def _own(state: dict[str, Any]) -> dict[str, Any]:
@@ -142,20 +168,39 @@ def _own(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(gated: StagedModel) -> dict[Place, nn.Parameter]:
-    return {
-        (number, name): parameter
+    of_attention = {
+        (("attention", number), name): parameter
         for number, site in enumerate(gated.structure.sites)
         for name, parameter in site.module.named_parameters()
     }
+    of_neurons = {
+        (("feed_forward", site.number), f"{part}.{name}"): parameter
+        for site in gated.feed_forwards
+        for part in ("inner", "out", "up")
+        if getattr(site, part) is not None
+        for name, parameter in getattr(site, part).named_parameters()
+    }
+    return of_attention | of_neurons
 
 
 def _cut(
-    gated: StagedModel, mask: _C.HeadMask, values: dict[int, torch.Tensor]
+    gated: StagedModel, gates: _C.HeadMask | _C.GateSet, values: dict[int, torch.Tensor]
 ) -> dict[Place, nn.Parameter]:
-    """The parameters of the blocks, or the values that stand for them, without the heads."""
+    """The parameters of the blocks, or the values that stand for them, without what goes."""
     mirror = _Mirror(gated, values)
-    _C.remove_heads(mirror, mask, None)
+    if isinstance(gates, _C.HeadMask):
+        _C.remove_heads(mirror, gates, None)
+    else:
+        # Mean outputs fold into biases of the model, not into what is remembered of these.
+        _C.remove_units(mirror, _C.GateSet(**_units(gates)))
     return _parameters(mirror)
+
+
+def _units(gates: _C.HeadMask | _C.GateSet) -> dict[str, torch.Tensor]:
+    if isinstance(gates, _C.HeadMask):
+        return {}
+    names = ("heads", "blocks", "neurons", "attention_sublayers", "feed_forward_sublayers")
+    return {name: gate for name in names if (gate := getattr(gates, name)) is not None}
 
 
 def _with_values(site: Site, values: dict[int, torch.Tensor]) -> nn.Module:
@@ -165,6 +210,21 @@ def _with_values(site: Site, values: dict[int, torch.Tensor]) -> nn.Module:
     }
     config = site.adapter.config(site.module)
     return copy.deepcopy(site.module, {**known, id(config): config})
+
+
+def _with_values_of_maps(site: NeuronSite, values: dict[int, torch.Tensor]) -> NeuronSite:
+    def copied(part: nn.Module | None) -> nn.Module | None:
+        if part is None:
+            return None
+        known = {
+            id(one): nn.Parameter(values[id(one)], requires_grad=False)
+            if id(one) in values
+            else one
+            for one in part.parameters()
+        }
+        return copy.deepcopy(part, known)
+
+    return replace(site, inner=copied(site.inner), out=copied(site.out), up=copied(site.up))
 
 
 def _has_shape(

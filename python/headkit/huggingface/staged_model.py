@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from headkit import _C
-from headkit.gating import CALL, Call, Gating, enter_call, leave_call
+from headkit.gating import CALL, Call, Gating, bind, enter_call, leave_call
 from headkit.huggingface.adapter import Weights
 from headkit.huggingface.attention_block import BLOCK, ORIGIN, Block, Origin
 from headkit.huggingface.masks import read_mask
@@ -197,7 +197,12 @@ class StagedModel(_C.GatedModel):
     def gated_units(self) -> _C.GatedUnits:
         """Blocks, and neurons where the feed-forward blocks are known."""
         known = bool(self.feed_forwards)
-        return _C.GatedUnits(neurons=known, attention_sublayers=True, feed_forward_sublayers=known)
+        return _C.GatedUnits(
+            neurons=known,
+            attention_sublayers=True,
+            feed_forward_sublayers=known,
+            hidden=bool(self.blocks()[0].attachment.stream),
+        )
 
     def neurons(self) -> torch.Tensor:
         """Neurons that are physically there, bool [L, F]."""
@@ -267,6 +272,11 @@ class StagedModel(_C.GatedModel):
         call = Call(_joined(pending[: ended - pending[0][0]], gating, blocks), begun=True)
         call.padding = self._noted(extra.journal)
         hidden, mask = state.hidden, state.attention_mask
+        if gating.hidden is not None and pending[0][0] == 0:
+            # Gates of the stream hold from where it begins, before layer 0.
+            with bind(self.blocks()[0].attachment, gating):
+                journal = self._record(self._read(state.batch), _Journal(), 0)
+            hidden, extra = self._hidden(journal, 0), replace(extra, journal=journal)
         call.taps, call.tokens = taps, mask
         journal, stack = extra.journal, extra.stack
         for layer in layers:
@@ -359,11 +369,6 @@ class StagedModel(_C.GatedModel):
         site.adapter.assign(site.module, new, len(kept))
         block.origin = origin
         setattr(site.module, ORIGIN, origin)
-
-    def is_whole(self) -> bool:
-        """Whether no head, neuron or block was removed."""
-        blocks = [*self.blocks(), *self.feed_forwards]
-        return all(one.origin.open and not one.origin.is_pruned for one in blocks)
 
     def feed_forward(self, layer: int) -> _C.FeedForwardWeights:
         """Weights of the neurons that are physically there."""

@@ -113,6 +113,38 @@ TEST(GatedModelTest, GatesOfNeuronsAndBlocksAreFactors) {
                            whole.index_select(0, index), 1e-12, 1e-12));
 }
 
+// The golden feed-forward layer behind a closed attention block.
+TEST(GatedModelTest, GoldenGatesOfNeurons) {
+  const nlohmann::json& golden = golden_case("ffn.neuron_gates");
+  const auto& in = golden["inputs"];
+  FeedForwardWeights weights;
+  weights.in = golden_tensor(in["W1"]);
+  weights.out = golden_tensor(in["W2"]);
+  weights.in_bias = golden_tensor(in["b1"]);
+  weights.out_bias = golden_tensor(in["b2"]);
+  const HeadLayout layout{1, 1, 2, 3, 4};
+  const auto attention = random_toy_model(layout, 2, 1)->attention(0);
+  ToyModel model(layout, {attention}, at::zeros({2, 3}, at::kDouble), at::zeros({2}, at::kDouble),
+                 {weights});
+  const Batch batch{{"x", golden_tensor(in["x"])}};
+  const auto output = [&](const at::Tensor& neurons) {
+    GateSet gates;
+    gates.attention_sublayers = at::zeros({1}, at::kDouble);
+    gates.neurons = neurons;
+    Taps taps{.feed_forward_outputs = true};
+    model.run(model.embed(batch), 0, 1, gates, &taps);
+    return taps.feed_forward_output.at(0);
+  };
+  const at::Tensor ones = at::ones({2, 1, 4}, at::kDouble).requires_grad_();
+  const at::Tensor y = output(ones);
+  expect_golden(y.detach(), golden, "output");
+  (y * y).sum().mul(0.5).backward();
+  expect_golden(ones.grad().squeeze(1), golden, "grad_per_example");
+  expect_golden(ones.grad().squeeze(1).square().mean(0), golden, "fisher_diagonal");
+  expect_golden(output(at::tensor({1.0, 0.0, 1.0, 0.0}, at::kDouble).reshape({1, 4})), golden,
+                "output_removed");
+}
+
 TEST(GatedModelTest, GatesOfUnitsThatAModelHasNotAreRefused) {
   const auto plain = golden_toy_model();
   const auto model = random_toy_model(kFeedForward, 3, 1);

@@ -119,6 +119,110 @@ TEST(ModelFolderTest, RefusesForeignModelsAndLeavesThemUntouched) {
   EXPECT_TRUE(other_classes->heads().removed().empty());
 }
 
+const HeadLayout kUnits{.layers = 2, .heads = 3, .head_dim = 2, .model_dim = 5, .feed_forward = 9};
+
+GateSet some_units() {
+  GateSet gates;
+  gates.heads = at::tensor({1.0, 0.0, 0.5, 1.0, 1.0, 1.0}, at::kDouble).reshape({2, 3});
+  gates.neurons = at::ones({2, 9}, at::kDouble);
+  gates.neurons[0].slice(0, 0, 9, 2).zero_();
+  gates.attention_sublayers = at::tensor({1.0, 0.0}, at::kDouble);
+  gates.feed_forward_sublayers = at::tensor({0.7, 1.0}, at::kDouble);
+  return gates;
+}
+
+ModelFolder model_without_units() {
+  const auto model = testing::random_toy_model(kUnits, 4, 1);
+  const std::string base = model->fingerprint();
+  remove_units(*model, some_units());
+  return describe_model(*model, base);
+}
+
+TEST(ModelFolderTest, NeuronsAndBlocksComeBack) {
+  const ScratchFolder scratch;
+  ModelFolder saved = model_without_units();
+  saved.gates.neurons = at::rand({2, 9});
+  saved.gates.feed_forward_sublayers = at::rand({2});
+  write_model_folder(scratch / "model", saved);
+  const ModelFolder found = read_model_folder(scratch / "model");
+  EXPECT_TRUE(at::equal(found.neurons, saved.neurons));
+  EXPECT_EQ(found.neurons[0].sum().item<int64_t>(), 4);
+  EXPECT_EQ(found.sublayers.attention, (std::vector<bool>{true, false}));
+  EXPECT_TRUE(at::equal(found.gates.neurons, saved.gates.neurons));
+  EXPECT_TRUE(at::equal(found.gates.feed_forward_sublayers, saved.gates.feed_forward_sublayers));
+
+  const auto expected = testing::random_toy_model(kUnits, 4, 1);
+  remove_units(*expected, some_units());
+  const Batch batch = testing::random_toy_batch(kUnits, 7, 5, 4, 3);
+  const auto restored = testing::random_toy_model(kUnits, 4, 1);
+  restore_model(*restored, found);
+  EXPECT_EQ(restored->fingerprint(), expected->fingerprint());
+  EXPECT_TRUE(at::equal(restored->neurons(), expected->neurons()));
+  EXPECT_EQ(restored->sublayers().attention, (std::vector<bool>{true, false}));
+  EXPECT_TRUE(at::equal((*restored)(batch), (*expected)(batch)));
+  EXPECT_THROW(restore_model(*restored, found), std::invalid_argument);  // pruned already
+
+  // Weights that do not fit are found after removal, which is then taken back.
+  const auto other = testing::random_toy_model(kUnits, 6, 1);
+  const std::string before = other->fingerprint();
+  EXPECT_THROW(restore_model(*other, found, /*check_base=*/false), std::invalid_argument);
+  EXPECT_EQ(other->fingerprint(), before);
+  EXPECT_TRUE(other->is_whole());
+}
+
+TEST(ModelFolderTest, AFolderOfHeadsAloneIsReadByOlderVersions) {
+  const ScratchFolder scratch;
+  write_model_folder(scratch / "heads", pruned_model(1));
+  write_model_folder(scratch / "units", model_without_units());
+  const auto schema = [&](const char* name) {
+    return nlohmann::json::parse(read_all(scratch / (std::string(name) + "/headkit.json")))
+        .at("schema");
+  };
+  EXPECT_EQ(schema("heads"), 1);
+  EXPECT_EQ(schema("units"), 2);
+}
+
+TEST(ModelFolderTest, RefusesHostileNeurons) {
+  const ScratchFolder scratch;
+  const std::string folder = scratch / "model";
+  write_model_folder(folder, model_without_units());
+  const std::string path = folder + "/headkit.json";
+  const auto whole = nlohmann::json::parse(read_all(path));
+  using nlohmann::json;
+  const std::vector<std::pair<std::string, json>> hostile = {
+      {"/neurons/count", 1000000000000},
+      {"/neurons/count", 8},
+      {"/neurons/count", -9},
+      {"/neurons/kept", json::array()},
+      {"/neurons/kept/0", {0, 0}},
+      {"/neurons/kept/0", {9}},
+      {"/neurons/kept/0", {-1}},
+      {"/neurons/kept/0", {0.5}},
+      {"/neurons/kept/1", "all"},
+      {"/neurons", 3},
+      {"/blocks/attention", {true}},
+      {"/blocks/attention", {1, 0}},
+      {"/blocks/feed_forward", {true, true, true}},
+      {"/blocks", nullptr}};
+  for (const auto& [place, value] : hostile) {
+    auto manifest = whole;
+    manifest[json::json_pointer(place)] = value;
+    write_all(path, manifest.dump());
+    EXPECT_THROW(read_model_folder(folder), std::runtime_error) << place << " " << value;
+  }
+  auto manifest = whole;
+  manifest.erase("neurons");
+  write_all(path, manifest.dump());
+  EXPECT_THROW(read_model_folder(folder), std::runtime_error);
+  // A list that is well formed but not what the weights are.
+  manifest = whole;
+  manifest["neurons"]["kept"][0] = {0, 1, 3};
+  write_all(path, manifest.dump());
+  const auto model = testing::random_toy_model(kUnits, 4, 1);
+  EXPECT_THROW(restore_model(*model, read_model_folder(folder)), std::invalid_argument);
+  EXPECT_TRUE(model->is_whole());
+}
+
 TEST(ModelFolderTest, APrunedModelCannotBeSavedWithoutItsBase) {
   const auto model = testing::random_toy_model(kLayout, 4, 1);
   EXPECT_EQ(describe_model(*model).base_fingerprint, model->fingerprint());

@@ -16,6 +16,7 @@ from headkit.huggingface.feed_forward import (
     run_feed_forward,
 )
 from headkit.huggingface.shallow import own_modules
+from headkit.huggingface.stream import StreamPaths
 from headkit.huggingface.swapping import Swapped, swap_in, swap_out
 
 # On an encoder whose layers got modules of their own: its configuration before.
@@ -83,6 +84,13 @@ class Albert(LinearAdapter):
         mixin=GatedLayer,
     )
     FRONT = ("embeddings",)
+    STREAM = StreamPaths(
+        start=("encoder.embedding_hidden_mapping_in",),
+        norms=(
+            "albert_layers.0.attention.LayerNorm",
+            "albert_layers.0.full_layer_layer_norm",
+        ),
+    )
     PROJECTIONS = ("query", "key", "value", "dense")
     ATTRIBUTES = frozenset(
         {

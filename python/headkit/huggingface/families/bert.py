@@ -12,6 +12,7 @@ from headkit.huggingface.feed_forward import (
     GatedFeedForward,
     run_feed_forward,
 )
+from headkit.huggingface.stream import StreamPaths
 from headkit.huggingface.swapping import Swapped
 
 
@@ -83,6 +84,10 @@ class Bert(LinearAdapter):
         mixin=GatedLayer,
     )
     FRONT = ("embeddings", "embeddings_project")
+    STREAM = StreamPaths(
+        start=("embeddings_project", "embeddings.LayerNorm"),
+        norms=("attention.output.LayerNorm", "output.LayerNorm"),
+    )
     PROJECTIONS = ("self.query", "self.key", "self.value", "output.dense")
     ATTRIBUTES = frozenset({"is_cross_attention"})
     MODULES = frozenset({"self", "output"})

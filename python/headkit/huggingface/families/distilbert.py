@@ -9,6 +9,7 @@ from headkit.huggingface.feed_forward import (
     GatedFeedForward,
     run_feed_forward,
 )
+from headkit.huggingface.stream import StreamPaths
 from headkit.huggingface.swapping import Swapped
 
 
@@ -40,6 +41,9 @@ class DistilBert(LinearAdapter):
         owner="ffn", inner="lin1", activation="activation", out="lin2", mixin=GatedNeurons
     )
     FRONT = ("embeddings",)
+    STREAM = StreamPaths(
+        start=("embeddings.LayerNorm",), norms=("sa_layer_norm", "output_layer_norm")
+    )
     PROJECTIONS = ("q_lin", "k_lin", "v_lin", "out_lin")
     ATTRIBUTES = frozenset(
         {"config", "n_heads", "dim", "attention_head_size", "scaling", "is_causal"}
