@@ -92,6 +92,35 @@ def test_prune_saves_a_model_that_can_be_loaded_and_scored(folders, data, tmp_pa
     assert sorted(path.name for path in out.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("backward_elimination", {"step": 2, "shortlist": 4}),
+        ("kwon", {"ridge": 0.5, "rearrange": False}),
+        ("bottom_up", {}),
+    ],
+)
+def test_prune_by_methods_that_search(folders, data, tmp_path, method, settings):
+    out = tmp_path / "pruned"
+    arguments = ["prune", "--model", folders["classifier"], "--data", data, "--out", out]
+    arguments += ["--keep", 0.6, "--method", method]
+    for name, value in settings.items():
+        arguments += ["--set", f"{name}={json.dumps(value)}"]
+    refused("settings of", *arguments, "--set", "magic=1")
+    refused("NAME=VALUE", *arguments, "--set", "magic")
+    assert not out.exists()
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, said(result)
+    told = json.loads(result.stdout)
+    assert told["method"] == method and told["settings"] == settings
+    pruned = hk.load(out)
+    gated = hk.attach(pruned)
+    assert gated.heads().count == told["kept"]
+    if told["neurons"] is not None:
+        assert [int(gated.neurons().sum()), gated.neurons().numel()] == told["neurons"]
+    assert (method == "backward_elimination") == (told["neurons"] is None)
+
+
 def test_silly_mistakes_get_an_answer(folders, data, tmp_path):
     model = folders["classifier"]
     refused("no such folder", "score", "--model", "nowhere", "--data", data)

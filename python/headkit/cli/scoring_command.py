@@ -1,6 +1,7 @@
 """``headkit score`` and ``headkit prune``."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,20 @@ Metric = Annotated[
     ),
 ]
 Method = Annotated[
-    str | None, typer.Option("--method", help="How heads are ranked, as --metric of score.")
+    str | None,
+    typer.Option(
+        "--method",
+        help="How it is decided what stays, a name in headkit.pruners(): a metric of score, "
+        "iterative, backward_elimination, kwon, bottom_up ...; without it as --metric of score.",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="A setting of the method as NAME=VALUE, may be repeated; what there is to set is in "
+        "headkit.pruners()[METHOD]['settings'], and an unknown name is answered with it.",
+    ),
 ]
 
 
@@ -51,10 +65,11 @@ def score(
     classifier a probe fitted on the data.
     """
     with exit_codes():
+        import headkit
         from headkit.cli.job import start_job
         from headkit.files import write_text
 
-        _check_metric("score", metric)
+        _check_metric("score", metric, headkit.scorers())
         with quiet_transformers(), shown_progress() as show:
             job = start_job(model, task, data, limit, show)
             headed, head = job.headed
@@ -76,14 +91,22 @@ def prune(
     data: DataFile,
     out: NewFolder,
     task: TaskName = None,
-    keep: Annotated[float, typer.Option("--keep", help="Share of heads that stay, 0 to 1.")] = 0.5,
+    keep: Annotated[
+        float,
+        typer.Option(
+            "--keep",
+            help="Share that stays, 0 to 1: of heads; of multiply-accumulates with kwon and "
+            "bottom_up.",
+        ),
+    ] = 0.5,
     method: Method = None,
+    settings: Settings = None,
     compensate: Compensate = True,
     limit: Limit = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Remove the heads that matter least, physically, and save what is left.
+    """Remove what matters least, physically, and save what is left.
 
     Quality before and after is that on the same data: a look, not a test.
     """
@@ -91,28 +114,33 @@ def prune(
         import headkit
         from headkit.cli.job import check_new_folder, measure, rounded, save_model, start_job
 
-        _check_metric("prune", method)
+        _check_metric("prune", method, headkit.pruners())
         if not 0 <= keep <= 1:
             raise ValueError(f"[prune] expected --keep from 0 to 1; found {keep}")
+        given = _settings(settings)
         check_new_folder("prune", out)
         with quiet_transformers(), shown_progress() as show:
             job = start_job(model, task, data, limit, show)
             headed, head = job.headed
-            scores = _score(job, headed, method, seed, show)
             gated = job.opened.gated
-            mask = headkit.prune(gated, keep, scores=scores).intersect(gated.heads())
+            method = method or job.task.METRIC
+            if "seed" in headkit.pruners()[method]["settings"] or method in headkit.scorers():
+                given = {"seed": seed, **given}
+            found = headkit.prune(
+                headed,
+                keep,
+                method,
+                job.tensors,
+                objective=job.task.OBJECTIVE,
+                compensate=compensate,
+                progress=lambda n, of: show(f"pruning: {method}", n, of),
+                **given,
+            )
+            mask = found if isinstance(found, headkit.HeadMask) else found.heads
             before = measure(
                 job.task, headed, job.batches, lambda n, of: show("measuring: before", n, of)
             )
-            dropped = None
-            if compensate:
-                dropped = headkit.mean_head_outputs(
-                    gated,
-                    job.tensors,
-                    gates=mask,
-                    progress=lambda n, of: show("mean outputs", n, of),
-                )
-            headkit.apply(gated, mask, dropped)
+            headkit.apply(gated, found)
             after = measure(
                 job.task,
                 headed,
@@ -127,7 +155,9 @@ def prune(
             "kept": mask.count,
             "heads": mask.layers * mask.heads,
             "mask": json.loads(mask.to_json()),
-            "method": scores.metric,
+            "neurons": _neurons(found),
+            "method": method,
+            "settings": given,
             "compensated": compensate,
             "quality": job.task.QUALITY,
             "before": rounded(before.quality),
@@ -137,19 +167,41 @@ def prune(
             print_json(result)
             return
         console = Console(highlight=False)
-        console.print(f"{mask.count} of {mask.layers * mask.heads} heads stay: {out}")
+        left = f"{mask.count} of {mask.layers * mask.heads} heads"
+        if result["neurons"] is not None:
+            left += " and {} of {} neurons".format(*result["neurons"])
+        console.print(f"{left} stay: {out}")
         console.print(
             f"{job.task.QUALITY} on these data, {head}: {before.quality:.4g} before, "
             f"{after.quality:.4g} after"
         )
 
 
-def _check_metric(operation: str, metric: str | None) -> None:
-    import headkit
+def _check_metric(operation: str, metric: str | None, known: Iterable[str]) -> None:
+    if metric is not None and metric not in known:
+        raise ValueError(f"[{operation}] expected a metric of {', '.join(known)}; found {metric!r}")
 
-    if metric is not None and metric not in headkit.scorers():
-        known = ", ".join(headkit.scorers())
-        raise ValueError(f"[{operation}] expected a metric of {known}; found {metric!r}")
+
+def _settings(given: list[str] | None) -> dict[str, Any]:
+    """``NAME=VALUE`` entries: numbers, true, false and lists as JSON, all else as text."""
+    settings = {}
+    for entry in given or ():
+        name, equals, value = entry.partition("=")
+        if not name.isidentifier() or not equals:
+            raise ValueError(f"[prune] expected --set NAME=VALUE; found {entry!r}")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
+
+
+def _neurons(found: Any) -> list[int] | None:
+    """Neurons that stay and neurons in all; None where all do."""
+    gates = getattr(found, "gates", None)
+    if gates is None or gates.neurons is None:
+        return None
+    return [int(gates.neurons.ne(0).sum()), gates.neurons.numel()]
 
 
 def _score(job: Any, headed: Any, metric: str | None, seed: int, show: Any) -> Any:
