@@ -170,7 +170,7 @@ std::vector<PrunerInfo> searching_pruners() {
            .definition = "One sublayer after the other from the bottom: scored as the model is by "
                          "then, cut, and re-fitted to the dense model by least squares",
            .source = "in the manner of Park, Choi, Kang 2024 (K-prune)",
-           .cost = "a forward and a backward for each layer, about 5 forwards",
+           .cost = "a forward and a backward for each layer, about 8 forwards",
            .needs = "labels, or whatever the objective reads",
            .prune = nullptr,
            .budget = "MACs"},

@@ -24,7 +24,7 @@ struct BottomUpOptions {
 ///
 ///     score of a unit = prediction * 1/2 mean_x G[x]^2 + representation * mean_t ||its output||^2
 ///
-/// Cost: a forward and a backward for each layer, and about five forwards. While it runs, the
+/// Cost: a forward and a backward for each layer, and about eight forwards. While it runs, the
 /// weights of the model change, and are put back in the end, also where it throws: nothing else may
 /// use the model meanwhile. Throws std::invalid_argument for a budget that units cannot reach, and
 /// for layers that share weights.
