@@ -8,6 +8,7 @@
 
 #include "headkit/attention/gated_attention.h"
 #include "kernels/bf16_params.h"
+#include "operators/aligned_floats.h"
 #include "operators/task_queue.h"
 #include "operators/weight_cache.h"
 

@@ -122,8 +122,9 @@ class FeedForwardBackward {
     out_floats_ = table_.block_floats(block_size_, width_);
     panel_floats_ = table_.column_panel_floats(width_, block_size_);
     const int64_t floats = out_floats_ + (gated_ ? 2 : 1) * panel_floats_;
-    out_blocks_ = aligned_floats(problem_.blocks * floats);
-    float* panels = out_blocks_.get() + problem_.blocks * out_floats_;
+    thread_local Arena arena;
+    out_blocks_ = arena.reserve(problem_.blocks * floats);
+    float* panels = out_blocks_ + problem_.blocks * out_floats_;
     panels_[kIn] = panels;
     panels_[kUp] = panels + problem_.blocks * panel_floats_;
     const FeedForwardWeights& w = problem_.weights;
@@ -132,7 +133,7 @@ class FeedForwardBackward {
     run_queue(threads_, problem_.blocks, block_size_ * width_, [&](int64_t block, float* scratch) {
       if (!runs[block]) return;
       const int64_t first = problem_.first_neuron(block), neurons = problem_.neurons_of(block);
-      float* blocks = out_blocks_.get() + block * out_floats_;
+      float* blocks = out_blocks_ + block * out_floats_;
       if (neurons < block_size_) std::fill_n(blocks, out_floats_, 0.0f);
       table_.pack_blocks({.from = out.const_data_ptr<float>() + first,
                           .packed = blocks,
@@ -328,7 +329,7 @@ class FeedForwardBackward {
                      .gated = gated_,
                      .kept = kept},
          .output_gradient = part.grad_tokens + first * width_,
-         .out_blocks = out_blocks_.get(),
+         .out_blocks = out_blocks_,
          .in_panels = in_panels,
          .up_panels = gated_ ? in_panels + part.panel_stride / 2 : nullptr,
          .in_rows = part.rows[kIn] + row,
@@ -406,7 +407,7 @@ class FeedForwardBackward {
   std::shared_ptr<const PackedBlocks> packed_;  // nullptr where nothing is computed again
   at::Tensor input_, weight_[kMatrices], bias_[2];
   std::vector<double> of_blocks_;  // [B, N]
-  AlignedFloats out_blocks_{nullptr, nullptr};
+  float* out_blocks_ = nullptr;
   float* panels_[2] = {};
   int64_t out_floats_ = 0, panel_floats_ = 0;
 };

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "feed_forward/feed_forward_call.h"
+#include "operators/aligned_floats.h"
 #include "operators/weight_cache.h"
 
 namespace headkit {

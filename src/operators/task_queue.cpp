@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <new>
+
+#include "operators/rounding.h"
 
 namespace headkit {
 namespace {
@@ -18,16 +18,15 @@ std::atomic<bool> forked{false};
 
 }  // namespace
 
-void Arena::Free::operator()(float* data) const { std::free(data); }
-
 float* Arena::reserve(int64_t floats) {
   if (floats > capacity_) {
     data_.reset();
     capacity_ = 0;
-    const size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
-    data_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-    if (data_ == nullptr) throw std::bad_alloc();
-    capacity_ = floats;
+    // What nearly fills a huge page may as well have all of it.
+    const int64_t count =
+        2 * floats >= kHugePageFloats ? round_up(floats, kHugePageFloats) : floats;
+    data_ = aligned_floats(count);
+    capacity_ = count;
   }
   return data_.get();
 }

@@ -2,7 +2,8 @@
 
 #include <cstdint>
 #include <functional>
-#include <memory>
+
+#include "operators/aligned_floats.h"
 
 namespace headkit {
 
@@ -12,10 +13,7 @@ class Arena {
   float* reserve(int64_t floats);
 
  private:
-  struct Free {
-    void operator()(float* data) const;
-  };
-  std::unique_ptr<float, Free> data_;
+  AlignedFloats data_{nullptr, nullptr};
   int64_t capacity_ = 0;
 };
 

@@ -4,10 +4,8 @@
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <list>
 #include <mutex>
-#include <new>
 #include <utility>
 
 #include "headkit/core/backend.h"
@@ -113,14 +111,6 @@ std::shared_ptr<const void> cached_packing(
   known.entries.push_front(std::move(entry));
   while (known.entries.size() > kMaxEntries) known.entries.pop_back();
   return packed;
-}
-
-AlignedFloats aligned_floats(int64_t count) {
-  const size_t bytes = std::max<size_t>(1, count * sizeof(float));
-  AlignedFloats data{static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)),
-                     std::free};
-  if (data == nullptr) throw std::bad_alloc();
-  return data;
 }
 
 void refresh_packed_weights() {

@@ -36,8 +36,4 @@ enum PackingKind : int64_t {
   kBf16FeedForwardPacking
 };
 
-/// Uninitialised floats, 64-byte aligned.
-using AlignedFloats = std::unique_ptr<float, void (*)(void*)>;
-AlignedFloats aligned_floats(int64_t count);
-
 }  // namespace headkit
