@@ -7,7 +7,7 @@ namespace headkit {
 namespace {
 
 // Tokens of a batch up to which laying out a weight in panels costs more than it saves.
-constexpr int64_t kFewTokens = 512;
+constexpr int64_t kFewTokens = 192;
 
 }  // namespace
 

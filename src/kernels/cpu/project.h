@@ -45,8 +45,10 @@ void project_columns(const float* x, int64_t tokens, const float* weights,
       for_chains(width, [&](int64_t k, int64_t steps, bool first_chain, bool last_chain) {
         for_row_tiles<kTileRows[NV]>(tokens, [&]<int MR>(int64_t i) {
           float* to = out + i * stride + column;
-          // The next chain's weights, a line at each step of each tile.
-          const float* ahead = from + (k + steps) * panels.width() + i / MR * steps * kLine;
+          // The next chain's weights, a line at each step of a tile until all are fetched.
+          const int64_t line = i / MR * kLine;
+          const bool fetches = line < panels.width();
+          const float* ahead = fetches ? from + (k + steps) * panels.width() + line * steps : x;
           tile<MR, NV>(1, steps, x + k * kPanel + i, kPanel, OneSegment{from + k * panels.width()},
                        panels.width(), ahead, kLine, [&](int r, int j, Vec c) {
                          float* at = to + r * stride + j * kLanes;

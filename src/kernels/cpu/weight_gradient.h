@@ -96,6 +96,8 @@ void weight_gradient(const WeightGradientParams& p) {
                            [&](int r, int j, Vec c) {
                              float* at = to + r * sum_stride + j * kLanes;
                              store(at, opens ? c : add(load(at), c));
+                             // The same row of the next panel, which waits in memory.
+                             if (out) __builtin_prefetch(at + width, 1);
                            });
             });
           });
