@@ -63,15 +63,14 @@ void add_attention(const Level& level, const std::string& suffix, int64_t tokens
           bf16->attend({.q = q->data(),
                         .k = k->data(),
                         .v = v->data(),
-                        .key_position = nullptr,
                         .context = context->data(),
                         .scratch = scratch->data(),
+                        .scores = {},
                         .num_tokens = tokens,
                         .num_keys = tokens,
                         .head_dim = head_dim,
                         .context_stride = pairs_of(head_dim) * table->panel,
-                        .gate = 1.0f,
-                        .causal = false});
+                        .gate = 1.0f});
         };
       });
 }

@@ -79,6 +79,8 @@ void add_packing(const Level& level);
 void add_project(const Level& level);
 void add_attend(const Level& level);
 void add_sum_projections(const Level& level);
+void add_attend_backward(const Level& level);
+void add_weight_gradient(const Level& level);
 void add_feed_forward(const Level& level);
 void add_activation(const Level& level);
 /// Of a level whose table has bfloat16 kernels; its peak is that of their probe.

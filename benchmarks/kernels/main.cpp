@@ -36,8 +36,9 @@ int main(int argc, char** argv) {
     levels.push_back({table, measure_peak(table.probe)});
     std::fprintf(stderr, "%s: peak %.1f GFLOP/s\n", table.isa, levels.back().peak / 1e9);
   }
-  for (const auto add : {add_packing, add_project, add_attend, add_sum_projections,
-                         add_feed_forward, add_activation}) {
+  for (const auto add :
+       {add_packing, add_project, add_attend, add_sum_projections, add_attend_backward,
+        add_weight_gradient, add_feed_forward, add_activation}) {
     for (const Level& level : levels) add(level);
   }
   for (const Level& level : levels) {
