@@ -1,5 +1,6 @@
 // Random calls of gated_attention and attend, legal and illegal. A legal one must agree with the
-// oracle in float64, forward and backward; an illegal one must throw std::invalid_argument.
+// oracle in float64, forward and backward; an illegal one must throw std::invalid_argument. Some
+// are in bfloat16.
 //
 //     attention_fuzz [runs] [first seed]
 #include <ATen/ATen.h>
@@ -131,23 +132,25 @@ std::vector<Break> ways_to_break() {
   };
 }
 
-at::Tensor in_float64(const at::Tensor& tensor) {
-  return tensor.defined() && tensor.is_floating_point() ? tensor.detach().to(at::kDouble) : tensor;
+at::Tensor in_dtype(const at::Tensor& tensor, at::ScalarType dtype) {
+  return tensor.defined() && tensor.is_floating_point() ? tensor.detach().to(dtype) : tensor;
 }
 
-Call in_float64(const Call& call) {
-  Call wide = call;
-  wide.x = in_float64(call.x);
-  AttentionWeights& w = wide.weights;
+Call in_dtype(const Call& call, at::ScalarType dtype) {
+  Call cast = call;
+  cast.x = in_dtype(call.x, dtype);
+  AttentionWeights& w = cast.weights;
   for (at::Tensor* tensor : {&w.q, &w.k, &w.v, &w.o, &w.q_bias, &w.k_bias, &w.v_bias, &w.o_bias}) {
-    *tensor = in_float64(*tensor);
+    *tensor = in_dtype(*tensor, dtype);
   }
-  AttentionInput& in = wide.input;
-  for (auto* tensor : {&in.gate_, &in.attn_bias_, &in.dropped_output_, &in.kv_, &in.keys_,
-                       &in.values_, &in.rotary_cos_, &in.rotary_sin_, &in.q_norm_weight_}) {
-    if (*tensor) *tensor = in_float64(**tensor);
+  AttentionInput& in = cast.input;
+  for (auto* tensor : {&in.attn_bias_, &in.dropped_output_, &in.kv_, &in.keys_, &in.values_,
+                       &in.rotary_cos_, &in.rotary_sin_, &in.q_norm_weight_}) {
+    if (*tensor) *tensor = in_dtype(**tensor, dtype);
   }
-  return wide;
+  // A gate keeps its digits beside reduced precision.
+  if (in.gate_ && dtype == at::kDouble) *in.gate_ = in_dtype(*in.gate_, dtype);
+  return cast;
 }
 
 // What a gradient is taken for.
@@ -187,17 +190,25 @@ std::vector<at::Tensor> results(Function run, Call call, const at::Tensor& seed)
 }
 
 bool agrees(const Call& call) {
-  const Call wide = in_float64(call);
-  const at::Tensor seed = at::randn(call.x.sizes());
+  const Call wide = in_dtype(call, at::kDouble);
+  const bool reduced = call.x.scalar_type() == at::kBFloat16;
+  const at::Tensor seed = at::randn(call.x.sizes()).to(call.x.scalar_type());
   const auto found = results(gated_attention, call, seed);
   const auto exact = results(reference_attention, wide, seed);
+  std::vector<at::Tensor> dense;
+  if (reduced) dense = results(reference_attention, call, seed);
   for (size_t i = 0; i < found.size(); ++i) {
     if (found[i].sizes() != exact[i].sizes()) return false;
     if (found[i].numel() == 0) continue;
     const at::Tensor& truth = exact[i];
     const double size = truth.abs().max().item<double>();
     const double error = (found[i] - truth).abs().max().item<double>();
-    if (!(error <= 2e-4 * std::max(1.0, size))) {
+    double allowed = 2e-4 * std::max(1.0, size);
+    if (reduced) {
+      const double of_dense = (dense[i] - truth).abs().max().item<double>();
+      allowed = 4.0 * of_dense + 0.03 * std::max(1.0, size);
+    }
+    if (!(error <= allowed)) {
       std::cerr << "result " << i << " differs by " << error << " of " << size << "\n";
       return false;
     }
@@ -217,6 +228,7 @@ bool is_refused(const Call& call) {
 bool run_one(uint32_t seed) {
   Draw draw(seed);
   Call call = draw_legal(draw);
+  if (draw.chance(0.3)) call = in_dtype(call, at::kBFloat16);
   if (draw.chance(0.7)) return agrees(call);
   const std::vector<Break> ways = ways_to_break();
   const Break& way = ways[draw.between(0, static_cast<int64_t>(ways.size()) - 1)];
