@@ -149,8 +149,8 @@ class Launch {
     const int64_t threads = queue_threads();
     const int64_t row_blocks = ceil_div(panels_, output_panels_);
     // One small batch on many threads: cut the columns of the output too.
-    output_parts_ =
-        threads == 1 ? 1 : std::clamp<int64_t>(2 * threads / (batch_ * row_blocks), 1, 16);
+    const int64_t blocks = std::max<int64_t>(1, batch_ * row_blocks);
+    output_parts_ = threads == 1 ? 1 : std::clamp<int64_t>(2 * threads / blocks, 1, 16);
     int64_t most_pairs = 0, most_kv = 0, most_keys = 0;
     bool own_keys = false, holes = false;
     std::vector<SampleTasks> counts;
