@@ -100,7 +100,19 @@ class Gating:
         if self.policy is None:
             return self
         gates = self.policy.decide(hidden, padding, self.state)
-        return Gating.of_set(gates, self.every)
+        gating = Gating.of_set(gates, self.every)
+        if gating.needs_hooks:
+            raise ValueError(
+                "[gates] expected a policy of heads, attention blocks and blocks of neurons; found "
+                "one that gates neurons, feed-forward blocks or the residual stream"
+            )
+        return gating
+
+    @property
+    def needs_hooks(self) -> bool:
+        """Whether it gates what may run by the model's own code."""
+        gates = (self.neurons, self.feed_forward_sublayers, self.hidden)
+        return any(gate is not None for gate in gates)
 
     def repeated(self, batch: int) -> "Gating":
         """The gates of a batch in which each sample stands several times in a row, as for beams."""

@@ -234,6 +234,18 @@ def test_a_full_disk_leaves_the_old_model(tiny, tmp_path):
     assert len(list((tmp_path / "m").iterdir())) == 3
 
 
+def test_refits_before_the_first_cut_do_not_hide_the_original(tiny, tmp_path):
+    model, original = (tiny.make("Bert", "SequenceClassification") for _ in range(2))
+    hk.attach(model)
+    data = [{**tiny.inputs(), "labels": torch.tensor([0, 1, 2])}]
+    found = hk.prune(model, 0.5, "bottom_up", data)
+    assert found.refits
+    hk.apply(model, found)
+    hk.save(model, tmp_path / "m")
+    again = hk.load(tmp_path / "m", original)
+    assert torch.equal(logits(again, tiny.inputs()), logits(model, tiny.inputs()))
+
+
 def test_what_cannot_be_saved_is_refused(tiny, tmp_path):
     plain = tiny.make("Bert")
     with pytest.raises(ValueError, match="attached"):

@@ -207,10 +207,16 @@ def test_compiles_without_a_graph_break(feed_forward):
     torch._dynamo.reset()
     model, inputs = make("Bert"), inputs_of("Bert")
     hk.attach(model, feed_forward=feed_forward)
-    with torch.no_grad(), hk.gates(model, random_gates()):
-        expected = output(model, inputs)
-        compiled = torch.compile(model, backend="eager", fullgraph=True)
-        torch.testing.assert_close(output(compiled, inputs), expected)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    hidden = torch.cat((torch.zeros(WIDTH // 2), torch.rand(WIDTH // 2) + 0.5))
+    with torch.no_grad():
+        dense = output(model, inputs)
+        torch.testing.assert_close(output(compiled, inputs), dense)
+        for gates in (random_gates(), hk.GateSet(hidden=hidden)):
+            with hk.gates(model, gates):
+                expected = output(model, inputs)
+                torch.testing.assert_close(output(compiled, inputs), expected)
+            assert not torch.allclose(expected, dense)
 
 
 @pytest.mark.parametrize("feed_forward", [False, True])

@@ -32,9 +32,9 @@ from headkit.huggingface.feed_forward import (
     swap_feed_forward,
 )
 from headkit.huggingface.masks import read_mask
-from headkit.huggingface.neurons import find_neurons, hook_neurons, unhook_neurons
+from headkit.huggingface.neurons import find_neurons, unhook_neurons
 from headkit.huggingface.staged_model import StagedModel
-from headkit.huggingface.stream import find_stream, hook_stream, unhook_stream
+from headkit.huggingface.stream import unhook_stream
 from headkit.huggingface.structure import (
     Site,
     Structure,
@@ -173,15 +173,10 @@ def attach(model: nn.Module, *, feed_forward: bool = False) -> StagedModel:
     attachment = gated.blocks()[0].attachment
     if gated.feed_forwards:
         attachment.neurons = len(gated.feed_forwards), gated.feed_forwards[0].origin.neurons
+    attachment.stream = gated.stream_width()
     if feed_forwards:
         swap_feed_forward(feed_forwards, attachment)
-    else:
-        hook_neurons(gated.feed_forwards, attachment)
-    width = gated.layout().model_dim
-    stream = find_stream(structure, width) if gated.feed_forwards else None
-    if stream is not None:
-        hook_stream(*stream, attachment)
-        attachment.stream = width
+    gated.hook_closed()
     _attached[model] = weakref.ref(gated)
     return gated
 
@@ -251,8 +246,9 @@ def gates(
         gates: a tensor [L, H] or [B, L, H] (1 = the head as it is, 0 = it does not run), a
             HeadMask, a GateSet or a GatePolicy; always in original head indices. L counts the
             attention blocks in the order in which they run: a decoder layer with cross-attention
-            has two. A GateSet may also gate blocks of neurons, if the model was attached with
-            ``feed_forward=True``: there L counts the layers.
+            has two. A GateSet may also gate neurons, whole blocks, the dimensions of the residual
+            stream (encoders of the BERT line) and, if the model was attached with
+            ``feed_forward=True``, blocks of neurons: there L counts the layers.
         state: a PolicyState that collects the records of a policy's decisions; for one thread.
         every: for models that generate with a cache. None: what is decided on the prompt holds for
             the sequence, and closed heads write no keys and values. A number of tokens: a policy is
@@ -275,6 +271,8 @@ def gates(
     attachment = _check_attached(model, "gates")
     gating = Gating.of(gates, attachment.layers, attachment.heads, state, every)
     attachment.check_gates(gating)
+    if gating.needs_hooks:
+        attach(model).hook_for(gating)
     return bind(attachment, gating)
 
 

@@ -166,6 +166,9 @@ def set_map(linear: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) 
 def hook_neurons(sites: list[NeuronSite], attachment: Attachment) -> None:
     """Gate blocks that run by their own code."""
     for site in sites:
+        known: NeuronBlock | None = vars(site.out).get(NEURONS)
+        if known is not None and known.attachment is attachment:
+            continue
         block = NeuronBlock(site.number, attachment)
         unhook_neurons(site.inner)
         unhook_neurons(site.out)

@@ -14,8 +14,9 @@ from headkit.gating import CALL, Call, Gating, bind, enter_call, leave_call
 from headkit.huggingface.adapter import Weights
 from headkit.huggingface.attention_block import BLOCK, ORIGIN, Block, Origin
 from headkit.huggingface.masks import read_mask
-from headkit.huggingface.neurons import NEURON_ORIGIN, find_neurons
+from headkit.huggingface.neurons import NEURON_ORIGIN, find_neurons, hook_neurons
 from headkit.huggingface.shallow import with_modules
+from headkit.huggingface.stream import find_stream, hook_stream
 from headkit.huggingface.structure import (
     Structure,
     hands_down_keywords,
@@ -257,6 +258,7 @@ class StagedModel(_C.GatedModel):
         )
         gating.check_batch(*state.hidden.shape[:2])
         self.blocks()[0].attachment.check_gates(gating)
+        self.hook_for(gating, taps)
         extra: _Extra = state.extra
         pending = (*extra.pending, *((block, gating) for block in range(first, last)))
         layers = self._whole_layers(pending[0][0] if pending else first, last)
@@ -406,6 +408,34 @@ class StagedModel(_C.GatedModel):
             setattr(site.module, ORIGIN, block.origin)
         for site, is_open in zip(sites, open.feed_forward, strict=True):
             setattr(site.out, NEURON_ORIGIN, replace(site.origin, open=is_open))
+        self.hook_closed()
+
+    def stream_width(self) -> int:
+        """Width of the residual stream, if its dimensions can be gated; else 0."""
+        width = self.layout().model_dim
+        known = self.feed_forwards and find_stream(self.structure, width) is not None
+        return width if known else 0
+
+    def hook_for(self, gating: Gating, taps: _C.Taps | None = None) -> None:
+        """Put hooks where gates or taps reach what the model's own code runs.
+
+        They stay until ``detach``: without any, a model costs what it cost before.
+        """
+        attachment = self.blocks()[0].attachment
+        seen = taps is not None and (
+            taps.feed_forward_inputs or taps.neuron_activations or taps.feed_forward_outputs
+        )
+        gated = gating.neurons is not None or gating.feed_forward_sublayers is not None
+        if (gated or seen) and not attachment.feed_forwards:
+            hook_neurons(self.feed_forwards, attachment)
+        if gating.hidden is not None:
+            hook_stream(*find_stream(self.structure, attachment.stream), attachment)
+
+    def hook_closed(self) -> None:
+        """Put hooks where a feed-forward block was closed for good: its bias must not train."""
+        attachment = self.blocks()[0].attachment
+        if not attachment.feed_forwards and not all(s.origin.open for s in self.feed_forwards):
+            hook_neurons(self.feed_forwards, attachment)
 
     def _note_base(self) -> None:
         """Remember what the model was before its first removal."""

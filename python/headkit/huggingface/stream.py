@@ -64,6 +64,9 @@ def find_stream(structure: Structure, width: int) -> tuple[nn.Module, list[nn.Mo
 
 def hook_stream(start: nn.Module, norms: list[nn.Module], attachment: Attachment) -> None:
     """Gate the stream where it begins and where it is normed."""
+    known: StreamBlock | None = vars(start).get(STREAM)
+    if known is not None and known.attachment is attachment:
+        return
     for module in (start, *norms):
         unhook_stream(module)
         setattr(module, STREAM, StreamBlock(attachment))
@@ -88,6 +91,14 @@ def norm_open_dimensions(
     norm: nn.LayerNorm, hidden: torch.Tensor, gate: torch.Tensor
 ) -> torch.Tensor:
     """LayerNorm with the statistics of the open dimensions alone, times the gates; closed are 0."""
+    if torch.compiler.is_compiling():  # sizes must not depend on data
+        is_open = (gate.detach() != 0).to(hidden.dtype)
+        count = is_open.sum().clamp_min(1)
+        centred = (hidden - (hidden * is_open).sum(-1, keepdim=True) / count) * is_open
+        variance = centred.square().sum(-1, keepdim=True) / count
+        normed = centred * (variance + norm.eps).rsqrt() * norm.weight
+        normed = normed if norm.bias is None else normed + norm.bias
+        return (normed * gate.to(normed)).to(hidden.dtype)
     kept = gate.detach().nonzero().flatten()
     bias = None if norm.bias is None else norm.bias[kept]
     normed = hidden[..., kept]
