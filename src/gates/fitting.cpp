@@ -8,7 +8,10 @@ namespace headkit {
 
 GateSet fitting(GateSet gates, const at::Tensor& hidden) {
   const at::TensorOptions options = gate_options(hidden);
-  if (gates.heads.defined()) gates.heads = gates.heads.to(options);
+  for (at::Tensor* each : {&gates.heads, &gates.attention_sublayers, &gates.neurons,
+                           &gates.feed_forward_sublayers, &gates.hidden}) {
+    if (each->defined()) *each = each->to(options);
+  }
   return gates;
 }
 

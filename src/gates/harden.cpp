@@ -28,6 +28,7 @@ std::string HardenedGates::to_json() const {
 HardenedGates harden(GatedModel& model, const LearnedGates& gates, const DataSource& data,
                      const Objective& objective, const HardenOptions& options) {
   HEADKIT_CHECK(options.draws >= 1, "harden", "at least one draw", options.draws);
+  model.check("harden", -1, gates.hard());
   const c10::NoGradGuard no_grad;
   const auto mode = model.evaluating();
   const HeadLayout layout = model.layout();

@@ -15,6 +15,7 @@ namespace headkit {
 namespace {
 
 constexpr auto kOperation = "train_gates";
+constexpr double kProjectionRate = 1e-3;
 
 struct EnoughSteps {};
 
@@ -26,11 +27,11 @@ void check_options(const TrainGatesOptions& options, const Objective& objective)
                     options.max_norm >= 0 && options.max_weight_norm >= 0,
                 kOperation, "rates, decay and norms of at least 0", options.weight_learning_rate,
                 ", ", options.weight_decay, ", ", options.max_norm, ", ", options.max_weight_norm);
+  const bool compares = objective.needs_dense() || options.distillation != nullptr;
   HEADKIT_CHECK(
-      !(objective.needs_dense() && options.weight_learning_rate > 0 && options.teacher == nullptr),
-      kOperation,
+      !(compares && options.weight_learning_rate > 0 && options.teacher == nullptr), kOperation,
       "a teacher beside weights that train, because the model itself does not stay dense",
-      objective.name(), " without one");
+      options.distillation != nullptr ? "distillation" : objective.name(), " without one");
 }
 
 std::vector<at::Tensor> trainable(GatedModel& model) {
@@ -72,11 +73,15 @@ class Training {
         options_(options),
         gate_values_(values_of(gates, /*ascend=*/false)),
         multiplier_values_(values_of(gates, /*ascend=*/true)),
+        projection_values_(options.distillation == nullptr
+                               ? std::vector<at::Tensor>()
+                               : std::vector<at::Tensor>{options.distillation->projection()}),
         weight_values_(options.weight_learning_rate > 0 ? trainable(model)
                                                         : std::vector<at::Tensor>()),
         gate_optimizer_(gate_values_,
                         {.learning_rate = options.learning_rate, .max_norm = options.max_norm}),
         multiplier_optimizer_(multiplier_values_, {.learning_rate = options.learning_rate}),
+        projection_optimizer_(projection_values_, {.learning_rate = kProjectionRate}),
         weight_optimizer_(weight_values_, {.learning_rate = options.weight_learning_rate,
                                            .weight_decay = options.weight_decay,
                                            .max_norm = options.max_weight_norm}),
@@ -91,10 +96,8 @@ class Training {
       const c10::AutoGradMode embedding(!weight_values_.empty());
       return model_.embed(batch);
     }();
-    const at::Tensor dense = dense_output(batch, state);
     const GateSet sampled = fitting(gates_.sample(number, examples, generator_), state.hidden);
-    const at::Tensor output = model_.head(model_.run(state, 0, model_.layout().layers, sampled));
-    const at::Tensor loss = objective_.loss(output, batch, dense).mean();
+    const at::Tensor loss = loss_under(sampled, batch, state);
     HEADKIT_CHECK_RUNTIME(std::isfinite(loss.item<double>()), kOperation, "a finite loss",
                           loss.item<double>(), " at step ", number);
     HEADKIT_CHECK_RUNTIME(loss.requires_grad(), kOperation, "a loss that depends on the gates",
@@ -112,6 +115,7 @@ class Training {
   std::vector<at::Tensor> all_values() const {
     std::vector<at::Tensor> all = gate_values_;
     all.insert(all.end(), multiplier_values_.begin(), multiplier_values_.end());
+    all.insert(all.end(), projection_values_.begin(), projection_values_.end());
     all.insert(all.end(), weight_values_.begin(), weight_values_.end());
     return all;
   }
@@ -123,6 +127,16 @@ class Training {
       if (each.ascend == ascend) values.push_back(each.value);
     }
     return values;
+  }
+
+  at::Tensor loss_under(const GateSet& gates, const Batch& batch, const ModelState& state) {
+    if (options_.distillation != nullptr) {
+      GatedModel& teacher = options_.teacher == nullptr ? model_ : *options_.teacher;
+      return options_.distillation->loss(model_, state, teacher, gates);
+    }
+    const at::Tensor dense = dense_output(batch, state);
+    const at::Tensor output = model_.head(model_.run(state, 0, model_.layout().layers, gates));
+    return objective_.loss(output, batch, dense).mean();
   }
 
   at::Tensor dense_output(const Batch& batch, const ModelState& state) {
@@ -151,6 +165,7 @@ class Training {
       if (gradient.defined()) gradient = -gradient;
     }
     multiplier_optimizer_.step(ascent);
+    projection_optimizer_.step(take(projection_values_.size()));
     weight_optimizer_.step(take(weight_values_.size()));
   }
 
@@ -158,8 +173,8 @@ class Training {
   LearnedGates& gates_;
   const Objective& objective_;
   const TrainGatesOptions& options_;
-  std::vector<at::Tensor> gate_values_, multiplier_values_, weight_values_;
-  Adam gate_optimizer_, multiplier_optimizer_, weight_optimizer_;
+  std::vector<at::Tensor> gate_values_, multiplier_values_, projection_values_, weight_values_;
+  Adam gate_optimizer_, multiplier_optimizer_, projection_optimizer_, weight_optimizer_;
   at::Generator generator_;
   GateTraining done_;
 };
@@ -169,6 +184,7 @@ class Training {
 GateTraining train_gates(GatedModel& model, LearnedGates& gates, const DataSource& data,
                          const Objective& objective, const TrainGatesOptions& options) {
   check_options(options, objective);
+  model.check(kOperation, -1, gates.hard());
   const auto mode = options.weight_learning_rate > 0 ? nullptr : model.evaluating();
   Training training(model, gates, objective, options);
   Restore restore(training.all_values());

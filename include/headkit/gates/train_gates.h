@@ -1,8 +1,8 @@
 #pragma once
 
-#include <memory>
 #include <vector>
 
+#include "headkit/gates/layer_distillation.h"
 #include "headkit/gates/learned_gates.h"
 #include "headkit/models/batch.h"
 #include "headkit/models/gated_model.h"
@@ -22,6 +22,9 @@ struct TrainGatesOptions {
   /// Gives the dense outputs for an objective that compares with them. Null = the model itself with
   /// all gates 1, which weights that train do not allow.
   GatedModel* teacher = nullptr;
+  /// Replaces the objective by the distance to the teacher's layers and outputs; W trains too, by
+  /// an Adam of its own with rate 1e-3. Null = none.
+  const LayerDistillation* distillation = nullptr;
   Progress progress = {};  ///< steps done
 };
 
@@ -37,11 +40,10 @@ struct GateTraining {
 ///
 /// Gates change in place; weights too, if `weight_learning_rate` > 0 (those that require gradients;
 /// the model keeps its mode, dropout included). A head whose sampled gate is 0 is not computed
-/// where that is exact (GateSet::skip), so hard concrete training costs less as heads close. An
-/// exception
-/// - one from `progress` too - puts gates and weights back as they were. Needs no more than one
-/// backward a step. Throws std::invalid_argument on options or data that do not fit,
-/// std::runtime_error if a loss is not finite or the gates do not reach it.
+/// where that is exact (GateSet::skip), so hard concrete training costs less as heads close. What
+/// throws, `progress` too, puts gates and weights back as they were. One forward and one backward a
+/// step. Throws std::invalid_argument on options or data that do not fit, std::runtime_error if a
+/// loss is not finite or the gates do not reach it.
 GateTraining train_gates(GatedModel& model, LearnedGates& gates, const DataSource& data,
                          const Objective& objective, const TrainGatesOptions& options);
 

@@ -7,10 +7,10 @@
 
 #include <nlohmann/json.hpp>
 
-#include "gates/planted_heads.h"
 #include "headkit/gates/hard_concrete_gates.h"
 #include "headkit/gates/harden.h"
 #include "headkit/gates/subset_gates.h"
+#include "support/planted_labels.h"
 
 namespace headkit {
 namespace {
