@@ -68,7 +68,9 @@ Example:
       .def("to_json", &HeadLayout::to_json)
       .def_static("from_json", &HeadLayout::from_json, py::arg("text"))
       .def("__eq__", [](const HeadLayout& a, const HeadLayout& b) { return a == b; })
-      .def("__repr__", [](const HeadLayout& l) { return "HeadLayout(" + l.to_json() + ")"; });
+      .def("__repr__", [](const HeadLayout& l) { return "HeadLayout(" + l.to_json() + ")"; })
+      .def(py::pickle([](const HeadLayout& l) { return l.to_json(); },
+                      [](const std::string& text) { return HeadLayout::from_json(text); }));
 }
 
 void register_head_mask(py::module_& m) {

@@ -1,6 +1,10 @@
 #include <ATen/CPUGeneratorImpl.h>
+#include <headkit/core/error.h>
+#include <headkit/gates/cofi_gates.h>
+#include <headkit/gates/fixed_target_gates.h>
 #include <headkit/gates/hard_concrete_gates.h>
 #include <headkit/gates/harden.h>
+#include <headkit/gates/layer_distillation.h>
 #include <headkit/gates/subset_gates.h>
 #include <headkit/gates/train_gates.h>
 
@@ -160,6 +164,102 @@ void register_family(py::module_& m) {
            py::kw_only(), py::arg("layers"), py::arg("heads"), py::arg("keep"),
            py::arg("first_temperature"), py::arg("last_temperature"), py::arg("cooldown_steps"),
            py::arg("straight_through"), py::arg("clip"));
+  LearnedClass<CofiGates>(m, "CofiGatesCore")
+      .def(py::init([](const HeadLayout& layout, double target_sparsity, bool attention_sublayers,
+                       bool neurons, bool feed_forward_sublayers, bool hidden, double start,
+                       int64_t ramp_steps, bool absolute, int64_t matrices, uint64_t seed,
+                       double gamma, double zeta, double beta) {
+             return std::make_shared<CofiGates>(CofiSettings{layout,
+                                                             target_sparsity,
+                                                             attention_sublayers,
+                                                             neurons,
+                                                             feed_forward_sublayers,
+                                                             hidden,
+                                                             {gamma, zeta, beta},
+                                                             start,
+                                                             ramp_steps,
+                                                             absolute,
+                                                             matrices,
+                                                             seed});
+           }),
+           py::kw_only(), py::arg("layout"), py::arg("target_sparsity"),
+           py::arg("attention_sublayers"), py::arg("neurons"), py::arg("feed_forward_sublayers"),
+           py::arg("hidden"), py::arg("start"), py::arg("ramp_steps"), py::arg("absolute"),
+           py::arg("matrices"), py::arg("seed"), py::arg("gamma"), py::arg("zeta"), py::arg("beta"))
+      .def("expected_sparsity", &CofiGates::expected_sparsity);
+  using Count = std::optional<int64_t>;
+  LearnedClass<FixedTargetGates>(m, "FixedTargetGatesCore")
+      .def(py::init([](const HeadLayout& layout, Count heads, Count attention_sublayers,
+                       Count neurons, Count feed_forward_sublayers, Count hidden, bool per_layer,
+                       double start, int64_t ramp_steps, double gamma, double zeta, double beta) {
+             return std::make_shared<FixedTargetGates>(FixedTargetSettings{layout,
+                                                                           heads,
+                                                                           attention_sublayers,
+                                                                           neurons,
+                                                                           feed_forward_sublayers,
+                                                                           hidden,
+                                                                           per_layer,
+                                                                           {gamma, zeta, beta},
+                                                                           start,
+                                                                           ramp_steps});
+           }),
+           py::kw_only(), py::arg("layout"), py::arg("heads"), py::arg("attention_sublayers"),
+           py::arg("neurons"), py::arg("feed_forward_sublayers"), py::arg("hidden"),
+           py::arg("per_layer"), py::arg("start"), py::arg("ramp_steps"), py::arg("gamma"),
+           py::arg("zeta"), py::arg("beta"));
+}
+
+LayerMatching matching_of(const std::string& name) {
+  if (name == "nearest") return LayerMatching::kNearest;
+  if (name == "ordered") return LayerMatching::kOrdered;
+  throw std::invalid_argument(
+      error_message("layer_distillation", "matching nearest or ordered", "'", name, "'"));
+}
+
+void register_distillation(py::module_& m) {
+  py::class_<LayerDistillation, std::shared_ptr<LayerDistillation>>(m, "LayerDistillation",
+                                                                    R"pbdoc(
+What a student loses against its teacher, layer by layer and in its predictions.
+
+prediction_weight * tau^2 KL(teacher || student) + layer_weight * the sum over teacher layers of the
+mean square of W h_student - h_teacher over valid tokens. W is shared, trained, and the identity at
+the start.
+
+Args:
+    model_dim: width of the residual stream.
+    teacher_layers: teacher states to match, after so many layers, ascending from 1.
+    matching: ``"ordered"`` (from the top down, open layers only, order kept; where no layer is left,
+        nothing is added) or ``"nearest"``.
+    layer_weight, prediction_weight: published (.9, .1), (.7, .3), (.5, .5).
+    temperature: of the predictions.
+Raises:
+    ValueError: on settings out of range.
+Source:
+    Xia, Zhong, Chen 2022.
+Example:
+    >>> headkit.LayerDistillation(4, [1, 2]).projection.shape
+    torch.Size([4, 4])
+)pbdoc")
+      .def(py::init([](int64_t model_dim, const std::vector<int64_t>& teacher_layers,
+                       const std::string& matching, double layer_weight, double prediction_weight,
+                       double temperature) {
+             return std::make_shared<LayerDistillation>(
+                 LayerDistillationSettings{model_dim, teacher_layers, matching_of(matching),
+                                           layer_weight, prediction_weight, temperature});
+           }),
+           py::arg("model_dim"), py::arg("teacher_layers"), py::kw_only(),
+           py::arg("matching") = "ordered", py::arg("layer_weight") = 0.9,
+           py::arg("prediction_weight") = 0.1, py::arg("temperature") = 2.0)
+      .def_property_readonly("projection", &LayerDistillation::projection,
+                             "W, float32 [model_dim, model_dim], requires a gradient.")
+      .def(
+          "loss",
+          [](const LayerDistillation& distillation, GatedModel& student, GatedModel& teacher,
+             const Batch& batch, const GateSet& gates) {
+            return distillation.loss(student, student.embed(batch), teacher, gates);
+          },
+          py::arg("student"), py::arg("teacher"), py::arg("batch"), py::arg("gates"), Unlocked(),
+          "Mean over a batch, a differentiable scalar; the student runs under ``gates``.");
 }
 
 void register_training(py::module_& m) {
@@ -181,17 +281,19 @@ Attributes:
       [](GatedModel& model, LearnedGates& gates, const DataSource& data,
          const std::shared_ptr<Objective>& objective, int64_t steps, double learning_rate,
          double max_norm, double weight_learning_rate, double weight_decay, double max_weight_norm,
-         int64_t first_step, uint64_t seed, GatedModel* teacher, Progress progress) {
+         int64_t first_step, uint64_t seed, GatedModel* teacher,
+         const LayerDistillation* distillation, Progress progress) {
         return train_gates(
             model, gates, data, *objective,
             {steps, learning_rate, max_norm, weight_learning_rate, weight_decay, max_weight_norm,
-             first_step, seed, teacher, interruptible(std::move(progress))});
+             first_step, seed, teacher, distillation, interruptible(std::move(progress))});
       },
       py::arg("model"), py::arg("gates"), py::arg("data"), py::arg("objective"), py::kw_only(),
       py::arg("steps"), py::arg("learning_rate"), py::arg("max_norm"),
       py::arg("weight_learning_rate"), py::arg("weight_decay"), py::arg("max_weight_norm"),
       py::arg("first_step"), py::arg("seed"), py::arg("teacher") = nullptr,
-      py::arg("progress") = nullptr, Unlocked(), "See headkit.train_gates.");
+      py::arg("distillation") = nullptr, py::arg("progress") = nullptr, Unlocked(),
+      "See headkit.train_gates.");
 
   py::class_<HardenedGates>(m, "HardenedGates", R"pbdoc(
 Trained gates as what prunes, and mean losses of the same examples on the way there.
@@ -243,6 +345,7 @@ void register_learned_gates(py::module_& m) {
   register_hard_concrete(m);
   register_subset(m);
   register_family(m);
+  register_distillation(m);
   register_training(m);
 }
 

@@ -214,6 +214,141 @@ class SubsetGates(LearnedGates):
         )
 
 
+class CofiGates(LearnedGates):
+    """CoFi: gates of heads, neurons, whole blocks and hidden dimensions, driven to a sparsity.
+
+    Parameters: log_alpha by kind of unit, and ``multipliers`` [2], which ascend. Hard gates close
+    as many units of a group as are expected to be 0; the others keep a soft value, which ``apply``
+    folds into the weights.
+
+    Args:
+        layout: HeadLayout of the model: ``attach(model).layout()``.
+        target_sparsity: share of the weights of attention and feed-forward blocks that goes.
+        attention_sublayers, neurons, feed_forward_sublayers, hidden: kinds that have gates beside
+            heads.
+        start: mean of log_alpha at the start; held in [ln 0.01, ln 100] after each step.
+        ramp_steps: steps over which the target grows from 0.
+        absolute: the absolute deviation in the Lagrangian, against overshooting on small data.
+        matrices: weights of a feed-forward block, 2, or 3 where it is gated.
+        seed: of the start.
+        gamma, zeta, beta: as for ``hard_concrete_test_gate``.
+
+    Raises:
+        ValueError: on values out of range.
+
+    Source:
+        Xia, Zhong, Chen 2022.
+
+    Example:
+        >>> layout = headkit.HeadLayout(2, 4, 6, 24, 32)
+        >>> round(CofiGates(layout).expected_sparsity().item(), 3)
+        0.0
+    """
+
+    CORE = _C.CofiGatesCore
+
+    def __init__(
+        self,
+        layout: _C.HeadLayout,
+        *,
+        target_sparsity: float = 0.5,
+        attention_sublayers: bool = True,
+        neurons: bool = True,
+        feed_forward_sublayers: bool = True,
+        hidden: bool = False,
+        start: float = 10.0,
+        ramp_steps: int = 0,
+        absolute: bool = False,
+        matrices: int = 2,
+        seed: int = 0,
+        gamma: float = -0.1,
+        zeta: float = 1.1,
+        beta: float = 2 / 3,
+    ):
+        super().__init__(
+            layout=layout,
+            target_sparsity=target_sparsity,
+            attention_sublayers=attention_sublayers,
+            neurons=neurons,
+            feed_forward_sublayers=feed_forward_sublayers,
+            hidden=hidden,
+            start=start,
+            ramp_steps=ramp_steps,
+            absolute=absolute,
+            matrices=matrices,
+            seed=seed,
+            gamma=gamma,
+            zeta=zeta,
+            beta=beta,
+        )
+
+    def expected_sparsity(self) -> torch.Tensor:
+        """1 - expected size / full size: float64 scalar, differentiable."""
+        return self.core().expected_sparsity()
+
+
+class FixedTargetGates(LearnedGates):
+    """Hard concrete gates with an exact count for each kind of unit (Sheared LLaMA).
+
+    Parameters: log_alpha by kind, and ``KIND_multipliers``, which ascend. With heads alone it is
+    an exact-K hard concrete: hard gates open the heads of largest log_alpha.
+
+    Args:
+        layout: HeadLayout of the model: ``attach(model).layout()``.
+        heads, attention_sublayers, neurons, feed_forward_sublayers, hidden: units that stay; None =
+            the kind has no gates.
+        per_layer: ``heads`` and ``neurons`` are counts for each layer.
+        start: log_alpha at the start; published: 5, with a rate of 1.
+        ramp_steps: steps over which the targets fall from everything: most of the training, so that
+            units close one by one.
+        gamma, zeta, beta: as for ``hard_concrete_test_gate``.
+
+    Raises:
+        ValueError: on counts out of range, and if none is given.
+
+    Source:
+        Xia, Gao, Zeng, Chen 2024.
+
+    Example:
+        >>> layout = headkit.HeadLayout(2, 4, 6, 24, 32)
+        >>> FixedTargetGates(layout, heads=3).hard().heads.sum().item()
+        3.0
+    """
+
+    CORE = _C.FixedTargetGatesCore
+
+    def __init__(
+        self,
+        layout: _C.HeadLayout,
+        *,
+        heads: int | None = None,
+        attention_sublayers: int | None = None,
+        neurons: int | None = None,
+        feed_forward_sublayers: int | None = None,
+        hidden: int | None = None,
+        per_layer: bool = False,
+        start: float = 2.5,
+        ramp_steps: int = 0,
+        gamma: float = -0.1,
+        zeta: float = 1.1,
+        beta: float = 2 / 3,
+    ):
+        super().__init__(
+            layout=layout,
+            heads=heads,
+            attention_sublayers=attention_sublayers,
+            neurons=neurons,
+            feed_forward_sublayers=feed_forward_sublayers,
+            hidden=hidden,
+            per_layer=per_layer,
+            start=start,
+            ramp_steps=ramp_steps,
+            gamma=gamma,
+            zeta=zeta,
+            beta=beta,
+        )
+
+
 def train_gates(
     model: nn.Module | _C.GatedModel,
     gates: LearnedGates,
@@ -228,6 +363,7 @@ def train_gates(
     max_weight_norm: float = 1.0,
     seed: int = 0,
     teacher: nn.Module | _C.GatedModel | None = None,
+    distillation: _C.LayerDistillation | None = None,
     progress: bool | Told = False,
 ) -> _C.GateTraining:
     """Train gates on a model, and its weights where asked for, in one plain loop.
@@ -248,6 +384,7 @@ def train_gates(
         seed: of the noise.
         teacher: gives the dense outputs for objectives that compare with them; None = the model
             itself with all gates 1, if its weights are frozen.
+        distillation: LayerDistillation from ``teacher``, instead of the objective.
         progress: as for ``score``, by steps.
 
     Returns:
@@ -286,6 +423,7 @@ def train_gates(
             first_step=int(gates.step),
             seed=seed,
             teacher=dense,
+            distillation=distillation,
             progress=tell,
         )
     gates.step += len(training)

@@ -20,11 +20,12 @@ constexpr double kStartDeviation = 0.01;
 std::vector<UnitGroup> groups_of(const CofiSettings& settings) {
   std::vector<UnitGroup> groups;
   for (UnitGroup& group : unit_groups(settings.layout)) {
-    const bool gated = group.name == "heads" ||
-                       (group.name == "attention_sublayers" && settings.attention_sublayers) ||
-                       (group.name == "neurons" && settings.neurons) ||
-                       (group.name == "feed_forward_sublayers" && settings.feed_forward_sublayers) ||
-                       (group.name == "hidden" && settings.hidden);
+    const bool gated =
+        group.name == "heads" ||
+        (group.name == "attention_sublayers" && settings.attention_sublayers) ||
+        (group.name == "neurons" && settings.neurons) ||
+        (group.name == "feed_forward_sublayers" && settings.feed_forward_sublayers) ||
+        (group.name == "hidden" && settings.hidden);
     if (gated) groups.push_back(std::move(group));
   }
   return groups;
@@ -60,8 +61,7 @@ CofiGates::CofiGates(CofiSettings settings) : settings_(std::move(settings)) {
   settings_.shape.check(kOperation);
   HEADKIT_CHECK(settings_.target_sparsity >= 0 && settings_.target_sparsity < 1, kOperation,
                 "a target sparsity in [0, 1)", settings_.target_sparsity);
-  HEADKIT_CHECK(layout.feed_forward > 0 ||
-                    !(settings_.neurons || settings_.feed_forward_sublayers),
+  HEADKIT_CHECK(layout.feed_forward > 0 || !(settings_.neurons || settings_.feed_forward_sublayers),
                 kOperation, "a layout with neurons, for gates of feed-forward blocks", "none");
   HEADKIT_CHECK(settings_.matrices == 2 || settings_.matrices == 3, kOperation,
                 "2 or 3 feed-forward matrices", settings_.matrices);
@@ -98,8 +98,8 @@ GateSet CofiGates::hard() const {
   GateSet gates;
   for (const UnitGroup& group : groups_of(settings_)) {
     const at::Tensor log_alpha = parameter(group.name).detach();
-    gates.*group.gates = cofi_inference_mask(rows_of(group, log_alpha), settings_.shape)
-                             .reshape(log_alpha.sizes());
+    gates.*group.gates =
+        cofi_inference_mask(rows_of(group, log_alpha), settings_.shape).reshape(log_alpha.sizes());
   }
   return gates;
 }

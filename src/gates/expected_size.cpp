@@ -34,9 +34,9 @@ at::Tensor expected_size(const OpenUnits& open, const HeadLayout& layout, int64_
   const double rows =
       static_cast<double>(layout.head_dim) *
       (2 + 2 * static_cast<double>(layout.key_value_heads()) / static_cast<double>(layout.heads));
-  const at::Tensor by_dimension = rows * (heads.sum(1) * attention).sum() +
-                                  static_cast<double>(matrices) *
-                                      (neurons.sum(1) * feed_forward).sum();
+  const at::Tensor by_dimension =
+      rows * (heads.sum(1) * attention).sum() +
+      static_cast<double>(matrices) * (neurons.sum(1) * feed_forward).sum();
   return hidden.sum() * by_dimension;
 }
 

@@ -54,10 +54,9 @@ FixedTargetGates::FixedTargetGates(FixedTargetSettings settings) : settings_(std
   const std::vector<Target> targets = targets_of(settings_);
   HEADKIT_CHECK(!targets.empty(), kOperation, "a target count for some kind of unit", "none");
   for (const Target& target : targets) {
-    HEADKIT_CHECK(target.units() > 0 && target.keep >= 0 && target.keep <= target.units(),
-                  kOperation,
-                  c10::str("from 0 to ", target.units(), " ", target.group.name, " to keep"),
-                  target.keep);
+    HEADKIT_CHECK(
+        target.units() > 0 && target.keep >= 0 && target.keep <= target.units(), kOperation,
+        c10::str("from 0 to ", target.units(), " ", target.group.name, " to keep"), target.keep);
     add_parameter(target.group.name, at::full(target.group.shape, settings_.start, at::kFloat));
     const std::vector<int64_t> shape =
         target.rows ? std::vector<int64_t>{2, target.group.shape[0]} : std::vector<int64_t>{2};
@@ -94,8 +93,7 @@ GateSet FixedTargetGates::hard() const {
         rows.push_back(hard_subset(log_alpha[l], target.keep));
       }
     }
-    gates.*target.group.gates =
-        target.rows ? at::stack(rows) : hard_subset(log_alpha, target.keep);
+    gates.*target.group.gates = target.rows ? at::stack(rows) : hard_subset(log_alpha, target.keep);
   }
   return gates;
 }
@@ -119,10 +117,9 @@ std::string FixedTargetGates::describe(int64_t step) const {
   for (const Target& target : targets_of(settings_)) {
     const at::Tensor log_alpha = parameter(target.group.name).detach();
     const OpenCounts open = count_open_gates(log_alpha, settings_.shape);
-    const double wanted =
-        ramped(static_cast<double>(target.units()), static_cast<double>(target.keep), step,
-               settings_.ramp_steps) *
-        static_cast<double>(target.group.count() / target.units());
+    const double wanted = ramped(static_cast<double>(target.units()),
+                                 static_cast<double>(target.keep), step, settings_.ramp_steps) *
+                          static_cast<double>(target.group.count() / target.units());
     json[target.group.name] = {
         {"target", wanted},
         {"expected_open",

@@ -71,11 +71,10 @@ LayerDistillation::LayerDistillation(LayerDistillationSettings settings)
     : settings_(std::move(settings)) {
   HEADKIT_CHECK(settings_.model_dim >= 1, kOperation, "a model_dim of at least 1",
                 settings_.model_dim);
-  HEADKIT_CHECK(settings_.layer_weight >= 0 && settings_.prediction_weight >= 0 &&
-                    settings_.temperature > 0,
-                kOperation, "weights of at least 0 and a temperature above 0",
-                settings_.layer_weight, ", ", settings_.prediction_weight, " and ",
-                settings_.temperature);
+  HEADKIT_CHECK(
+      settings_.layer_weight >= 0 && settings_.prediction_weight >= 0 && settings_.temperature > 0,
+      kOperation, "weights of at least 0 and a temperature above 0", settings_.layer_weight, ", ",
+      settings_.prediction_weight, " and ", settings_.temperature);
   int64_t before = 0;
   for (int64_t layer : settings_.teacher_layers) {
     HEADKIT_CHECK(layer > before, kOperation, "ascending teacher layers from 1", layer, " after ",
@@ -135,9 +134,8 @@ at::Tensor LayerDistillation::loss(GatedModel& student, const ModelState& embedd
       open[layer] = any[static_cast<int64_t>(layer)].item<bool>();
     }
   }
-  const at::Tensor prediction = kl_to_dense(settings_.temperature)
-                                    ->loss(course.output, embedded.batch, dense.output)
-                                    .mean();
+  const at::Tensor prediction =
+      kl_to_dense(settings_.temperature)->loss(course.output, embedded.batch, dense.output).mean();
   return settings_.prediction_weight * prediction +
          settings_.layer_weight * layer_loss(course.hidden, targets, course.valid, open);
 }

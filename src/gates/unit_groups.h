@@ -11,9 +11,9 @@ namespace headkit {
 
 /// Units of one kind, each with a gate.
 struct UnitGroup {
-  std::string name;             ///< as in GateSet
-  at::Tensor GateSet::* gates;  ///< where their gates go
-  at::Tensor OpenUnits::* open;
+  std::string name;            ///< as in GateSet
+  at::Tensor GateSet::*gates;  ///< where their gates go
+  at::Tensor OpenUnits::*open;
   std::vector<int64_t> shape;
   bool by_layer = false;  ///< shape [L, units of a layer]
 

@@ -8,10 +8,15 @@
 #include "headkit/core/error.h"
 #include "headkit/pruners/backward_elimination.h"
 #include "headkit/pruners/bottom_up.h"
+#include "headkit/pruners/cofi.h"
+#include "headkit/pruners/fixed_target.h"
 #include "headkit/pruners/iterative.h"
 #include "headkit/pruners/kwon.h"
 #include "headkit/pruners/mean_output.h"
 #include "headkit/pruners/removal.h"
+#include "headkit/pruners/subset.h"
+#include "headkit/pruners/voita.h"
+#include "pruners/learned_training.h"
 #include "pruners/method_settings.h"
 
 namespace headkit {
@@ -88,6 +93,47 @@ void read(MethodSettings& settings, BottomUpOptions& options) {
   settings.read("ridge", options.ridge, "of the re-fit, in units of the mean squared input");
   settings.read("refit_examples", options.refit_examples,
                 "examples that the re-fit looks at; 0 = all");
+}
+
+void read(MethodSettings& settings, VoitaOptions& options) {
+  read_training_settings(settings, options.training);
+  settings.read("rounds", options.rounds, "trainings of the search for the penalty");
+  settings.read("first_penalty", options.first_penalty, "lambda of the first training");
+  settings.read("beta", options.beta, "temperature of the hard concrete");
+}
+
+void read(MethodSettings& settings, SubsetOptions& options) {
+  read_training_settings(settings, options.training);
+  settings.read("first_temperature", options.first_temperature, "of the relaxed choice");
+  settings.read("last_temperature", options.last_temperature, "of the relaxed choice");
+  settings.read("cooldown", options.cooldown, "share of the steps over which it falls");
+  settings.read("straight_through", options.straight_through,
+                "hard gates forward, identity backward");
+}
+
+void read(MethodSettings& settings, FixedTargetOptions& options) {
+  read_training_settings(settings, options.training);
+  settings.read("ramp", options.ramp, "share of the steps over which the target falls");
+  settings.read("start", options.start, "log_alpha at the start");
+  settings.read("beta", options.beta, "temperature of the hard concrete");
+}
+
+void read(MethodSettings& settings, CofiOptions& options) {
+  read_training_settings(settings, options.training);
+  settings.read("ramp", options.ramp, "share of the steps over which the target grows");
+  settings.read("start", options.start, "mean of log_alpha at the start");
+  settings.read("sublayers", options.sublayers, "whole blocks too, where the model has gates");
+  settings.read("neurons", options.neurons, "neurons too, where the model has gates");
+  settings.read("hidden", options.hidden, "dimensions of the residual stream too");
+  settings.read("absolute", options.absolute, "absolute deviation in the Lagrangian");
+  settings.read("distil", options.distil, "from the dense model instead of the objective");
+}
+
+template <typename Options>
+Options with_training(const PruneOptions& given) {
+  Options options;
+  options.training = learned_pruning(given, options.training);
+  return options;
 }
 
 // An entry of the registry around a function with options of its own; `begin` makes them from what
@@ -179,6 +225,41 @@ std::vector<PrunerInfo> searching_pruners() {
             return BottomUpOptions{.keep = given.share.keep, .progress = given.score.progress};
           },
           &prune_bottom_up),
+      with_settings<VoitaOptions>(
+          {.name = "voita",
+           .definition = "Trains L0-regularised gates at the penalty whose open heads come nearest "
+                         "to the budget; keeps those of largest log_alpha",
+           .source = "Voita et al. 2019; Louizos, Welling, Kingma 2018",
+           .cost = "rounds x steps forwards and backwards of a batch",
+           .needs = "labels, or nothing with KL or cosine to the dense model",
+           .prune = nullptr},
+          &with_training<VoitaOptions>, &prune_by_voita),
+      with_settings<SubsetOptions>(
+          {.name = "subset",
+           .definition = "Trains a relaxed choice of exactly the heads of the budget (DSP)",
+           .source = "Li, Cotterell, Sachan 2021; Xie, Ermon 2019",
+           .cost = "steps forwards and backwards of a batch",
+           .needs = "labels, or nothing with KL or cosine to the dense model",
+           .prune = nullptr},
+          &with_training<SubsetOptions>, &prune_by_subset),
+      with_settings<FixedTargetOptions>(
+          {.name = "fixed_target",
+           .definition = "Trains hard concrete gates whose number a Lagrangian drives to the "
+                         "budget; keeps those of largest log_alpha",
+           .source = "Xia, Gao, Zeng, Chen 2024",
+           .cost = "steps forwards and backwards of a batch",
+           .needs = "labels, or nothing with KL or cosine to the dense model",
+           .prune = nullptr},
+          &with_training<FixedTargetOptions>, &prune_by_fixed_target),
+      with_settings<CofiOptions>(
+          {.name = "cofi",
+           .definition = "Trains gates of heads, neurons and whole blocks to a share of weights",
+           .source = "Xia, Zhong, Chen 2022",
+           .cost = "steps forwards and backwards of a batch",
+           .needs = "labels, or nothing with KL or cosine to the dense model",
+           .prune = nullptr,
+           .budget = "weights of attention and feed-forward blocks"},
+          &with_training<CofiOptions>, &prune_by_cofi),
   };
 }
 

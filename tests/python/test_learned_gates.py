@@ -198,3 +198,70 @@ def test_the_callback_refuses_what_it_cannot_do(planted, tmp_path, tiny):
     plain = tiny.make("Bert", "SequenceClassification")
     with pytest.raises(ValueError, match="attached"):
         trainer(plain, tmp_path, batches, callback).train()
+
+
+def test_fixed_targets_train_in_anybodys_loop(planted):
+    model, batches = planted
+    gates = hk.FixedTargetGates(hk.attach(model).layout(), heads=5, ramp_steps=45)
+    optimizer = torch.optim.Adam(gates.parameter_groups(0.2))
+    assert [group.get("maximize", False) for group in optimizer.param_groups] == [False, True]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(15):
+        for batch in batches:
+            with hk.gates(model, gates(16, generator)):
+                loss = model(**batch).loss + gates.penalty()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            gates.after_step()
+    report = json.loads(gates.describe())["heads"]
+    assert report["target"] == 5 and abs(report["expected_open"] - 5) < 2
+    assert gates.hard().heads.sum() == 5
+    assert torch.equal(copy.deepcopy(gates).hard().heads, gates.hard().heads)
+
+
+def test_cofi_prunes_neurons_and_blocks_for_real(planted):
+    model, batches = planted
+    pruning = hk.prune(
+        model, keep=0.5, method="cofi", data=batches, steps=120, learning_rate=0.2, seed=1
+    )
+    report = pruning.details["hardening"]["gates"]
+    assert report["expected_sparsity"] == pytest.approx(0.5, abs=0.05)
+    assert report["hard_sparsity"] == pytest.approx(0.5, abs=0.1)
+    assert pruning.gates.neurons.shape == (3, 28)
+    with torch.no_grad(), hk.gates(model, pruning.all_gates()):
+        expected = model(**batches[0]).logits
+    before = sum(value.numel() for value in model.parameters())
+    hk.apply(model, pruning)
+    assert sum(value.numel() for value in model.parameters()) < before
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batches[0]).logits, expected, rtol=0, atol=1e-4)
+
+
+def test_distillation_from_a_teacher_while_weights_train(planted):
+    model, batches = planted
+    teacher = copy.deepcopy(model)
+    before = copy.deepcopy(teacher.state_dict())
+    gates = hk.CofiGates(hk.attach(model).layout(), target_sparsity=0.3)
+    distillation = hk.LayerDistillation(24, [1, 2, 3])
+    dense = distillation.loss(hk.attach(model), hk.attach(teacher), batches[0], hk.GateSet())
+    assert dense.item() == pytest.approx(0, abs=1e-6)
+    options = {"steps": 5, "weight_learning_rate": 1e-3, "distillation": distillation}
+    with pytest.raises(ValueError, match="teacher"):
+        hk.train_gates(model, gates, batches, **options)
+    training = hk.train_gates(model, gates, batches, teacher=teacher, **options)
+    assert len(training) == 5 and all(loss >= 0 for loss in training.loss)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert not torch.equal(distillation.projection, torch.eye(24))
+    changed = (not torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert any(changed)
+
+
+@pytest.mark.parametrize("method", ["voita", "subset", "fixed_target"])
+def test_methods_of_prune(planted, method):
+    model, batches = planted
+    mask = hk.prune(model, keep=0.25, method=method, data=batches, steps=4)
+    assert isinstance(mask, hk.HeadMask) and mask.count == 3
+    assert "steps" in hk.pruners()[method]["settings"]
+    with pytest.raises(ValueError, match="stepps"):
+        hk.prune(model, keep=0.25, method=method, data=batches, stepps=4)

@@ -16,8 +16,8 @@ struct OpenUnits {
 };
 
 /// Expected number of weights in attention and feed-forward blocks, biases and norms left out: a
-/// scalar, float64. A unit counts where it and everything around it are open. `matrices`: those of a
-/// feed-forward block, 2, or 3 where it is gated. Source: Xia, Zhong, Chen 2022.
+/// scalar, float64. A unit counts where it and everything around it are open. `matrices`: those of
+/// a feed-forward block, 2, or 3 where it is gated. Source: Xia, Zhong, Chen 2022.
 at::Tensor expected_size(const OpenUnits& open, const HeadLayout& layout, int64_t matrices = 2);
 /// The same with everything open. Any ratio of sizes takes both from here: weights over weights and
 /// biases would make a dense model look sparse.

@@ -7,8 +7,9 @@
 namespace headkit {
 
 /// l1 d + l2 d^2, summed: what forces the deviation d from a target to 0 when l1 and l2 ascend.
-/// `deviation`: any shape S, floating point; `multipliers`: [2, S...]. With `absolute` l1 |d|, which
-/// keeps small data from overshooting. Source: Wang, Wohlwend, Lei 2020; Xia, Zhong, Chen 2022.
+/// `deviation`: any shape S, floating point; `multipliers`: [2, S...]. With `absolute` l1 |d|,
+/// which keeps small data from overshooting. Source: Wang, Wohlwend, Lei 2020; Xia, Zhong, Chen
+/// 2022.
 at::Tensor lagrangian(const at::Tensor& deviation, const at::Tensor& multipliers,
                       bool absolute = false);
 

@@ -45,9 +45,9 @@ class LayerDistillation {
   const LayerDistillationSettings& settings() const { return settings_; }
   const at::Tensor& projection() const { return projection_; }  ///< W, float32, a leaf
 
-  /// Mean over the batch of the distillation loss, a differentiable scalar. `embedded` is a state of
-  /// the student before layer 0, `gates` are its gates; layers whose attention sublayer is closed
-  /// are not matched by kOrdered. The teacher runs dense, without dropout and gradient.
+  /// Mean over the batch of the distillation loss, a differentiable scalar. `embedded` is a state
+  /// of the student before layer 0, `gates` are its gates; layers whose attention sublayer is
+  /// closed are not matched by kOrdered. The teacher runs dense, without dropout and gradient.
   at::Tensor loss(GatedModel& student, const ModelState& embedded, GatedModel& teacher,
                   const GateSet& gates) const;
   /// The layer part alone. `student`, `teacher`: hidden states [B, T, D] of each student layer and
