@@ -6,6 +6,7 @@
 #include "headkit/attention/gated_attention.h"
 #include "headkit/attention/pair_statistics.h"
 #include "headkit/attention/reference.h"
+#include "headkit/models/gated_model.h"
 #include "optional_tensor.h"
 #include "rooms.h"
 
@@ -87,12 +88,12 @@ void def_attention(py::module_& m, const char* name,
       py::kw_only());
 }
 
-at::Tensor contexts_of_tensors(const at::Tensor& x, const at::Tensor& q_weight,
-                               const OptionalTensor& k_weight, const OptionalTensor& v_weight,
-                               const at::Tensor& o_weight, int64_t num_heads,
-                               const OptionalTensor& q_bias, const OptionalTensor& k_bias,
-                               const OptionalTensor& v_bias, const OptionalTensor& o_bias,
-                               const AttentionInput& input) {
+AttentionBlockCall call_of_tensors(const at::Tensor& x, const at::Tensor& q_weight,
+                                   const OptionalTensor& k_weight, const OptionalTensor& v_weight,
+                                   const at::Tensor& o_weight, int64_t num_heads,
+                                   const OptionalTensor& q_bias, const OptionalTensor& k_bias,
+                                   const OptionalTensor& v_bias, const OptionalTensor& o_bias,
+                                   const AttentionInput& input) {
   const AttentionWeights weights{q_weight,
                                  or_undefined(k_weight),
                                  or_undefined(v_weight),
@@ -101,7 +102,19 @@ at::Tensor contexts_of_tensors(const at::Tensor& x, const at::Tensor& q_weight,
                                  or_undefined(k_bias),
                                  or_undefined(v_bias),
                                  or_undefined(o_bias)};
-  return head_contexts(x, weights, num_heads, input);
+  return {x, weights, num_heads, input};
+}
+
+// The same arguments for each of these functions: the operator's own.
+template <typename Run>
+void def_of_tensors(py::module_& m, const char* name, const char* doc, const Run& run) {
+  def_with_input<const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
+                 const at::Tensor&, int64_t, const OptionalTensor&, const OptionalTensor&,
+                 const OptionalTensor&, const OptionalTensor&>(
+      m, name, doc, run, py::arg("x"), py::arg("q_weight"), py::arg("k_weight").none(true),
+      py::arg("v_weight").none(true), py::arg("o_weight"), py::arg("num_heads"), py::kw_only(),
+      py::arg("q_bias") = py::none(), py::arg("k_bias") = py::none(),
+      py::arg("v_bias") = py::none(), py::arg("o_bias") = py::none());
 }
 
 }  // namespace
@@ -226,18 +239,18 @@ Example:
     >>> headkit.head_contexts(torch.randn(2, 4, 6), weights, 3).shape
     torch.Size([2, 4, 3, 2])
 )pbdoc");
-  def_with_input<const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
-                 const at::Tensor&, int64_t, const OptionalTensor&, const OptionalTensor&,
-                 const OptionalTensor&, const OptionalTensor&>(
-      m, "head_contexts", R"pbdoc(
+  def_of_tensors(m, "head_contexts", R"pbdoc(
 The same with the weights and biases as the operator takes them.
 
 Where ``k`` and ``v`` are given, ``k_weight`` and ``v_weight`` may be None.
 )pbdoc",
-      &contexts_of_tensors, py::arg("x"), py::arg("q_weight"), py::arg("k_weight").none(true),
-      py::arg("v_weight").none(true), py::arg("o_weight"), py::arg("num_heads"), py::kw_only(),
-      py::arg("q_bias") = py::none(), py::arg("k_bias") = py::none(),
-      py::arg("v_bias") = py::none(), py::arg("o_bias") = py::none());
+                 [](const auto&... arguments) {
+                   const AttentionBlockCall call = call_of_tensors(arguments...);
+                   return head_contexts(call.x, call.weights, call.num_heads, call.input);
+                 });
+  def_of_tensors(m, "attention_block_call",
+                 "The arguments of a call as one value, for ``Taps.attention_call``.",
+                 [](const auto&... arguments) { return call_of_tensors(arguments...); });
   py::class_<PairStatistics>(m, "PairStatistics", R"pbdoc(
 What each query does with each head, as ``pair_statistics`` found it.
 

@@ -162,16 +162,21 @@ Args:
         return extra == nullptr ? py::none() : extra->object;
       });
 
+  py::class_<AttentionBlockCall>(m, "AttentionBlockCall",
+                                 "One call of an attention block, with its arguments.");
+
   py::class_<Taps>(m, "Taps", R"pbdoc(
 What a caller wants to see of a run.
 
 Attributes:
     attention_inputs: ask for the input of each attention block.
     head_contexts: ask for what the heads of each block make of it.
+    attention_calls: ask for the calls of attention blocks, as ``attention_block_call`` makes them.
     attention_input: by block run, shape [batch, tokens, model_dim] each; filled by the run.
     head_context: by block run, shape [batch, tokens, heads present, head_dim] each: output of each
         head before gate and output projection. Tokens may differ between blocks.
-    valid: by block run, with ``head_context``: bool, shape [batch, tokens], true = token; None = all
+    attention_call: by block run, AttentionBlockCall.
+    valid: by block run, with either of them: bool, shape [batch, tokens], true = token; None = all
         are tokens.
     attention_outputs, feed_forward_outputs: ask for what each block adds to the residual stream.
     feed_forward_inputs, neuron_activations: ask for the input of each feed-forward block, and for
@@ -183,8 +188,8 @@ Attributes:
         the second linear map, before the gates.
 )pbdoc")
       .def(py::init([](bool attention_inputs, bool head_contexts, bool attention_outputs,
-                       bool feed_forward_inputs, bool neuron_activations,
-                       bool feed_forward_outputs) {
+                       bool feed_forward_inputs, bool neuron_activations, bool feed_forward_outputs,
+                       bool attention_calls) {
              Taps taps;
              taps.attention_inputs = attention_inputs;
              taps.head_contexts = head_contexts;
@@ -192,11 +197,15 @@ Attributes:
              taps.feed_forward_inputs = feed_forward_inputs;
              taps.neuron_activations = neuron_activations;
              taps.feed_forward_outputs = feed_forward_outputs;
+             taps.attention_calls = attention_calls;
              return taps;
            }),
            py::kw_only(), py::arg("attention_inputs") = false, py::arg("head_contexts") = false,
            py::arg("attention_outputs") = false, py::arg("feed_forward_inputs") = false,
-           py::arg("neuron_activations") = false, py::arg("feed_forward_outputs") = false)
+           py::arg("neuron_activations") = false, py::arg("feed_forward_outputs") = false,
+           py::arg("attention_calls") = false)
+      .def_readonly("attention_calls", &Taps::attention_calls)
+      .def_readwrite("attention_call", &Taps::attention_call)
       .def_readonly("attention_inputs", &Taps::attention_inputs)
       .def_readonly("head_contexts", &Taps::head_contexts)
       .def_readonly("attention_outputs", &Taps::attention_outputs)

@@ -5,11 +5,10 @@
 #include <limits>
 
 #include "headkit/core/error.h"
+#include "models/counted_tokens.h"
 
 namespace headkit {
 namespace {
-
-constexpr int64_t kIgnored = -100;
 
 void check_logits(const char* name, const at::Tensor& output) {
   HEADKIT_CHECK((output.dim() == 2 || output.dim() == 3) && output.size(-1) > 0, name,
@@ -21,11 +20,6 @@ void check_dense(const char* name, const at::Tensor& output, const at::Tensor& d
   HEADKIT_CHECK(dense.defined(), name, "the outputs of the dense model", "none");
   HEADKIT_CHECK(dense.sizes() == output.sizes(), name, "dense and gated outputs of one shape",
                 "shapes ", dense.sizes(), " and ", output.sizes());
-}
-
-at::Tensor entry(const Batch& batch, const std::string& name) {
-  const auto found = batch.find(name);
-  return found == batch.end() ? at::Tensor() : found->second;
 }
 
 // What an output is compared with: classes, and which of them count; [B] or [B, T].
@@ -42,7 +36,7 @@ Labels labels_for(const char* name, const at::Tensor& output, const at::Tensor& 
   HEADKIT_CHECK(!labels.is_floating_point(), name, "integer labels", labels.dtype().name());
   const at::Tensor index = labels.to(output.device(), at::kLong);
   Labels found;
-  found.counts = output.dim() == 2 ? at::ones_like(index, at::kBool) : index.ne(kIgnored);
+  found.counts = output.dim() == 2 ? at::ones_like(index, at::kBool) : index.ne(kIgnoredLabel);
   found.index = at::where(found.counts, index, at::zeros_like(index));
   HEADKIT_CHECK(index.numel() == 0 || (found.index.min().item<int64_t>() >= 0 &&
                                        found.index.max().item<int64_t>() < output.size(-1)),
@@ -53,7 +47,7 @@ Labels labels_for(const char* name, const at::Tensor& output, const at::Tensor& 
 
 Labels labels_of(const char* name, const at::Tensor& output, const Batch& batch) {
   check_logits(name, output);
-  const at::Tensor labels = entry(batch, "labels");
+  const at::Tensor labels = batch_entry(batch, "labels");
   HEADKIT_CHECK(labels.defined(), name, "a tensor 'labels' in the batch", "none");
   return labels_for(name, output, labels);
 }
@@ -72,23 +66,6 @@ at::Tensor negative_log_likelihood(const at::Tensor& output, const Labels& label
   return -at::log_softmax(output, -1).gather(-1, labels.index.unsqueeze(-1)).squeeze(-1);
 }
 
-bool is_token_mask(const at::Tensor& mask, const at::Tensor& output) {
-  return mask.defined() && mask.dim() == 2 && mask.sizes() == output.sizes().slice(0, 2);
-}
-
-// The tokens of outputs [B, T, C] that an objective without labels compares.
-at::Tensor counted_tokens(const at::Tensor& output, const Batch& batch) {
-  if (output.dim() == 2) return {};
-  const at::Tensor all = at::ones(output.sizes().slice(0, 2), output.options().dtype(at::kBool));
-  const at::Tensor decoder = entry(batch, "decoder_attention_mask");
-  if (is_token_mask(decoder, output)) return decoder.to(output.device()).ne(0);
-  if (batch.count("decoder_input_ids") > 0) return all;
-  const at::Tensor labels = entry(batch, "labels");
-  if (is_token_mask(labels, output)) return labels.to(output.device()).ne(kIgnored);
-  const at::Tensor mask = entry(batch, "attention_mask");
-  return is_token_mask(mask, output) ? mask.to(output.device()).ne(0) : all;
-}
-
 class CrossEntropy final : public Objective {
  public:
   std::string name() const override { return "cross_entropy"; }
@@ -104,11 +81,11 @@ class NextToken final : public Objective {
   at::Tensor loss(const at::Tensor& output, const Batch& batch, const at::Tensor&) const override {
     HEADKIT_CHECK(output.dim() == 3 && output.size(2) > 0, "next_token",
                   "outputs of shape [batch, tokens, vocabulary]", "shape ", output.sizes());
-    at::Tensor tokens = entry(batch, "labels");
+    at::Tensor tokens = batch_entry(batch, "labels");
     at::Tensor mask;
     if (!tokens.defined()) {
-      tokens = entry(batch, "input_ids");
-      mask = entry(batch, "attention_mask");
+      tokens = batch_entry(batch, "input_ids");
+      mask = batch_entry(batch, "attention_mask");
     }
     HEADKIT_CHECK(tokens.defined(), "next_token", "a tensor 'labels' or 'input_ids' in the batch",
                   "neither");

@@ -3,11 +3,11 @@
 #include <string>
 
 #include "core/json.h"
+#include "core/method_settings.h"
 #include "headkit/gates/harden.h"
 #include "headkit/gates/layer_distillation.h"
 #include "headkit/gates/learned_gates.h"
 #include "headkit/pruners/learned_pruning.h"
-#include "pruners/method_settings.h"
 
 namespace headkit {
 

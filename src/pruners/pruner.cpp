@@ -17,7 +17,7 @@
 #include "headkit/pruners/subset.h"
 #include "headkit/pruners/voita.h"
 #include "pruners/learned_training.h"
-#include "pruners/method_settings.h"
+#include "pruners/score_settings.h"
 
 namespace headkit {
 namespace {
@@ -31,27 +31,29 @@ std::vector<PrunerInfo> one_shot_pruners() {
          .source = "Michel, Levy, Neubig 2019 (one shot); score: " + scorer.source,
          .cost = scorer.cost,
          .needs = scorer.needs,
-         .prune = [name = scorer.name](GatedModel& model, const DataSource& data,
-                                       const Objective& objective, const PruneOptions& options) {
-           MethodSettings settings(name, options.settings);
-           ScoreOptions score = options.score;
-           read_score_settings(settings, score);
-           settings.check_all_read();
-           TopFractionOptions share = options.share;
-           share.candidates = model.heads();
-           const HeadScores scores = make_scorer(name)->score(model, data, objective, score);
-           StaticPruning pruning{.heads = prune_top_fraction(scores, share)};
-           if (options.compensate) {
-             pruning.gates.dropped_output =
-                 mean_head_outputs(model, data, {.gates = GateSet::from_mask(pruning.heads)});
-           }
-           pruning.details = Json{{"method", name},
-                                  {"objective", objective.name()},
-                                  {"compensate", options.compensate},
-                                  {"scores", parse_json("prune", scores.to_json())}}
-                                 .dump();
-           return pruning;
-         }});
+         .prune =
+             [name = scorer.name](GatedModel& model, const DataSource& data,
+                                  const Objective& objective, const PruneOptions& options) {
+               MethodSettings settings(name, options.settings);
+               ScoreOptions score = options.score;
+               read_score_settings(settings, score);
+               const auto scorer = make_scorer(name, settings.unread());
+               TopFractionOptions share = options.share;
+               share.candidates = model.heads();
+               const HeadScores scores = scorer->score(model, data, objective, score);
+               StaticPruning pruning{.heads = prune_top_fraction(scores, share)};
+               if (options.compensate) {
+                 pruning.gates.dropped_output =
+                     mean_head_outputs(model, data, {.gates = GateSet::from_mask(pruning.heads)});
+               }
+               pruning.details = Json{{"method", name},
+                                      {"objective", objective.name()},
+                                      {"compensate", options.compensate},
+                                      {"scores", parse_json("prune", scores.to_json())}}
+                                     .dump();
+               return pruning;
+             },
+         .settings = scorer.settings});
   }
   return all;
 }

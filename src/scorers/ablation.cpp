@@ -1,45 +1,51 @@
 #include "headkit/scorers/ablation.h"
 
 #include <ATen/ATen.h>
-#include <c10/core/GradMode.h>
 
-#include <algorithm>
-#include <vector>
+#include <random>
 
 #include "core/json.h"
 #include "headkit/core/error.h"
-#include "scorers/score_sample.h"
+#include "scorers/ablation_sample.h"
+#include "scorers/context_moments.h"
 
 namespace headkit {
 namespace {
 
 constexpr char kName[] = "ablation";
-constexpr int64_t kTokensAtOnce = 16384;  // bounds the memory of one gated forward
 
-// Class decisions, where the output holds logits for labelled examples; else undefined.
-at::Tensor predictions(const at::Tensor& output, const Batch& batch) {
-  const bool classifies = batch.count("labels") > 0 && output.dim() == 2 && output.size(1) > 1;
-  return classifies ? output.argmax(1).to(at::kCPU) : at::Tensor();
+// Mean outputs through W_O: [L, H, dh] -> [L, H, D].
+at::Tensor through_output(GatedModel& model, const at::Tensor& contexts) {
+  const HeadLayout layout = model.layout();
+  const HeadMask present = model.heads();
+  at::Tensor outputs = at::zeros({layout.layers, layout.heads, layout.model_dim}, at::kDouble);
+  for (int64_t layer = 0; layer < layout.layers; ++layer) {
+    const std::vector<int64_t> heads = present.layer_heads(layer);
+    if (heads.empty()) continue;
+    const at::Tensor index = at::tensor(heads, at::kLong);
+    const at::Tensor output = at::einsum(
+        "hd,hed->he", {contexts[layer].index_select(0, index), output_slices(model, layer)});
+    outputs[layer].index_copy_(0, index, output);
+  }
+  return outputs;
 }
 
-struct DenseRun {
-  std::vector<ModelState> inputs;  // of every layer
-  at::Tensor output, losses, predictions;
-};
+at::Tensor mean_contexts(const ContextMoments& parts) {
+  const at::Tensor weight = parts.tokens.unsqueeze(2).unsqueeze(3);
+  return (weight * parts.mean).sum(0) / weight.sum(0).clamp_min(1);
+}
 
-DenseRun run_dense(GatedModel& model, const Batch& batch, const Objective& objective,
-                   int64_t layers) {
-  DenseRun dense;
-  ModelState state = model.embed(batch);
-  for (int64_t layer = 0; layer < layers; ++layer) {
-    dense.inputs.push_back(state);
-    state = model.run(state, layer, layer + 1, {});
+// For each example another one.
+std::vector<int64_t> partners(int64_t examples, uint64_t seed) {
+  HEADKIT_CHECK(examples > 1, kName, "at least two examples to resample from", examples);
+  std::mt19937_64 random(seed);
+  std::vector<int64_t> drawn;
+  for (int64_t own = 0; own < examples; ++own) {
+    const auto other = static_cast<int64_t>(
+        (static_cast<unsigned __int128>(random()) * static_cast<uint64_t>(examples - 1)) >> 64);
+    drawn.push_back(other + (other >= own ? 1 : 0));
   }
-  dense.output = model.head(state);
-  dense.losses =
-      checked_losses(kName, objective.loss(dense.output, batch, dense.output), batch_size(batch));
-  dense.predictions = predictions(dense.output, batch);
-  return dense;
+  return drawn;
 }
 
 }  // namespace
@@ -47,83 +53,37 @@ DenseRun run_dense(GatedModel& model, const Batch& batch, const Objective& objec
 HeadScores AblationScorer::score(GatedModel& model, const DataSource& data,
                                  const Objective& objective, const ScoreOptions& options) const {
   check_score_options(options);
-  const auto mode = model.evaluating();
-  const c10::NoGradGuard no_grad;
-  const HeadLayout layout = model.layout();
-  const HeadMask present = model.heads();
-
-  ScoreSample sample;
+  const std::string& replacement = options_.replacement;
+  HEADKIT_CHECK(replacement == "zero" || replacement == "mean" || replacement == "resample", kName,
+                "replacement zero, mean or resample", "'", replacement, "'");
+  HEADKIT_CHECK(replacement == "zero" || !options.dropped_output.defined(), kName,
+                "dropped_output with replacement zero only", "'", replacement, "'");
+  AblationRun run{.dropped_output = options.dropped_output, .progress = options.progress};
+  ContextMoments parts;
+  std::vector<int64_t> other;
+  if (replacement != "zero") {
+    parts = context_moments(kName, model, data, {});
+    if (replacement == "mean") {
+      run.dropped_output = through_output(model, mean_contexts(parts));
+    } else {
+      other = partners(parts.mean.size(0), options.seed);
+      run.dropped_of_example = [&](int64_t example) {
+        return through_output(model, parts.mean[other[static_cast<size_t>(example)]]);
+      };
+    }
+  }
+  const AblationSample sample = ablation_sample(kName, model, data, objective, run);
+  if (sample.deltas.all_zero()) fail_all_zero(kName, objective);
   HeadScores scores;
   scores.metric = kName;
   scores.objective = objective.name();
-  at::Tensor flips = at::zeros({layout.layers, layout.heads}, at::kLong);
-  bool labelled = false;
-  int64_t batches = 0;
-  data.for_each([&](const Batch& batch) {
-    const int64_t examples = batch_size(batch);
-    if (examples > 0) {
-      const DenseRun dense = run_dense(model, batch, objective, layout.layers);
-      const at::Tensor& hidden = dense.inputs.front().hidden;
-      const int64_t variants_at_once =
-          std::max<int64_t>(kTokensAtOnce / std::max<int64_t>(examples * hidden.size(1), 1), 1);
-      at::Tensor deltas = at::zeros({examples, layout.layers, layout.heads}, at::kDouble);
-      for (int64_t layer = 0; layer < layout.layers; ++layer) {
-        const std::vector<int64_t> heads = present.layer_heads(layer);
-        const auto count = static_cast<int64_t>(heads.size());
-        for (int64_t first = 0; first < count; first += variants_at_once) {
-          const int64_t variants = std::min(variants_at_once, count - first);
-          const at::Tensor index = at::arange(examples).repeat({variants});
-          GateSet gates;
-          gates.heads =
-              at::ones({variants, examples, layout.layers, layout.heads},
-                       hidden.options().dtype(hidden.scalar_type() == at::kDouble ? at::kDouble
-                                                                                  : at::kFloat));
-          for (int64_t i = 0; i < variants; ++i) {
-            gates.heads[i].select(1, layer).select(1, heads[first + i]).zero_();
-          }
-          gates.heads = gates.heads.flatten(0, 1);
-          if (options.dropped_output.defined()) {
-            gates.dropped_output = options.dropped_output.to(hidden.options());
-          }
-          const ModelState start = model.select(dense.inputs[layer], index);
-          const at::Tensor output = model.head(model.run(start, layer, layout.layers, gates));
-          const Batch repeated = select_examples(batch, index);
-          const at::Tensor dense_output =
-              dense.output.index_select(0, index.to(dense.output.device()));
-          const at::Tensor losses =
-              checked_losses(kName, objective.loss(output, repeated, dense_output),
-                             variants * examples)
-                  .reshape({variants, examples});
-          const at::Tensor decided = predictions(output, repeated);
-          for (int64_t i = 0; i < variants; ++i) {
-            deltas.select(1, layer).select(1, heads[first + i]).copy_(losses[i] - dense.losses);
-            if (!decided.defined()) continue;
-            labelled = true;
-            flips[layer][heads[first + i]] +=
-                decided.reshape({variants, examples})[i].ne(dense.predictions).sum();
-          }
-        }
-      }
-      sample.add(deltas, at::ones({examples}, at::kDouble));
-      scores.samples += examples;
-    }
-    if (options.progress) options.progress(++batches, data.size().value_or(-1));
-  });
-  HEADKIT_CHECK(!sample.empty(), kName, "data with at least one example", "none");
-  if (sample.all_zero()) fail_all_zero(kName, objective);
-
-  sample.summarise(options, scores);
+  scores.samples = sample.examples;
+  sample.deltas.summarise(options, scores);
   Json settings = {{"normalization", options.normalization},
                    {"bootstrap", options.bootstrap},
+                   {"replacement", replacement},
                    {"compensated", options.dropped_output.defined()}};
-  if (labelled) {
-    Json rows = Json::array();
-    for (int64_t layer = 0; layer < layout.layers; ++layer) {
-      const int64_t* row = flips.const_data_ptr<int64_t>() + layer * layout.heads;
-      rows.push_back(std::vector<int64_t>(row, row + layout.heads));
-    }
-    settings["flips"] = rows;
-  }
+  if (sample.flips.defined()) settings["flips"] = flip_rows(sample.flips);
   scores.settings = settings.dump();
   return scores;
 }

@@ -44,11 +44,9 @@ void for_each_slopes(GatedModel& model, const DataSource& data, const Objective&
 FisherInformation fisher_information(GatedModel& model, const DataSource& data,
                                      const Objective& objective, const FisherOptions& options) {
   check_slope_exists(kName, objective);
-  const at::Tensor present = scored_heads(model, {});
+  const at::Tensor present = scored_heads(model);
   const bool neurons = options.neurons && model.gated_units().neurons;
-  const GateSlopeOptions slope_options{.by_token = false,
-                                       .neurons = neurons ? model.neurons() : at::Tensor(),
-                                       .gates = {},
+  const GateSlopeOptions slope_options{.neurons = neurons ? model.neurons() : at::Tensor(),
                                        .dropped_output = options.dropped_output};
   FisherInformation sums;
   int64_t rows = 0;
@@ -89,11 +87,9 @@ HeadScores FisherScorer::score(GatedModel& model, const DataSource& data,
   const bool per_batch = options.granularity == "batch";
   HEADKIT_CHECK(per_batch || options.granularity == "example", kName,
                 "granularity example or batch", "'", options.granularity, "'");
-  const at::Tensor present = scored_heads(model, options);
-  const GateSlopeOptions slope_options{.by_token = false,
-                                       .neurons = {},
-                                       .gates = options.gates,
-                                       .dropped_output = options.dropped_output};
+  const at::Tensor present = scored_heads(model);
+  const GateSlopeOptions slope_options{
+      .by_token = false, .neurons = {}, .dropped_output = options.dropped_output};
   ScoreSample sample;
   HeadScores scores;
   scores.metric = kName;
@@ -111,8 +107,7 @@ HeadScores FisherScorer::score(GatedModel& model, const DataSource& data,
   Json settings = {{"granularity", options.granularity},
                    {"normalization", options.normalization},
                    {"bootstrap", options.bootstrap},
-                   {"compensated", options.dropped_output.defined()},
-                   {"gated", options.gates.defined()}};
+                   {"compensated", options.dropped_output.defined()}};
   if (per_batch) settings["batch_size"] = largest;
   scores.settings = settings.dump();
   return scores;

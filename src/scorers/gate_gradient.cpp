@@ -31,14 +31,12 @@ HeadScores GateGradientScorer::score(GatedModel& model, const DataSource& data,
                                      const ScoreOptions& options) const {
   check_options(options, objective);
   const auto mode = model.evaluating();
-  const at::Tensor present = scored_heads(model, options);
+  const at::Tensor present = scored_heads(model);
   const bool by_token = options.granularity == "token";
   const bool by_batch = options.granularity == "batch";
 
-  const GateSlopeOptions slope_options{.by_token = by_token,
-                                       .neurons = {},
-                                       .gates = options.gates,
-                                       .dropped_output = options.dropped_output};
+  const GateSlopeOptions slope_options{
+      .by_token = by_token, .neurons = {}, .dropped_output = options.dropped_output};
   ScoreSample sample;
   HeadScores scores;
   scores.metric = kName;
@@ -79,8 +77,7 @@ HeadScores GateGradientScorer::score(GatedModel& model, const DataSource& data,
                    {"denominator", options.denominator},
                    {"bootstrap", options.bootstrap},
                    {"tokens", tokens},
-                   {"compensated", options.dropped_output.defined()},
-                   {"gated", options.gates.defined()}};
+                   {"compensated", options.dropped_output.defined()}};
   if (by_batch) settings["batch_size"] = largest;
   scores.settings = settings.dump();
   return scores;

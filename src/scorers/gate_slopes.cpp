@@ -46,13 +46,7 @@ GateSlopes gate_slopes(const char* metric, GatedModel& model, const ModelState& 
 
   const c10::AutoGradMode grad_on(true);
   GateSet gates;
-  gates.heads = at::ones(shape, dtype);
-  if (options.gates.defined()) {
-    at::Tensor at_gates = options.gates.detach().to(dtype);
-    if (options.by_token) at_gates = at_gates.unsqueeze(1);
-    gates.heads = gates.heads * at_gates;
-  }
-  gates.heads.set_requires_grad(true);
+  gates.heads = at::ones(shape, dtype).set_requires_grad(true);
   torch::autograd::variable_list inputs{gates.heads};
   if (options.dropped_output.defined()) {
     gates.dropped_output = options.dropped_output.to(state.hidden.options());

@@ -8,10 +8,9 @@
 namespace headkit {
 
 struct GateSlopeOptions {
-  bool by_token = false;  ///< heads: one gate for each token
-  at::Tensor neurons;     ///< bool [L, F] as GatedModel::neurons gives it: also those of neurons
-  at::Tensor gates;       ///< [L, H]: where the slopes are taken; undefined = all 1
-  at::Tensor dropped_output;  ///< [L, H, D]: what a closed head adds instead of nothing
+  bool by_token = false;           ///< heads: one gate for each token
+  at::Tensor neurons = {};         ///< bool [L, F] of GatedModel::neurons: also those of neurons
+  at::Tensor dropped_output = {};  ///< [L, H, D]: what a closed head adds instead of nothing
 };
 
 /// dL_x/dg of one batch, double, on CPU.

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <limits>
 #include <random>
 
 #include "headkit/core/error.h"
@@ -13,19 +14,23 @@ namespace {
 
 constexpr double kTiny = 1e-20;
 
-// [.., L, H] brought to 0 .. 1 over all heads; all 0 where all are equal.
-at::Tensor normalise_range(const at::Tensor& values) {
-  const at::Tensor least = values.amin({-2, -1}, /*keepdim=*/true);
-  const at::Tensor range = values.amax({-2, -1}, /*keepdim=*/true) - least;
-  return (values - least) / at::where(range.gt(0), range, at::ones_like(range));
-}
-
 at::Tensor normalise(const ScoreOptions& options, const at::Tensor& values) {
   if (options.normalization == "layer_l2") return normalise_layers(values);
-  return options.normalization == "minmax" ? normalise_range(values) : values;
+  return options.normalization == "minmax" ? scaled_to_range(values, at::ones_like(values))
+                                           : values;
 }
 
 }  // namespace
+
+at::Tensor scaled_to_range(const at::Tensor& values, const at::Tensor& counted) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const at::Tensor left_out = counted.eq(0);
+  const std::vector<int64_t> heads{-2, -1};
+  const at::Tensor least = values.masked_fill(left_out, kInfinity).amin(heads, /*keepdim=*/true);
+  const at::Tensor most = values.masked_fill(left_out, -kInfinity).amax(heads, /*keepdim=*/true);
+  const at::Tensor range = most - least;
+  return (values - least) / at::where(range.gt(0), range, at::ones_like(range));
+}
 
 void check_score_options(const ScoreOptions& options) {
   const std::string& norm = options.normalization;
@@ -36,16 +41,8 @@ void check_score_options(const ScoreOptions& options) {
   HEADKIT_CHECK(options.bootstrap >= 0, "score", "a number of resamples >= 0", options.bootstrap);
 }
 
-at::Tensor scored_heads(GatedModel& model, const ScoreOptions& options) {
-  const HeadLayout layout = model.layout();
-  at::Tensor scored = model.heads().keep().to(at::kCPU, at::kDouble);
-  if (!options.gates.defined()) return scored;
-  const std::vector<int64_t> shape{layout.layers, layout.heads};
-  HEADKIT_CHECK(options.gates.sizes() == at::IntArrayRef(shape) &&
-                    options.gates.isfinite().all().item<bool>(),
-                "score", c10::str("finite gates of shape ", at::IntArrayRef(shape)), "shape ",
-                options.gates.sizes());
-  return scored * options.gates.detach().to(at::kCPU).ne(0).to(at::kDouble);
+at::Tensor scored_heads(GatedModel& model) {
+  return model.heads().keep().to(at::kCPU, at::kDouble);
 }
 
 at::Tensor normalise_layers(const at::Tensor& values) {
@@ -72,7 +69,14 @@ void fail_all_zero(const char* metric, const Objective& objective) {
 
 void ScoreSample::add(const at::Tensor& values, const at::Tensor& weights) {
   values_.push_back(values);
-  weights_.push_back(weights);
+  weights_.push_back(
+      (weights.dim() == 1 ? weights.reshape({-1, 1, 1}) : weights).expand_as(values));
+}
+
+int64_t ScoreSample::units() const {
+  int64_t units = 0;
+  for (const at::Tensor& each : values_) units += each.size(0);
+  return units;
 }
 
 bool ScoreSample::all_zero() const {
@@ -80,25 +84,42 @@ bool ScoreSample::all_zero() const {
                      [](const at::Tensor& each) { return each.eq(0).all().item<bool>(); });
 }
 
+at::Tensor ScoreSample::mean() const { return means(at::ones({1, units()}, at::kDouble))[0]; }
+
+at::Tensor ScoreSample::means(const at::Tensor& counts) const {
+  const int64_t layers = values_.front().size(1), heads = values_.front().size(2);
+  const auto summed = [&](const std::vector<at::Tensor>& parts) {
+    at::Tensor sum = at::zeros({counts.size(0), layers * heads}, at::kDouble);
+    int64_t first = 0;
+    for (const at::Tensor& part : parts) {
+      const int64_t rows = part.size(0);
+      sum.addmm_(counts.slice(1, first, first + rows), part.reshape({rows, -1}));
+      first += rows;
+    }
+    return sum.reshape({counts.size(0), layers, heads});
+  };
+  const at::Tensor weights = summed(weights_);
+  return at::where(weights.gt(0), summed(values_) / weights, at::zeros_like(weights));
+}
+
 void ScoreSample::summarise(const ScoreOptions& options, HeadScores& scores) const {
-  const at::Tensor values = at::cat(values_);
-  const at::Tensor weights = at::cat(weights_);
-  const int64_t units = values.size(0);
-  const std::vector<int64_t> shape{values.size(1), values.size(2)};
-  scores.values = normalise(options, values.sum(0) / weights.sum());
+  summarise_scores(
+      options, mean(), units(), [this](const at::Tensor& counts) { return means(counts); }, scores);
+}
+
+void summarise_scores(const ScoreOptions& options, const at::Tensor& values, int64_t units,
+                      const std::function<at::Tensor(const at::Tensor& counts)>& statistic,
+                      HeadScores& scores) {
+  scores.values = normalise(options, values);
   scores.confidence = options.confidence;
   scores.seed = options.seed;
   if (options.bootstrap == 0) return;
-
-  const at::Tensor table = values.reshape({units, -1});
   std::mt19937_64 random(options.seed);
   std::vector<at::Tensor> draws;
   const int64_t rows_once = rows_at_once(units);
   for (int64_t done = 0; done < options.bootstrap; done += rows_once) {
     const int64_t rows = std::min(rows_once, options.bootstrap - done);
-    const at::Tensor counts = draw_counts(random, rows, units);
-    const at::Tensor mean = at::mm(counts, table) / at::mv(counts, weights).unsqueeze(1);
-    draws.push_back(normalise(options, mean.reshape({rows, shape[0], shape[1]})));
+    draws.push_back(normalise(options, statistic(draw_counts(random, rows, units))));
   }
   const at::Tensor sorted = std::get<0>(at::cat(draws).sort(0));
   const double tail = (1 - options.confidence) / 2;

@@ -82,6 +82,8 @@ at::Tensor ToyModel::attend(const ModelState& state, int64_t l, const GateSet& g
   if (taps != nullptr && taps->head_contexts) {
     taps->head_context.push_back(
         head_contexts(x, layers_[l], static_cast<int64_t>(kept_[l].size()), input));
+  }
+  if (taps != nullptr && (taps->head_contexts || taps->attention_calls)) {
     taps->valid.push_back(state.attention_mask);
   }
   const at::Tensor kept = at::tensor(kept_[l], at::kLong);
@@ -90,6 +92,9 @@ at::Tensor ToyModel::attend(const ModelState& state, int64_t l, const GateSet& g
     if (const at::Tensor dropped = gates.layer_dropped_output(l); dropped.defined()) {
       input.dropped_output(dropped.index_select(0, kept));
     }
+  }
+  if (taps != nullptr && taps->attention_calls) {
+    taps->attention_call.push_back({x, layers_[l], static_cast<int64_t>(kept_[l].size()), input});
   }
   at::Tensor added =
       open_.attention[l]

@@ -33,6 +33,14 @@ struct ModelState {
   ModelState select_samples(const at::Tensor& index) const;
 };
 
+/// One call of an attention block, as `gated_attention` takes it.
+struct AttentionBlockCall {
+  at::Tensor x;
+  AttentionWeights weights;  ///< the tensors of the call, so that gradients can be taken by them
+  int64_t num_heads = 0;
+  AttentionInput input;
+};
+
 /// What a caller wants to see of a run. Ask by setting a flag; read the vectors afterwards.
 struct Taps {
   bool attention_inputs = false;      ///< ask for the input of each attention block
@@ -41,12 +49,13 @@ struct Taps {
   bool feed_forward_inputs = false;   ///< ask for the input of each feed-forward block
   bool neuron_activations = false;    ///< ask for what the neurons of each block make of it
   bool feed_forward_outputs = false;  ///< ask for what each feed-forward block adds
+  bool attention_calls = false;       ///< ask for the calls of attention blocks
 
   std::vector<at::Tensor> attention_input = {};  ///< by block run, [B, T, D]
   /// By block run, [B, T, heads present, dh]: output of each head before gate and output
   /// projection. T may differ between blocks.
   std::vector<at::Tensor> head_context = {};
-  /// By block run, with `head_context`: bool [B, T], true = token; undefined = all are tokens.
+  /// By block run, with either of them: bool [B, T], true = token; undefined = all are tokens.
   std::vector<at::Tensor> valid = {};
   /// By block run, [B, T, D]: what an attention block adds to the residual stream (before dropout),
   /// under the gates of the run, that of the whole block and the output bias included.
@@ -55,7 +64,8 @@ struct Taps {
   /// By feed-forward block run, [B, T, neurons present]: what goes into the second linear map,
   /// before the gates.
   std::vector<at::Tensor> neurons = {};
-  std::vector<at::Tensor> feed_forward_output = {};  ///< as `attention_output`
+  std::vector<at::Tensor> feed_forward_output = {};     ///< as `attention_output`
+  std::vector<AttentionBlockCall> attention_call = {};  ///< by block run
 };
 
 /// Units beside heads that a model has gates of.

@@ -6,6 +6,7 @@
 
 #include "headkit/core/gate_set.h"
 #include "headkit/core/head_mask.h"
+#include "headkit/core/setting_info.h"
 #include "headkit/models/batch.h"
 #include "headkit/models/gated_model.h"
 #include "headkit/models/objective.h"
@@ -50,13 +51,6 @@ struct PruneOptions {
 using PruneFunction =
     std::function<StaticPruning(GatedModel& model, const DataSource& data,
                                 const Objective& objective, const PruneOptions& options)>;
-
-/// A setting of a method.
-struct SettingInfo {
-  std::string name;
-  std::string meaning;
-  std::string standard;  ///< what it is when not given, as JSON
-};
 
 /// What the registry tells of a static pruning method.
 struct PrunerInfo {

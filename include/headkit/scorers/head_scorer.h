@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "headkit/core/head_scores.h"
+#include "headkit/core/setting_info.h"
 #include "headkit/models/batch.h"
 #include "headkit/models/gated_model.h"
 #include "headkit/models/objective.h"
@@ -22,9 +23,6 @@ struct ScoreOptions {
   double confidence = 0.95;              ///< level of the bootstrap interval, in (0, 1)
   int64_t bootstrap = 1000;              ///< resamples over examples; 0 = no interval
   uint64_t seed = 0;                     ///< of the bootstrap and of the random scorer
-  /// [L, H]: where a gradient is taken, for pruners that score again after each removal; heads at 0
-  /// score 0. Empty = the dense model.
-  at::Tensor gates = {};
   at::Tensor dropped_output = {};  ///< [L, H, D]: what replaces a closed head; empty = nothing
   Progress progress = {};          ///< batches done
 };
@@ -50,10 +48,13 @@ struct ScorerInfo {
   std::string source;
   std::string cost;   ///< in forwards and backwards over the data
   std::string needs;  ///< labels, none ...
-  std::function<std::unique_ptr<HeadScorer>()> make;
+  /// From a JSON object of `settings`; std::invalid_argument for unknown ones.
+  std::function<std::unique_ptr<HeadScorer>(const std::string& settings)> make;
+  std::vector<SettingInfo> settings = {};  ///< its own, beside ScoreOptions
 };
 const std::vector<ScorerInfo>& scorers();
-/// Throws std::invalid_argument, naming the known ones.
-std::unique_ptr<HeadScorer> make_scorer(const std::string& name);
+/// Throws std::invalid_argument, naming the known ones, for an unknown name or setting.
+std::unique_ptr<HeadScorer> make_scorer(const std::string& name,
+                                        const std::string& settings = "{}");
 
 }  // namespace headkit

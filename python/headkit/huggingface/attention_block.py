@@ -335,6 +335,9 @@ def tap(call: Call, arguments: dict[str, Any]) -> None:
         taps.attention_input = [*taps.attention_input, arguments["x"]]
     if taps.head_contexts:
         taps.head_context = [*taps.head_context, _C.head_contexts(**arguments)]
+    if taps.attention_calls:
+        taps.attention_call = [*taps.attention_call, _C.attention_block_call(**arguments)]
+    if taps.head_contexts or taps.attention_calls:
         taps.valid = [*taps.valid, call.tokens]
 
 

@@ -4,8 +4,7 @@
 #include <vector>
 
 #include "core/json.h"
-#include "headkit/pruners/pruner.h"
-#include "headkit/scorers/head_scorer.h"
+#include "headkit/core/setting_info.h"
 
 namespace headkit {
 
@@ -13,8 +12,8 @@ namespace headkit {
 /// what is known. An empty object leaves the options as they are, and tells what there is to set.
 class MethodSettings {
  public:
-  /// Throws std::invalid_argument unless `json` is an object.
-  MethodSettings(std::string method, const std::string& json);
+  /// Throws std::invalid_argument unless `json` is an object. `operation`: of error messages.
+  MethodSettings(std::string method, const std::string& json, const char* operation = "prune");
 
   /// Each throws std::invalid_argument for a value of another type.
   void read(const char* name, bool& value, const char* meaning);
@@ -26,6 +25,9 @@ class MethodSettings {
   /// Throws std::invalid_argument if a setting is left that nothing read.
   void check_all_read() const;
 
+  /// JSON object of those that nothing read.
+  std::string unread() const;
+
   const std::vector<SettingInfo>& known() const { return known_; }
 
  private:
@@ -33,11 +35,9 @@ class MethodSettings {
   [[noreturn]] void fail(const char* name, const char* expected, const Json& found) const;
 
   std::string method_;
+  const char* operation_;
   Json values_;
   std::vector<SettingInfo> known_;
 };
-
-/// The settings of scores that methods with scores inside share.
-void read_score_settings(MethodSettings& settings, ScoreOptions& score);
 
 }  // namespace headkit

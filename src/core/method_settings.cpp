@@ -1,4 +1,4 @@
-#include "pruners/method_settings.h"
+#include "core/method_settings.h"
 
 #include <algorithm>
 
@@ -6,14 +6,14 @@
 
 namespace headkit {
 
-MethodSettings::MethodSettings(std::string method, const std::string& json)
-    : method_(std::move(method)), values_(parse_json("prune", json)) {
-  HEADKIT_CHECK(values_.is_object(), "prune", "an object of settings", json);
+MethodSettings::MethodSettings(std::string method, const std::string& json, const char* operation)
+    : method_(std::move(method)), operation_(operation), values_(parse_json(operation, json)) {
+  HEADKIT_CHECK(values_.is_object(), operation_, "an object of settings", json);
 }
 
 void MethodSettings::fail(const char* name, const char* expected, const Json& found) const {
   throw std::invalid_argument(
-      error_message("prune", std::string(expected) + " as " + name + " of " + method_,
+      error_message(operation_, std::string(expected) + " as " + name + " of " + method_,
                     found.dump(-1, ' ', false, Json::error_handler_t::replace)));
 }
 
@@ -68,6 +68,12 @@ void MethodSettings::read(const char* name, std::vector<double>& value, const ch
   }
 }
 
+std::string MethodSettings::unread() const {
+  Json rest = values_;
+  for (const SettingInfo& each : known_) rest.erase(each.name);
+  return rest.dump();
+}
+
 void MethodSettings::check_all_read() const {
   std::string names;
   for (const SettingInfo& each : known_) names += (names.empty() ? "" : ", ") + each.name;
@@ -75,17 +81,10 @@ void MethodSettings::check_all_read() const {
     HEADKIT_CHECK(
         std::any_of(known_.begin(), known_.end(),
                     [&, &setting = name](const SettingInfo& each) { return each.name == setting; }),
-        "prune",
+        operation_,
         names.empty() ? "no settings for " + method_ : "settings of " + method_ + " among " + names,
         "'", name, "'");
   }
-}
-
-void read_score_settings(MethodSettings& settings, ScoreOptions& score) {
-  settings.read("granularity", score.granularity, "of gate gradients, as for score");
-  settings.read("normalization", score.normalization, "none or layer_l2");
-  settings.read("denominator", score.denominator, "of gate gradients, as for score");
-  settings.read("seed", score.seed, "of what is random in the metric");
 }
 
 }  // namespace headkit
