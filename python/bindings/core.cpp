@@ -111,6 +111,8 @@ void register_head_scores(py::module_& m) {
   py::class_<HeadScores>(m, "HeadScores", R"pbdoc(
 Importance of every head; larger = more important.
 
+What was computed elsewhere takes part as well: ``HeadScores(values, metric="mine")``.
+
 Attributes:
     values: float64, shape [layers, heads].
     lower, upper: ends of the interval at level ``confidence``, or None.
@@ -147,6 +149,12 @@ Attributes:
       .def_readonly("seed", &HeadScores::seed)
       .def("to_json", &HeadScores::to_json)
       .def_static("from_json", &HeadScores::from_json, py::arg("text"))
+      .def(
+          "plot",
+          [](const py::object& self, const py::object& path) {
+            py::module_::import("headkit.scoring").attr("plot_scores")(self, path);
+          },
+          py::arg("path"), "Draw a heat map into a file; see headkit.plot_scores.")
       .def("__repr__", [](const HeadScores& s) {
         return "HeadScores(" + s.metric + " of " + s.objective + ", [" +
                std::to_string(s.values.size(0)) + ", " + std::to_string(s.values.size(1)) +

@@ -24,6 +24,7 @@ from headkit._C import (
     Escalation,
     EscalationTrace,
     FeedForwardWeights,
+    FisherInformation,
     GatedModel,
     GatedUnits,
     GateInput,
@@ -101,6 +102,7 @@ from headkit._C import (
     removal_order,
     scorers,
     sentence_embedding,
+    shapley_values,
     show_config,
     slice_heads,
     slice_neurons,
@@ -128,7 +130,7 @@ from headkit.learned_gates import (
 from headkit.pruning import apply, mean_head_outputs, measure_latency, prune
 from headkit.running import run
 from headkit.saving import load, save
-from headkit.scoring import score
+from headkit.scoring import fisher_information, learned_gate_scores, plot_scores, score
 
 # For find_package(headkit) against an installed wheel: a CMAKE_PREFIX_PATH.
 cmake_prefix_path = _os.path.dirname(_C.__file__)
@@ -145,6 +147,7 @@ __all__ = [
     "Escalation",
     "EscalationTrace",
     "FeedForwardWeights",
+    "FisherInformation",
     "FixedTargetGates",
     "GateInput",
     "GatePolicy",
@@ -199,6 +202,7 @@ __all__ = [
     "encoder_flops",
     "feed_forward_backend",
     "feed_forward_flops",
+    "fisher_information",
     "fit_linear_gate",
     "gated_attention",
     "gated_feed_forward",
@@ -227,6 +231,7 @@ __all__ = [
     "peak_flops",
     "pearson",
     "plot_agreement",
+    "plot_scores",
     "plot_stability",
     "policies",
     "policy_from_json",
@@ -246,6 +251,7 @@ __all__ = [
     "score",
     "scorers",
     "sentence_embedding",
+    "shapley_values",
     "show_config",
     "slice_heads",
     "slice_neurons",

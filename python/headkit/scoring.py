@@ -1,11 +1,17 @@
 """Importance of every head, measured on data."""
 
-from typing import Any
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from headkit import _C
 from headkit.progress import Told, reporting
+
+if TYPE_CHECKING:
+    from headkit.learned_gates import LearnedGates
 
 
 def gated_model(model: torch.nn.Module | _C.GatedModel, operation: str) -> _C.GatedModel:
@@ -51,6 +57,7 @@ def score(
     seed: int = 0,
     dropped_output: torch.Tensor | None = None,
     progress: bool | Told = False,
+    **settings: Any,
 ) -> _C.HeadScores:
     """Score every head from data; larger = more important.
 
@@ -65,7 +72,8 @@ def score(
             ``labels``. Language models: ``"next_token"``, encoder-decoders: ``"seq2seq"``.
         granularity: where absolute values are taken by ``gate_gradient``: ``"token"``,
             ``"example"``, ``"batch"`` (depends on the batch size), or ``"signed"`` (nowhere).
-        normalization: ``"none"`` or ``"layer_l2"`` (divide by the norm of the layer).
+        normalization: ``"none"``, ``"layer_l2"`` (divide by the norm of the layer) or ``"minmax"``
+            (to 0 to 1 over all heads). It changes the order between layers.
         denominator: of ``gate_gradient``: ``"examples"`` or ``"tokens"``.
         confidence: level of the interval, between 0 and 1.
         bootstrap: resamples over examples for the interval; 0 = no interval.
@@ -73,12 +81,16 @@ def score(
         dropped_output: what will replace a closed head, [layers, heads, model_dim] as
             ``mean_head_outputs`` gives it; heads are scored against it instead of against nothing.
         progress: True for a bar, or a function called with (batches done, batches).
+        settings: those of the metric, see ``headkit.scorers()[metric]["settings"]``.
 
     Returns:
         HeadScores: values, interval, and how they came about.
 
+    Warns:
+        UserWarning: where the metric says in its result that it is not to be relied on.
+
     Raises:
-        ValueError: for unknown names, data without examples, a model that is not attached, or an
+        ValueError: for unknown names and settings, data without examples, a model that is not attached, or an
             objective whose minimum is the dense model with ``gate_gradient``.
         RuntimeError: if a loss is not finite or no gate reaches the loss.
 
@@ -95,7 +107,7 @@ def score(
     """
     gated = gated_model(model, "score")
     with reporting(f"score: {metric}", progress) as tell:
-        return _C.score(
+        scores = _C.score(
             gated,
             data,
             metric,
@@ -107,5 +119,121 @@ def score(
             bootstrap=bootstrap,
             seed=seed,
             dropped_output=dropped_output,
+            settings=json.dumps(settings),
             progress=tell,
         )
+    warning = json.loads(scores.settings).get("warning")
+    if warning is not None:
+        warnings.warn(f"[score] {metric}: {warning}", stacklevel=2)
+    return scores
+
+
+def fisher_information(
+    model: torch.nn.Module | _C.GatedModel,
+    data: Any,
+    objective: str | _C.Objective | None = None,
+    *,
+    neurons: bool = True,
+    keep_gradients: bool = False,
+    progress: bool | Told = False,
+) -> _C.FisherInformation:
+    """Empirical Fisher information of the gates of heads, within layers, and of neurons.
+
+    One forward and one backward a batch. The loss of a mask rises by about half of ``(1 - m) @
+    head_blocks[l] @ (1 - m)``, summed over layers.
+
+    Args:
+        model: an attached model, or a GatedModel.
+        data: as for ``score``.
+        objective: as for ``score``.
+        neurons: also neurons, where the model has gates of them.
+        keep_gradients: also return the gradient of every example.
+        progress: as for ``score``.
+
+    Returns:
+        FisherInformation: ``heads``, ``head_blocks``, ``neurons``.
+
+    Raises:
+        ValueError, RuntimeError: as ``score``.
+
+    Source:
+        Kwon et al. 2022.
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.BertConfig(
+        ...     vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4
+        ... )
+        >>> model = transformers.BertForSequenceClassification(config)
+        >>> gated = headkit.attach(model)
+        >>> batch = {"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([1])}
+        >>> headkit.fisher_information(model, [batch]).head_blocks.shape
+        torch.Size([2, 4, 4])
+    """
+    gated = gated_model(model, "fisher_information")
+    with reporting("Fisher information", progress) as tell:
+        return _C.fisher_information(
+            gated,
+            data,
+            as_objective(objective),
+            neurons=neurons,
+            keep_gradients=keep_gradients,
+            progress=tell,
+        )
+
+
+def learned_gate_scores(gates: "LearnedGates", parameter: str = "") -> _C.HeadScores:
+    """What trained gates say of heads: the parameter that decides about them.
+
+    It ranks heads also where the gates themselves are clipped to 0 or 1.
+
+    Args:
+        gates: trained gates.
+        parameter: its name; empty = the first of shape [layers, heads].
+
+    Returns:
+        HeadScores: metric ``"learned_gates"``.
+
+    Raises:
+        ValueError: if there is no such parameter.
+
+    Example:
+        >>> headkit.learned_gate_scores(headkit.HardConcreteGates(2, 4)).values.shape
+        torch.Size([2, 4])
+    """
+    return _C.learned_gate_scores(gates.core(), parameter)
+
+
+def plot_scores(scores: _C.HeadScores, path: str | Path) -> None:
+    """Draw scores as a heat map, layer 0 at the bottom; also ``scores.plot(path)``.
+
+    Scores of both signs get colours that part at 0.
+
+    Args:
+        scores: what ``score`` returned, or scores from elsewhere.
+        path: a file whose ending matplotlib knows.
+
+    Raises:
+        RuntimeError: if matplotlib is not installed.
+    """
+    from headkit.plotting import pyplot_for, save_figure
+
+    values = scores.values
+    pyplot = pyplot_for("plot_scores")
+    layers, heads = values.shape
+    figure, axes = pyplot.subplots(
+        figsize=(2.0 + 0.35 * heads, 1.3 + 0.35 * layers), constrained_layout=True
+    )
+    low, high = float(values.min()), float(values.max())
+    colours = {"cmap": "cividis", "vmin": low, "vmax": high}
+    if low < 0 < high:
+        reach = max(-low, high)
+        colours = {"cmap": "PuOr", "vmin": -reach, "vmax": reach}
+    image = axes.imshow(values.numpy(), origin="lower", **colours)
+    axes.grid(False)
+    axes.set_xlabel("head")
+    axes.set_ylabel("layer")
+    of = f" of {scores.objective}" if scores.objective else ""
+    axes.set_title(f"{scores.metric}{of}, {scores.samples} examples")
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    save_figure(pyplot, figure, path)

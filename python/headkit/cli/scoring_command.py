@@ -25,8 +25,16 @@ Metric = Annotated[
     str | None,
     typer.Option(
         "--metric",
-        help="gate_gradient, ablation or random (headkit.scorers()); without it ablation for "
+        help="A name in headkit.scorers(); a wrong one shows them all. Without it ablation for "
         "embedding, whose gradients are 0, and gate_gradient for the rest.",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A setting of the metric, for example --set permutations=40; more than once for more.",
     ),
 ]
 Method = Annotated[
@@ -52,6 +60,10 @@ def score(
     data: DataFile,
     task: TaskName = None,
     metric: Metric = None,
+    settings: Settings = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw a heat map into this file.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the scores to this file.")
     ] = None,
@@ -73,7 +85,9 @@ def score(
         with quiet_transformers(), shown_progress() as show:
             job = start_job(model, task, data, limit, show)
             headed, head = job.headed
-            scores = _score(job, headed, metric, seed, show)
+            scores = _score(job, headed, metric, seed, show, read_settings("score", settings))
+        if plot is not None:
+            scores.plot(plot)
         if out is not None:
             write_text(out, scores.to_json() + "\n")
         if as_json:
@@ -204,7 +218,28 @@ def _neurons(found: Any) -> list[int] | None:
     return [int(gates.neurons.ne(0).sum()), gates.neurons.numel()]
 
 
-def _score(job: Any, headed: Any, metric: str | None, seed: int, show: Any) -> Any:
+def read_settings(operation: str, given: list[str] | None) -> dict[str, Any]:
+    """NAME=VALUE as keyword arguments: numbers, true and false as such, anything else as text."""
+    settings: dict[str, Any] = {}
+    for entry in given or ():
+        name, equals, value = entry.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"[{operation}] expected --set NAME=VALUE; found {entry!r}")
+        try:
+            settings[name] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[name] = value
+    return settings
+
+
+def _score(
+    job: Any,
+    headed: Any,
+    metric: str | None,
+    seed: int,
+    show: Any,
+    settings: dict[str, Any] | None = None,
+) -> Any:
     import headkit
 
     return headkit.score(
@@ -214,6 +249,7 @@ def _score(job: Any, headed: Any, metric: str | None, seed: int, show: Any) -> A
         job.task.OBJECTIVE,
         seed=seed,
         progress=lambda done, total: show("scoring heads", done, total),
+        **(settings or {}),
     )
 
 
