@@ -217,6 +217,7 @@ __all__ = [
     "head_contexts",
     "holm",
     "kendall_tau",
+    "learned_gate_scores",
     "load",
     "make_objective",
     "make_work_list",

@@ -90,8 +90,8 @@ def score(
         UserWarning: where the metric says in its result that it is not to be relied on.
 
     Raises:
-        ValueError: for unknown names and settings, data without examples, a model that is not attached, or an
-            objective whose minimum is the dense model with ``gate_gradient``.
+        ValueError: for unknown names and settings, data without examples, a model that is not
+            attached, or an objective whose minimum is the dense model with ``gate_gradient``.
         RuntimeError: if a loss is not finite or no gate reaches the loss.
 
     Example:

@@ -158,7 +158,7 @@ def test_scores_from_elsewhere_are_drawn_and_kept(tmp_path):
 
 
 def test_learned_gates_rank_heads():
-    gates = hk.SubsetGates(2, 3, 2)
+    gates = hk.SubsetGates(2, 3, keep=2)
     with torch.no_grad():
         gates.w.copy_(torch.arange(6).reshape(2, 3))
     assert hk.learned_gate_scores(gates).values.tolist() == [[0, 1, 2], [3, 4, 5]]

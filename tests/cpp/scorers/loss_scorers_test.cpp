@@ -169,8 +169,8 @@ TEST(KlCurvatureTest, GoldenCurvatureWithoutLabels) {
   batch.erase("labels");
   const HeadScores exact = score(KlCurvatureScorer(), *model, {batch});
   testing::expect_golden(exact.values, golden, "kl_curvature");
-  const at::Tensor drawn = score(KlCurvatureScorer({.draws = 4000}), *model, {batch}).values;
-  EXPECT_TRUE(at::allclose(drawn, exact.values, 0.1, 1e-3));
+  const at::Tensor drawn = score(KlCurvatureScorer({.draws = 1000}), *model, {batch}).values;
+  EXPECT_TRUE(at::allclose(drawn, exact.values, 0.2, 1e-3));
 }
 
 TEST(KlCurvatureTest, IsTheSecondDifferenceOfTheDivergence) {

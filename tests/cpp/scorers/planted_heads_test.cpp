@@ -15,8 +15,9 @@ const HeadLayout kLayout{.layers = 3, .heads = 4, .head_dim = 3, .model_dim = 10
 constexpr int64_t kNeeded = 4;
 constexpr int64_t kClasses = 3;
 
-// A transformer of which four heads, known, make the labels: they write where the classifier reads.
-// The others write as much, into dimensions that it hardly reads.
+// A transformer of which four heads, known, decide the labels. Each reads a feature of its own,
+// dimensions 0 .. 3 of the input, and writes it where the classifier reads, dimensions 4 .. 7. The
+// other heads are random; a little of what they write falls into both.
 struct Planted {
   std::shared_ptr<testing::ToyModel> model;
   at::Tensor needed;  // bool [L, H]
@@ -26,30 +27,41 @@ struct Planted {
 Planted planted(uint64_t seed) {
   const at::Generator generator = at::detail::createCPUGenerator(seed);
   Planted made;
-  const at::Tensor order = at::randperm(kLayout.total_heads(), generator, at::kLong);
-  made.needed = at::zeros({kLayout.total_heads()}, at::kBool);
-  made.needed.index_fill_(0, order.slice(0, 0, kNeeded), true);
+  const at::Tensor chosen =
+      at::randperm(kLayout.total_heads(), generator, at::kLong).slice(0, 0, kNeeded);
+  made.needed = at::zeros({kLayout.total_heads()}, at::kBool).index_fill_(0, chosen, true);
   made.needed = made.needed.reshape({kLayout.layers, kLayout.heads});
   const auto plain = testing::random_toy_model(kLayout, kClasses, seed);
   std::vector<AttentionWeights> layers;
   for (int64_t layer = 0; layer < kLayout.layers; ++layer) {
-    const AttentionWeights w = plain->attention(layer);
-    for (int64_t head = 0; head < kLayout.heads; ++head) {
-      const at::Tensor columns = w.o.slice(1, 3 * head, 3 * head + 3);
-      const bool reads = made.needed[layer][head].item<bool>();
-      columns.slice(0, reads ? 5 : 0, reads ? 10 : 5).zero_();
-      columns.mul_(2);
-    }
-    layers.push_back(w);
+    const AttentionWeights& w = layers.emplace_back(plain->attention(layer));
+    w.o.slice(0, 0, 4).mul_(0.1);
+    w.o.slice(0, 4, 8).mul_(0.05);
+    w.o_bias.zero_();
   }
-  at::Tensor classifier = at::randn({kClasses, 10}, generator, at::kDouble);
-  classifier.slice(1, 5).mul_(0.05);
+  for (int64_t feature = 0; feature < kNeeded; ++feature) {
+    const int64_t place = chosen[feature].item<int64_t>();
+    const AttentionWeights& w = layers[static_cast<size_t>(place / kLayout.heads)];
+    const int64_t row = place % kLayout.heads * kLayout.head_dim;
+    w.v.slice(0, row, row + kLayout.head_dim).zero_();
+    w.v_bias.slice(0, row, row + kLayout.head_dim).zero_();
+    w.o.slice(1, row, row + kLayout.head_dim).zero_();
+    w.v[row][feature] = 1;
+    w.o[4 + feature][row] = 2;
+  }
+  at::Tensor classifier = at::zeros({kClasses, kLayout.model_dim}, at::kDouble);
+  classifier.slice(1, 4, 8).copy_(
+      at::tensor({3, 3, 3, -3, 3, -3, -3, 3, -3, 3, -3, 3}, at::kDouble).reshape({3, 4}));
   made.model = std::make_shared<testing::ToyModel>(kLayout, std::move(layers), classifier,
                                                    at::zeros({kClasses}, at::kDouble));
-  made.batch = testing::random_toy_batch(kLayout, 60, 6, kClasses, seed);
+  made.batch = testing::random_toy_batch(kLayout, 100, 6, kClasses, seed);
+  made.batch.at("x").slice(2, 4, 8).zero_();
   GateSet only_needed;
   only_needed.heads = made.needed.to(at::kDouble);
-  made.batch["labels"] = (*made.model)(made.batch, only_needed).argmax(1);
+  made.batch["labels"] = (*made.model)(made.batch, only_needed)
+                             .softmax(1)
+                             .multinomial(1, /*replacement=*/false, generator)
+                             .squeeze(1);
   return made;
 }
 
