@@ -51,10 +51,10 @@ Planted planted(uint64_t seed) {
   }
   at::Tensor classifier = at::zeros({kClasses, kLayout.model_dim}, at::kDouble);
   classifier.slice(1, 4, 8).copy_(
-      at::tensor({3, 3, 3, -3, 3, -3, -3, 3, -3, 3, -3, 3}, at::kDouble).reshape({3, 4}));
+      at::tensor({1, 1, 1, -1, 1, -1, -1, 1, -1, 1, -1, 1}, at::kDouble).reshape({3, 4}));
   made.model = std::make_shared<testing::ToyModel>(kLayout, std::move(layers), classifier,
                                                    at::zeros({kClasses}, at::kDouble));
-  made.batch = testing::random_toy_batch(kLayout, 100, 6, kClasses, seed);
+  made.batch = testing::random_toy_batch(kLayout, 200, 6, kClasses, seed);
   made.batch.at("x").slice(2, 4, 8).zero_();
   GateSet only_needed;
   only_needed.heads = made.needed.to(at::kDouble);
