@@ -29,14 +29,6 @@ Metric = Annotated[
         "embedding, whose gradients are 0, and gate_gradient for the rest.",
     ),
 ]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE",
-        help="A setting of the metric, for example --set permutations=40; more than once for more.",
-    ),
-]
 Method = Annotated[
     str | None,
     typer.Option(
@@ -49,8 +41,8 @@ Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="A setting of the method as NAME=VALUE, may be repeated; what there is to set is in "
-        "headkit.pruners()[METHOD]['settings'], and an unknown name is answered with it.",
+        help="A setting of the metric or method as NAME=VALUE, may be repeated; what there is to set "
+        "is in headkit.scorers() and headkit.pruners(), and an unknown name is answered with it.",
     ),
 ]
 
@@ -85,7 +77,7 @@ def score(
         with quiet_transformers(), shown_progress() as show:
             job = start_job(model, task, data, limit, show)
             headed, head = job.headed
-            scores = _score(job, headed, metric, seed, show, read_settings("score", settings))
+            scores = _score(job, headed, metric, seed, show, _settings("score", settings))
         if plot is not None:
             scores.plot(plot)
         if out is not None:
@@ -131,7 +123,7 @@ def prune(
         _check_metric("prune", method, headkit.pruners())
         if not 0 <= keep <= 1:
             raise ValueError(f"[prune] expected --keep from 0 to 1; found {keep}")
-        given = _settings(settings)
+        given = _settings("prune", settings)
         check_new_folder("prune", out)
         with quiet_transformers(), shown_progress() as show:
             job = start_job(model, task, data, limit, show)
@@ -196,13 +188,13 @@ def _check_metric(operation: str, metric: str | None, known: Iterable[str]) -> N
         raise ValueError(f"[{operation}] expected a metric of {', '.join(known)}; found {metric!r}")
 
 
-def _settings(given: list[str] | None) -> dict[str, Any]:
+def _settings(operation: str, given: list[str] | None) -> dict[str, Any]:
     """``NAME=VALUE`` entries: numbers, true, false and lists as JSON, all else as text."""
     settings = {}
     for entry in given or ():
         name, equals, value = entry.partition("=")
         if not name.isidentifier() or not equals:
-            raise ValueError(f"[prune] expected --set NAME=VALUE; found {entry!r}")
+            raise ValueError(f"[{operation}] expected --set NAME=VALUE; found {entry!r}")
         try:
             settings[name] = json.loads(value)
         except ValueError:
@@ -216,20 +208,6 @@ def _neurons(found: Any) -> list[int] | None:
     if gates is None or gates.neurons is None:
         return None
     return [int(gates.neurons.ne(0).sum()), gates.neurons.numel()]
-
-
-def read_settings(operation: str, given: list[str] | None) -> dict[str, Any]:
-    """NAME=VALUE as keyword arguments: numbers, true and false as such, anything else as text."""
-    settings: dict[str, Any] = {}
-    for entry in given or ():
-        name, equals, value = entry.partition("=")
-        if not equals or not name.isidentifier():
-            raise ValueError(f"[{operation}] expected --set NAME=VALUE; found {entry!r}")
-        try:
-            settings[name] = json.loads(value)
-        except json.JSONDecodeError:
-            settings[name] = value
-    return settings
 
 
 def _score(
