@@ -41,8 +41,8 @@ Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="A setting of the metric or method as NAME=VALUE, may be repeated; what there is to set "
-        "is in headkit.scorers() and headkit.pruners(), and an unknown name is answered with it.",
+        help="A setting of the metric or method as NAME=VALUE, may be repeated; what there is to "
+        "set is in headkit.scorers() and headkit.pruners(); an unknown name is answered with it.",
     ),
 ]
 
