@@ -175,6 +175,8 @@ class LearnGatesWhileTraining(transformers.TrainerCallback):
                 "[LearnGatesWhileTraining] expected float32 or bf16, because fp16 scales the "
                 "gradients that the gates get; found fp16"
             )
+        # A training that an error ended has left its hooks.
+        self.on_train_end(args, state, control)
         self._optimizer = torch.optim.Adam(self.gates.parameter_groups(self.learning_rate))
         self._optimizer.zero_grad()
         self._hooks = [

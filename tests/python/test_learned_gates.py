@@ -2,6 +2,7 @@
 
 import copy
 import json
+import types
 
 import pytest
 import safetensors.torch
@@ -191,13 +192,34 @@ def test_the_callback_gives_the_gradient_of_loss_plus_penalty(planted, tmp_path)
 
 
 def test_the_callback_refuses_what_it_cannot_do(planted, tmp_path, tiny):
-    _, batches = planted
+    model, batches = planted
     with pytest.raises(ValueError, match="learned gates"):
         LearnGatesWhileTraining(torch.nn.Linear(2, 2))
     callback = LearnGatesWhileTraining(hk.SubsetGates(3, 4, keep=5))
+    with pytest.raises(ValueError, match="fp16"):
+        half = types.SimpleNamespace(world_size=1, n_gpu=0, fp16=True)
+        callback.on_train_begin(half, None, None, model=model)
     plain = tiny.make("Bert", "SequenceClassification")
     with pytest.raises(ValueError, match="attached"):
         trainer(plain, tmp_path, batches, callback).train()
+
+
+def test_a_training_that_failed_leaves_no_second_gates(planted, tmp_path):
+    model, batches = planted
+    hooks = len(model._forward_pre_hooks)
+    callback = LearnGatesWhileTraining(hk.SubsetGates(3, 4, keep=5))
+
+    class Fail(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise RuntimeError("lost")
+
+    failing = trainer(model, tmp_path, batches, callback, max_steps=1)
+    failing.add_callback(Fail())
+    with pytest.raises(RuntimeError, match="lost"):
+        failing.train()
+    assert len(model._forward_pre_hooks) == hooks + 1
+    trainer(model, tmp_path, batches, callback, max_steps=1).train()
+    assert len(model._forward_pre_hooks) == hooks
 
 
 def test_fixed_targets_train_in_anybodys_loop(planted):
