@@ -52,6 +52,7 @@
 #include "headkit/pruners/latency_table.h"
 #include "headkit/pruners/least_squares.h"
 #include "headkit/pruners/mean_output.h"
+#include "headkit/pruners/obs.h"
 #include "headkit/pruners/pruner.h"
 #include "headkit/pruners/rearrangement.h"
 #include "headkit/pruners/removal.h"

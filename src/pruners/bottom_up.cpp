@@ -6,11 +6,11 @@
 #include "core/json.h"
 #include "headkit/core/error.h"
 #include "headkit/pruners/cost_search.h"
-#include "headkit/pruners/least_squares.h"
 #include "headkit/scorers/fisher.h"
 #include "pruners/dense_walk.h"
 #include "pruners/lent_weights.h"
 #include "pruners/model_cost.h"
+#include "pruners/output_refit.h"
 
 namespace headkit {
 namespace {
@@ -18,11 +18,6 @@ namespace {
 constexpr char kName[] = "bottom_up";
 
 at::Tensor in_double(const at::Tensor& tensor) { return tensor.detach().to(at::kCPU, at::kDouble); }
-
-// Places of channels of some units, `width` channels each.
-at::Tensor channels(const at::Tensor& units, int64_t width) {
-  return (units.unsqueeze(1) * width + at::arange(width)).flatten();
-}
 
 // Mean squared output of each unit, sum over its channels c of mean_t x_c^2 |W_c|^2.
 at::Tensor output_energy(const ProjectionMoments& moments, const at::Tensor& weight,
@@ -52,27 +47,6 @@ struct Kind {
   }
   double spent(int64_t layer) const { return cost * keep[layer].sum().item<double>(); }
 };
-
-// Fits the columns of the units that stay; those of the others become 0.
-OutputRefit refit(const ProjectionMoments& all, const at::Tensor& weight, const at::Tensor& bias,
-                  const at::Tensor& kept_channels, double ridge) {
-  const ProjectionMoments moments = (bias.defined() ? all.centred() : all).select(kept_channels);
-  const at::Tensor start = in_double(weight).index_select(1, kept_channels);
-  OutputRefit found;
-  at::Tensor fitted = at::zeros(weight.sizes(), at::kDouble);
-  at::Tensor constant = all.target_sum;
-  if (kept_channels.numel() > 0) {
-    const double scale = moments.gram.diagonal().mean().item<double>();
-    const at::Tensor columns = refit_projection(moments.gram, moments.cross, start, ridge * scale);
-    fitted.index_copy_(1, kept_channels, columns);
-    constant = constant - at::mv(columns, moments.input_sum);
-  }
-  found.weight = fitted.to(weight.scalar_type());
-  if (bias.defined()) {
-    found.bias = (in_double(bias) + constant / all.tokens).to(bias.scalar_type());
-  }
-  return found;
-}
 
 }  // namespace
 
@@ -146,7 +120,8 @@ StaticPruning prune_bottom_up(GatedModel& model, const DataSource& data, const O
                              const at::Tensor& bias, bool feed_forward) {
       const at::Tensor places =
           kind.keep[layer].masked_select(kind.there[layer]).nonzero().flatten();
-      OutputRefit found = refit(moments, weight, bias, channels(places, kind.width), options.ridge);
+      OutputRefit found =
+          refit_output(moments, weight, bias, channels_of(places, kind.width), options.ridge);
       found.layer = layer;
       found.feed_forward = feed_forward;
       lent.write(weight, found.weight);

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <limits>
+
 #include "headkit/core/error.h"
 
 namespace headkit {
@@ -71,6 +73,12 @@ double ColumnSurgeon::score(const std::vector<int64_t>& columns) const {
   const at::Tensor part = weight_.index_select(1, index);
   const at::Tensor block = inverse_.index_select(0, index).index_select(1, index);
   return (part * solve(block, part.t()).t()).sum().item<double>();
+}
+
+at::Tensor ColumnSurgeon::column_scores() const {
+  const at::Tensor diagonal = inverse_.diagonal();
+  return at::where(diagonal.gt(0), weight_.square().sum(0) / diagonal,
+                   at::full_like(diagonal, std::numeric_limits<double>::infinity()));
 }
 
 void ColumnSurgeon::remove(const std::vector<int64_t>& columns) {

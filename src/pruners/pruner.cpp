@@ -13,6 +13,7 @@
 #include "headkit/pruners/iterative.h"
 #include "headkit/pruners/kwon.h"
 #include "headkit/pruners/mean_output.h"
+#include "headkit/pruners/obs.h"
 #include "headkit/pruners/removal.h"
 #include "headkit/pruners/subset.h"
 #include "headkit/pruners/voita.h"
@@ -95,6 +96,15 @@ void read(MethodSettings& settings, BottomUpOptions& options) {
   settings.read("ridge", options.ridge, "of the re-fit, in units of the mean squared input");
   settings.read("refit_examples", options.refit_examples,
                 "examples that the re-fit looks at; 0 = all");
+}
+
+void read(MethodSettings& settings, ObsOptions& options) {
+  settings.read("neurons", options.neurons,
+                "also prune neurons, where the model has gates of them");
+  settings.read("tokens", options.tokens, "length that costs are counted at; 0 = mean of the data");
+  settings.read("damping", options.damping, "of the inverse, in units of the mean squared input");
+  settings.read("ridge", options.ridge, "of the re-fit, in the same units");
+  settings.read("examples", options.examples, "examples that are looked at; 0 = all");
 }
 
 void read(MethodSettings& settings, VoitaOptions& options) {
@@ -227,6 +237,20 @@ std::vector<PrunerInfo> searching_pruners() {
             return BottomUpOptions{.keep = given.share.keep, .progress = given.score.progress};
           },
           &prune_bottom_up),
+      with_settings<ObsOptions>(
+          {.name = "obs",
+           .definition = "Layer-wise optimal brain surgeon on heads and neurons, greedy between "
+                         "sublayers, then output projections re-fitted from the bottom",
+           .source = "after Kurtic, Frantar, Alistarh 2023 (ZipLM)",
+           .cost = "about 8 forwards, and an F x F update for each neuron that goes",
+           .needs = "nothing",
+           .prune = nullptr,
+           .budget = "MACs"},
+          [](const PruneOptions& given) {
+            check_plain_share("obs", given.share);
+            return ObsOptions{.keep = given.share.keep, .progress = given.score.progress};
+          },
+          &prune_obs),
       with_settings<VoitaOptions>(
           {.name = "voita",
            .definition = "Trains L0-regularised gates at the penalty whose open heads come nearest "

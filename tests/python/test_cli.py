@@ -98,6 +98,7 @@ def test_prune_saves_a_model_that_can_be_loaded_and_scored(folders, data, tmp_pa
         ("backward_elimination", {"step": 2, "shortlist": 4}),
         ("kwon", {"ridge": 0.5, "rearrange": False}),
         ("bottom_up", {}),
+        ("obs", {"damping": 0.01}),
     ],
 )
 def test_prune_by_methods_that_search(folders, data, tmp_path, method, settings):

@@ -301,8 +301,9 @@ def test_minilm_pruned_equals_masked_and_compensation_helps(minilm):
     assert torch.nn.functional.cosine_similarity(compensated, dense).mean() > drift
 
 
+@pytest.mark.parametrize("method", ["bottom_up", "obs"])
 @pytest.mark.parametrize("family", ["Bert", "DistilBert"])
-def test_bottom_up_leaves_the_model_and_comes_closer_than_its_mask(tiny, family):
+def test_refits_leave_the_model_and_come_closer_than_the_mask(tiny, family, method):
     model = tiny.make(family, "SequenceClassification")
     gated = hk.attach(model)
     inputs = tiny.inputs()
@@ -310,7 +311,7 @@ def test_bottom_up_leaves_the_model_and_comes_closer_than_its_mask(tiny, family)
     with torch.no_grad():
         dense = model(**inputs).logits
     before = {name: (p, p.detach().clone()) for name, p in model.named_parameters()}
-    found = hk.prune(model, 0.5, "bottom_up", data)
+    found = hk.prune(model, 0.5, method, data)
     after = dict(model.named_parameters())
     assert all(after[name] is p and torch.equal(p, value) for name, (p, value) in before.items())
     assert found.details["cost"] <= found.details["budget"] and found.refits == 6

@@ -33,6 +33,8 @@ class ColumnSurgeon {
 
   /// Twice the squared error that the removal of these columns adds, the others refitted.
   double score(const std::vector<int64_t>& columns) const;
+  /// `score` of each column alone, [n]; infinite for those that are gone.
+  at::Tensor column_scores() const;
   /// Removes them; `weight` is then the least-squares refit on the columns that are left.
   void remove(const std::vector<int64_t>& columns);
   const at::Tensor& weight() const { return weight_; }    ///< [D, n], 0 in removed columns

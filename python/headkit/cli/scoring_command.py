@@ -34,7 +34,8 @@ Method = Annotated[
     typer.Option(
         "--method",
         help="How it is decided what stays, a name in headkit.pruners(): a metric of score, "
-        "iterative, backward_elimination, kwon, bottom_up ...; without it as --metric of score.",
+        "iterative, backward_elimination, kwon, bottom_up, obs ...; without it as --metric of "
+        "score.",
     ),
 ]
 Settings = Annotated[
@@ -101,8 +102,8 @@ def prune(
         float,
         typer.Option(
             "--keep",
-            help="Share that stays, 0 to 1: of heads; of multiply-accumulates with kwon and "
-            "bottom_up.",
+            help="Share that stays, 0 to 1: of heads; of multiply-accumulates with kwon, "
+            "bottom_up and obs.",
         ),
     ] = 0.5,
     method: Method = None,
