@@ -50,6 +50,9 @@ def test_help_and_version_of_every_command():
         ("run",),
         ("explain",),
         ("bench",),
+        ("experiment",),
+        ("experiment", "topk"),
+        ("experiment", "static"),
     ):
         result = call(*command, "--help")
         assert result.exit_code == 0 and "Usage" in result.output, command
