@@ -71,9 +71,9 @@ def _grid(report: dict[str, Any], cell: Any) -> str:
     body = []
     for name in _labels(report):
         budget = next(row["budget"] for row in report["rows"] if row["method"] == name)
-        shown = name if budget == "heads" else f"{name} (share of {budget})"
         cells = [cell(rows[name, keep]) if (name, keep) in rows else "" for keep in keeps]
-        body.append([f"`{shown}`" if shown == name else f"`{name}` ({budget})", *cells])
+        of = "" if budget == "heads" else f" ({budget.split(',')[0]})"
+        body.append([f"`{name}`{of}", *cells])
     return table(["method", *(f"{100 * keep:g} %" for keep in keeps)], body)
 
 
