@@ -15,8 +15,20 @@ using testing::PlantedHeads;
 
 constexpr double kNeededShare = 3.0 / 8;
 
+struct Asked {
+  double keep = 0.5;
+  bool per_layer = false;
+  bool compensate = false;
+  std::string settings = "{}";
+};
+
 StaticPruning prune_planted(const PlantedHeads& planted, const std::string& method,
-                            const PruneOptions& options) {
+                            const Asked& asked) {
+  PruneOptions options;
+  options.share.keep = asked.keep;
+  options.share.per_layer = asked.per_layer;
+  options.compensate = asked.compensate;
+  options.settings = asked.settings;
   return prune(*planted.model, BatchList(planted.batches), *cross_entropy(), method, options);
 }
 
@@ -24,7 +36,7 @@ class LearnedPrunerTest : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(LearnedPrunerTest, FindsThePlantedHeads) {
   const PlantedHeads planted = planted_heads(4);
-  const StaticPruning found = prune_planted(planted, GetParam(), {.share = {.keep = kNeededShare}});
+  const StaticPruning found = prune_planted(planted, GetParam(), {.keep = kNeededShare});
   EXPECT_EQ(found.heads, planted.needed);
   EXPECT_TRUE(found.heads_only());
   const auto details = nlohmann::json::parse(found.details);
@@ -36,14 +48,13 @@ TEST_P(LearnedPrunerTest, FindsThePlantedHeads) {
 TEST_P(LearnedPrunerTest, KeepsExactlyAsManyHeadsAsAsked) {
   const PlantedHeads planted = planted_heads(5);
   for (int64_t keep : {0, 1, 5, 8}) {
-    const StaticPruning found = prune_planted(
-        planted, GetParam(),
-        {.share = {.keep = static_cast<double>(keep) / 8}, .settings = R"({"steps": 3})"});
+    const StaticPruning found =
+        prune_planted(planted, GetParam(),
+                      {.keep = static_cast<double>(keep) / 8, .settings = R"({"steps": 3})"});
     EXPECT_EQ(found.heads.count(), keep);
   }
   const StaticPruning even =
-      prune_planted(planted, GetParam(),
-                    {.share = {.keep = 0.5, .per_layer = true}, .settings = R"({"steps": 3})"});
+      prune_planted(planted, GetParam(), {.per_layer = true, .settings = R"({"steps": 3})"});
   EXPECT_EQ(even.heads.layer_heads(0).size(), 2u);
   EXPECT_EQ(even.heads.layer_heads(1).size(), 2u);
 }
@@ -55,7 +66,7 @@ TEST_P(LearnedPrunerTest, NeverKeepsHeadsThatTheModelLost) {
   there[1][2] = false;
   remove_heads(*planted.model, HeadMask(there));
   const StaticPruning found =
-      prune_planted(planted, GetParam(), {.share = {.keep = 0.5}, .settings = R"({"steps": 12})"});
+      prune_planted(planted, GetParam(), {.keep = 0.5, .settings = R"({"steps": 12})"});
   EXPECT_EQ(found.heads.count(), 4);
   EXPECT_TRUE(found.heads.is_subset_of(HeadMask(there)));
 }
@@ -66,7 +77,7 @@ TEST_P(LearnedPrunerTest, RefusesSettingsThatItDoesNotKnow) {
     EXPECT_THROW(prune_planted(planted, GetParam(), {.settings = settings}), std::invalid_argument)
         << settings;
   }
-  EXPECT_THROW(prune_planted(planted, GetParam(), {.share = {.keep = 1.5}}), std::invalid_argument);
+  EXPECT_THROW(prune_planted(planted, GetParam(), {.keep = 1.5}), std::invalid_argument);
 }
 
 INSTANTIATE_TEST_SUITE_P(Methods, LearnedPrunerTest,
@@ -75,9 +86,9 @@ INSTANTIATE_TEST_SUITE_P(Methods, LearnedPrunerTest,
 
 TEST(VoitaTest, SearchesThePenaltyThatLeavesTheBudget) {
   const PlantedHeads planted = planted_heads(4);
-  const StaticPruning found = prune_planted(
-      planted, "voita",
-      {.share = {.keep = kNeededShare}, .settings = R"({"first_penalty": 5, "steps": 200})"});
+  const StaticPruning found =
+      prune_planted(planted, "voita",
+                    {.keep = kNeededShare, .settings = R"({"first_penalty": 5, "steps": 200})"});
   const auto details = nlohmann::json::parse(found.details);
   EXPECT_GT(details["rounds"].size(), 1u);
   EXPECT_EQ(details["rounds"][0]["open"], 0);
@@ -89,7 +100,7 @@ TEST(CofiTest, ReachesAShareOfWeightsOrSaysThatItCannot) {
   const PlantedHeads planted = planted_heads(4);
   const StaticPruning found =
       prune_planted(planted, "cofi",
-                    {.share = {.keep = kNeededShare},
+                    {.keep = kNeededShare,
                      .settings = R"({"steps": 400, "learning_rate": 0.1, "sublayers": false})"});
   EXPECT_FALSE(found.heads_only());
   // A Lagrangian swings around its target; hard gates are whole heads of four a layer.
@@ -106,7 +117,7 @@ TEST(CofiTest, ReachesAShareOfWeightsOrSaysThatItCannot) {
   EXPECT_TRUE(at::allclose((*planted.model)(batch), expected, 1e-9, 1e-9));
   EXPECT_THROW(prune_planted(planted, "cofi", {}), std::invalid_argument);  // lost heads
   const PlantedHeads fresh = planted_heads(4);
-  EXPECT_THROW(prune_planted(fresh, "cofi", {.share = {.keep = 0}}), std::invalid_argument);
+  EXPECT_THROW(prune_planted(fresh, "cofi", {.keep = 0}), std::invalid_argument);
   EXPECT_THROW(prune_planted(fresh, "cofi", {.compensate = true}), std::invalid_argument);
   EXPECT_THROW(prune_planted(fresh, "cofi", {.settings = R"({"hidden": true})"}),
                std::invalid_argument);
@@ -114,12 +125,12 @@ TEST(CofiTest, ReachesAShareOfWeightsOrSaysThatItCannot) {
 
 TEST(CofiTest, DistilsFromTheDenseModel) {
   const PlantedHeads planted = planted_heads(4);
-  const StaticPruning found = prune_planted(
-      planted, "cofi", {.share = {.keep = 0.5}, .settings = R"({"steps": 20, "distil": true})"});
+  const StaticPruning found =
+      prune_planted(planted, "cofi", {.keep = 0.5, .settings = R"({"steps": 20, "distil": true})"});
   EXPECT_TRUE(nlohmann::json::parse(found.details)["distil"].get<bool>());
   EXPECT_THROW(
       prune_planted(planted, "cofi",
-                    {.share = {.keep = 0.5},
+                    {.keep = 0.5,
                      .settings = R"({"steps": 2, "distil": true, "weight_learning_rate": 0.1})"}),
       std::invalid_argument);
 }
