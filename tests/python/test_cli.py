@@ -77,6 +77,15 @@ def test_score(folders, data, tmp_path, kind):
     assert hk.HeadScores.from_json(again.stdout).samples == 10
 
 
+def test_score_takes_settings_of_its_metric_and_draws(folders, data, tmp_path):
+    asked = ("score", "--model", folders["classifier"], "--data", data, "--limit", 10)
+    plot = tmp_path / "scores.svg"
+    call(*asked, "--metric", "activation", "--set", "statistic=norm", "--plot", plot)
+    assert plot.stat().st_size > 1000
+    refused("among statistic", *asked, "--metric", "activation", "--set", "kind=norm")
+    refused("NAME=VALUE", *asked, "--metric", "activation", "--set", "norm")
+
+
 def test_prune_saves_a_model_that_can_be_loaded_and_scored(folders, data, tmp_path):
     out = tmp_path / "pruned"
     arguments = ("--model", folders["classifier"], "--data", data, "--out", out)
