@@ -52,6 +52,7 @@ def test_the_whole_study(report):
     assert rows["random", 0.5]["parameters"] < rows["random", 0.75]["parameters"]
     assert report["agreement"]["names"] == ["random", "gate_gradient", "ablation"]
     assert report["agreement"]["runs"] == 3
+    assert report["agreement"]["between_runs"][0] < 0.9, "random scores are drawn for each seed"
     assert {row["method"] for row in report["stability"]} == set(METHODS) - {"gate_gradient+mean"}
     assert {each["batch"] for each in report["latency"]} == {1, 32}
     assert all(set(each["ms"]) == {"dense", *METHODS} for each in report["latency"])

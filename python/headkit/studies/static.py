@@ -181,6 +181,7 @@ class StudySubject:
                     self._calibration(method.sentences),
                     method.name,
                     OBJECTIVE,
+                    seed=self.seed,
                     **method.settings,
                     progress=lambda done, total: self.show(
                         f"seed {self.seed}, scoring: {metric}", done, total
