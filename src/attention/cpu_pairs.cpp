@@ -96,4 +96,12 @@ kernels::ScoreParams CpuPairs::scores(int64_t sample, int64_t head) const {
   return params;
 }
 
+std::vector<bool> open_heads(const WorkList& list) {
+  std::vector<bool> open(list.heads);
+  for (int64_t head = 0; head < list.heads; ++head) {
+    open[head] = list.col_offset[head] < list.col_offset[head + 1];
+  }
+  return open;
+}
+
 }  // namespace headkit

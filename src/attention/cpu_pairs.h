@@ -49,4 +49,7 @@ struct CpuPairs {
   bool causal_;
 };
 
+/// Whether each head of a list runs for any sample.
+std::vector<bool> open_heads(const WorkList& list);
+
 }  // namespace headkit
