@@ -5,6 +5,7 @@
 #include <headkit/gates/hard_concrete_gates.h>
 #include <headkit/gates/harden.h>
 #include <headkit/gates/layer_distillation.h>
+#include <headkit/gates/learned_gate_score.h>
 #include <headkit/gates/subset_gates.h>
 #include <headkit/gates/train_gates.h>
 
@@ -337,6 +338,8 @@ Attributes:
       py::arg("model"), py::arg("gates"), py::arg("data"), py::arg("objective"), py::kw_only(),
       py::arg("draws"), py::arg("step"), py::arg("seed"), py::arg("progress") = nullptr, Unlocked(),
       "See headkit.harden.");
+  m.def("learned_gate_scores", &learned_gate_scores, py::arg("gates"), py::arg("parameter") = "",
+        "See headkit.learned_gate_scores.");
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 #include <headkit/scorers/fisher.h>
 #include <headkit/scorers/flap.h>
 #include <headkit/scorers/head_scorer.h>
-#include <headkit/scorers/learned_gate_score.h>
 #include <headkit/scorers/shapley.h>
 
 #include "optional_tensor.h"
@@ -104,8 +103,6 @@ Example:
     >>> headkit.shapley_values(torch.tensor([0.0, 1.0, 0.0, 2.0], dtype=torch.float64))
     tensor([1.5000, 0.5000], dtype=torch.float64)
 )pbdoc");
-  m.def("learned_gate_scores", &learned_gate_scores, py::arg("gates"), py::arg("parameter") = "",
-        "See headkit.learned_gate_scores.");
 }
 
 }  // namespace headkit::bindings

@@ -125,12 +125,13 @@ from headkit.learned_gates import (
     LearnedGates,
     SubsetGates,
     harden,
+    learned_gate_scores,
     train_gates,
 )
 from headkit.pruning import apply, mean_head_outputs, measure_latency, prune
 from headkit.running import run
 from headkit.saving import load, save
-from headkit.scoring import fisher_information, learned_gate_scores, plot_scores, score
+from headkit.scoring import fisher_information, plot_scores, score
 
 # For find_package(headkit) against an installed wheel: a CMAKE_PREFIX_PATH.
 cmake_prefix_path = _os.path.dirname(_C.__file__)

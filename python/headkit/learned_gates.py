@@ -489,3 +489,25 @@ def _learned(gates: LearnedGates, operation: str) -> LearnedGates:
             f"{type(gates).__name__}"
         )
     return gates
+
+
+def learned_gate_scores(gates: LearnedGates, parameter: str = "") -> _C.HeadScores:
+    """What trained gates say of heads: the parameter that decides about them.
+
+    It ranks heads also where the gates themselves are clipped to 0 or 1.
+
+    Args:
+        gates: trained gates.
+        parameter: its name; empty = the first of shape [layers, heads].
+
+    Returns:
+        HeadScores: metric ``"learned_gates"``.
+
+    Raises:
+        ValueError: if there is no such parameter, or for other than learned gates.
+
+    Example:
+        >>> headkit.learned_gate_scores(headkit.HardConcreteGates(2, 4)).values.shape
+        torch.Size([2, 4])
+    """
+    return _C.learned_gate_scores(_learned(gates, "learned_gate_scores").core(), parameter)

@@ -3,15 +3,12 @@
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from headkit import _C
 from headkit.progress import Told, reporting
-
-if TYPE_CHECKING:
-    from headkit.learned_gates import LearnedGates
 
 
 def gated_model(model: torch.nn.Module | _C.GatedModel, operation: str) -> _C.GatedModel:
@@ -180,28 +177,6 @@ def fisher_information(
             keep_gradients=keep_gradients,
             progress=tell,
         )
-
-
-def learned_gate_scores(gates: "LearnedGates", parameter: str = "") -> _C.HeadScores:
-    """What trained gates say of heads: the parameter that decides about them.
-
-    It ranks heads also where the gates themselves are clipped to 0 or 1.
-
-    Args:
-        gates: trained gates.
-        parameter: its name; empty = the first of shape [layers, heads].
-
-    Returns:
-        HeadScores: metric ``"learned_gates"``.
-
-    Raises:
-        ValueError: if there is no such parameter.
-
-    Example:
-        >>> headkit.learned_gate_scores(headkit.HardConcreteGates(2, 4)).values.shape
-        torch.Size([2, 4])
-    """
-    return _C.learned_gate_scores(gates.core(), parameter)
 
 
 def plot_scores(scores: _C.HeadScores, path: str | Path) -> None:

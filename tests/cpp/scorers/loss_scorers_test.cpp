@@ -4,7 +4,6 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "headkit/gates/subset_gates.h"
 #include "headkit/pruners/mean_output.h"
 #include "headkit/pruners/removal.h"
 #include "headkit/scorers/ablation.h"
@@ -12,7 +11,6 @@
 #include "headkit/scorers/greedy_gnorm.h"
 #include "headkit/scorers/hies.h"
 #include "headkit/scorers/kl_curvature.h"
-#include "headkit/scorers/learned_gate_score.h"
 #include "headkit/scorers/shapley.h"
 #include "support/golden.h"
 #include "support/toy_model.h"
@@ -234,16 +232,6 @@ TEST(HiesTest, GoldenCombination) {
   testing::expect_golden(scores.values, golden, "score");
   EXPECT_TRUE(scores.lower.le(scores.upper).all().item<bool>());
   EXPECT_THROW(score(HiesScorer({.alpha = 1.5}), *model, data), std::invalid_argument);
-}
-
-TEST(LearnedGateScoreTest, IsTheParameterThatDecides) {
-  SubsetGates gates({.layers = 2, .heads = 3, .keep = 2});
-  const at::Tensor w = at::tensor({0.5, -1.0, 2.0, 1.5, 0.0, -3.0}, at::kDouble).reshape({2, 3});
-  gates.set_parameter("w", w.clone().set_requires_grad(true));
-  const HeadScores scores = learned_gate_scores(gates);
-  EXPECT_TRUE(at::equal(scores.values, w));
-  EXPECT_EQ(scores.metric, "learned_gates");
-  EXPECT_THROW(learned_gate_scores(gates, "log_alpha"), std::invalid_argument);
 }
 
 TEST(ShapleyTest, TheWorthOfNoHeadsIsMinusTheMeanLossWithoutAny) {

@@ -1,4 +1,4 @@
-#include "headkit/scorers/learned_gate_score.h"
+#include "headkit/gates/learned_gate_score.h"
 
 #include <ATen/ATen.h>
 
