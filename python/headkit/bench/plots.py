@@ -10,43 +10,15 @@ from typing import Any
 from headkit.bench.peer import HEADKIT
 from headkit.bench.routine import Report, title
 from headkit.bench.row import Row
+from headkit.plotting import COLOURS, DENSE, pyplot_for, save_figure
 
-# Okabe, Ito 2008, and greys: they stay apart for colour-blind readers.
-COLOURS = (
-    *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"),
-    *("#5b6470", "#999999", "#8c6d31", "#6b4c9a", "#b5c200"),
-)
 MARKERS = "osD^vPX*"
-HEADKIT_COLOUR = "#000000"
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise RuntimeError(
-            f"[bench] expected matplotlib; found: {error} (pip install 'headkit[plots]')"
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    pyplot.rcParams.update({"svg.hashsalt": "headkit", "font.size": 9, "axes.grid": True})
-    pyplot.rcParams.update(
-        {"grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
-    )
-    return pyplot
 
 
 def _colours(rows: list[Row]) -> dict[str, str]:
     names = sorted({row.name for row in rows} - {HEADKIT})
     found = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
-    return found | {HEADKIT: HEADKIT_COLOUR}
-
-
-def _save(pyplot: Any, figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
+    return found | {HEADKIT: DENSE}
 
 
 def plot_shares(report: Report, path: Path) -> None:
@@ -64,7 +36,7 @@ def plot_shares(report: Report, path: Path) -> None:
     cases = [rows for rows in cases if len({row.share for row in rows}) > 1]
     if not cases:
         raise ValueError("[bench] expected a case with two shares to draw; found none")
-    pyplot, colours = _pyplot(), _colours([row for rows in cases for row in rows])
+    pyplot, colours = pyplot_for("bench"), _colours([row for rows in cases for row in rows])
     columns = min(len(cases), 3)
     lines = -(-len(cases) // columns)
     figure, panels = pyplot.subplots(
@@ -92,7 +64,7 @@ def plot_shares(report: Report, path: Path) -> None:
         panel.set_xlabel("share that is open")
         panel.set_ylabel("time / headkit, all open")
     _legend(figure, panels.flat[: len(cases)])
-    _save(pyplot, figure, path)
+    save_figure(pyplot, figure, path)
 
 
 def plot_roofline(report: Report, path: Path) -> None:
@@ -109,7 +81,7 @@ def plot_roofline(report: Report, path: Path) -> None:
     rows = [row for row in report.rows if row.flops]
     if not rows:
         raise ValueError("[bench] expected rows that count FLOPs to draw; found none")
-    pyplot, colours = _pyplot(), _colours(rows)
+    pyplot, colours = pyplot_for("bench"), _colours(rows)
     threads = sorted({row.threads for row in rows})
     figure, panels = pyplot.subplots(
         1, len(threads), figsize=(6.2 * len(threads), 5.4), squeeze=False
@@ -118,7 +90,7 @@ def plot_roofline(report: Report, path: Path) -> None:
         _roofline(panel, [row for row in rows if row.threads == count], colours)
         panel.set_title("1 pinned thread" if count == 1 else f"{count} threads")
     _legend(figure, panels.flat)
-    _save(pyplot, figure, path)
+    save_figure(pyplot, figure, path)
 
 
 def _roofline(panel: Any, rows: list[Row], colours: dict[str, str]) -> None:
