@@ -12,6 +12,8 @@ import transformers
 import headkit as hk
 from headkit.training import GATES_FILE, LearnGatesWhileTraining
 
+from .tiny_trainer import tiny_trainer
+
 KEEP = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 1], [0, 1, 0, 0]])
 
 
@@ -111,25 +113,8 @@ class Rows(torch.utils.data.Dataset):
 
 
 def trainer(model, folder, batches, callback, **options):
-    settings = {
-        "output_dir": str(folder),
-        "max_steps": 6,
-        "per_device_train_batch_size": 16,
-        "learning_rate": 1e-3,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        **options,
-    }
-    return transformers.Trainer(
-        model=model,
-        args=transformers.TrainingArguments(**settings),
-        train_dataset=Rows(batches),
-        eval_dataset=Rows(batches),
-        callbacks=[callback],
-    )
+    options = {"per_device_train_batch_size": 16, "callbacks": [callback], **options}
+    return tiny_trainer(model, folder, Rows(batches), Rows(batches), **options)
 
 
 def test_a_trainer_trains_gates_and_evaluates_without_noise(planted, tmp_path):

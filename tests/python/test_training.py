@@ -8,10 +8,11 @@ import runpy
 import pytest
 import safetensors.torch
 import torch
-import transformers
 
 import headkit as hk
 from headkit.training import HEADS_FILE, PruneWhileTraining
+
+from .tiny_trainer import tiny_trainer
 
 MASK = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]])
 
@@ -40,25 +41,8 @@ def batches(data, size=8):
 
 
 def trainer(model, folder, steps=6, callbacks=(), **options):
-    settings = {
-        "output_dir": str(folder),
-        "max_steps": steps,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-3,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        **options,
-    }
-    return transformers.Trainer(
-        model=model,
-        args=transformers.TrainingArguments(**settings),
-        train_dataset=Sentences(),
-        eval_dataset=Sentences(16, seed=1),
-        callbacks=list(callbacks),
-    )
+    options = {"max_steps": steps, "callbacks": callbacks, **options}
+    return tiny_trainer(model, folder, Sentences(), Sentences(16, seed=1), **options)
 
 
 @pytest.fixture
