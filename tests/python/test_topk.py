@@ -41,9 +41,8 @@ def report(study, splits):
 
 
 def subject_of(study, splits, seed=0, **options):
-    labels = torch.tensor([each.label for each in splits.test])
-    subject = Subject(asked(study, **options), splits, Results(study / "cache"), seed, labels)
-    subject.prepare(quiet)
+    subject = Subject(asked(study, **options), splits, Results(study / "cache"), seed, quiet)
+    subject.check()
     return subject
 
 

@@ -5,27 +5,24 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from headkit import _C
 from headkit.agreements import agreement, stability
-from headkit.demo.encoder import Part, encode, tokenise
+from headkit.demo.encoder import encode
 from headkit.demo.timing import interleaved
 from headkit.pruning import apply, prune
 from headkit.scoring import gated_model, score
-from headkit.studies.arms import check_fine_tuned
 from headkit.studies.comparison import accuracy_interval, compare, with_holm
+from headkit.studies.fine_tuned import FineTuned, Show
 from headkit.studies.methods import RANDOM, Method, all_methods, method_of, tuned_methods
 from headkit.studies.outcome import Outcome, outcome_of
 from headkit.studies.recipe import Recipe, fine_tune
 from headkit.studies.results import Missing, Results
 from headkit.studies.splits import Splits
-from headkit.studies.trained import Trained, trained
 
-Show = Callable[[str, int, int], None]
 OBJECTIVE = "cross_entropy"
 BASELINE = "gate_gradient"
 CUT = ("mask", "units", "kept_heads", "parameters")
@@ -106,56 +103,12 @@ class Pruned:
     found: dict[str, Any]
 
 
-class StudySubject:
-    """The fine-tuned model of one seed, and what was measured on it."""
+class StudySubject(FineTuned):
+    """The fine-tuned model of one seed, and what methods made of it."""
 
     def __init__(self, asked: StaticStudy, splits: Splits, results: Results, seed: int, show: Show):
-        self.asked, self.splits, self.results = asked, splits, results
-        self.seed, self.show = seed, show
-        self.labels = torch.tensor([each.label for each in splits.test])
-
-    @cached_property
-    def trained(self) -> Trained:
-        """The model after fine-tuning."""
-        return trained(
-            self.results,
-            self.asked.model,
-            self.splits,
-            self.asked.recipe,
-            self.seed,
-            lambda done, steps: self.show(f"fine-tuning, seed {self.seed}", done, steps),
-        )
-
-    def check(self) -> float:
-        """Validation accuracy of the dense model.
-
-        Raises:
-            ValueError: if it learnt nothing.
-        """
-
-        def validate() -> float:
-            model, tokenizer = self._fresh
-            return outcome_of(model, tokenise(tokenizer, self.splits.validation, 32)).accuracy
-
-        labels = torch.tensor([each.label for each in self.splits.validation])
-        accuracy = self._get("validation", {}, validate)
-        check_fine_tuned(accuracy, float(labels.bincount().max() / len(labels)), len(labels))
-        return accuracy
-
-    def _get(self, kind: str, asked: dict[str, Any], compute: Callable[[], Any]) -> Any:
-        configuration = {"model": self.trained.configuration, **self.splits.hashes(), **asked}
-        return self.results.get(kind, configuration, compute)
-
-    @cached_property
-    def _fresh(self) -> tuple[torch.nn.Module, Any]:
-        return self.trained.load()
-
-    @cached_property
-    def _test(self) -> Part:
-        return tokenise(self._fresh[1], self.splits.test, 32)
-
-    def _calibration(self, sentences: int | None) -> list[dict[str, torch.Tensor]]:
-        return tokenise(self._fresh[1], self.splits.calibration[:sentences], 32).batches
+        super().__init__(asked.model, asked.recipe, splits, results, seed, show)
+        self.asked = asked
 
     def dense(self) -> Outcome:
         """The model with all its heads."""
@@ -178,7 +131,7 @@ class StudySubject:
             try:
                 found = score(
                     self._fresh[0],
-                    self._calibration(method.sentences),
+                    self._calibration(method.sentences).batches,
                     method.name,
                     OBJECTIVE,
                     seed=self.seed,
@@ -258,7 +211,7 @@ class StudySubject:
         self, method: Method, keep: float, draw: int
     ) -> tuple[torch.nn.Module, Any, dict[str, Any]]:
         model, tokenizer = self.trained.load()
-        calibration = self._calibration(method.sentences)
+        calibration = self._calibration(method.sentences).batches
         started = time.perf_counter()
         if method.name == RANDOM:
             options: dict[str, Any] = {"seed": 1000 * self.seed + draw}

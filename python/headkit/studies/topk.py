@@ -6,26 +6,23 @@ drawn several times; seeds and examples are resampled; the whole test file is re
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from headkit import _C
-from headkit.demo.encoder import Part, tokenise
 from headkit.pruning import apply
 from headkit.scoring import score
-from headkit.studies.arms import check_arms, check_fine_tuned, removed_by, single_heads
+from headkit.studies.arms import check_arms, removed_by, single_heads
 from headkit.studies.comparison import accuracy_interval, compare, with_holm
+from headkit.studies.fine_tuned import FineTuned, Show
 from headkit.studies.outcome import Outcome, outcome_of
 from headkit.studies.recipe import Recipe, fine_tune
 from headkit.studies.results import Results
 from headkit.studies.splits import Splits
-from headkit.studies.trained import Trained, trained
 
-Show = Callable[[str, int, int], None]
 REMOVING = ("top", "bottom", "random")
 PAIRS = (
     *(("top", "bottom"), ("top", "random"), ("random", "bottom")),
@@ -85,62 +82,19 @@ class TopK:
         return json.loads(json.dumps(asdict(self)))
 
 
-class Subject:
-    """The fine-tuned model of one seed, and what was measured on it, from the disk if it is there.
+class Subject(FineTuned):
+    """The fine-tuned model of one seed, and what is left of it without some heads."""
 
-    Attributes:
-        seed: of its fine-tuning.
-        trained: its folder.
-    """
-
-    def __init__(
-        self, asked: TopK, splits: Splits, results: Results, seed: int, test_labels: torch.Tensor
-    ):
-        self.asked, self.splits, self.results, self.seed = asked, splits, results, seed
-        self.labels = test_labels
-        self.trained: Trained | None = None
-
-    def prepare(self, show: Show) -> None:
-        """Fine-tune the model and check that it learnt something."""
-        self.trained = trained(
-            self.results,
-            self.asked.model,
-            self.splits,
-            self.asked.recipe,
-            self.seed,
-            lambda done, steps: show(f"fine-tuning, seed {self.seed}", done, steps),
-        )
-        labels = torch.tensor([each.label for each in self.splits.validation])
-        majority = float(labels.bincount().max() / len(labels))
-        accuracy = self._get("validation", {"part": "validation"}, self._validate)
-        check_fine_tuned(accuracy, majority, len(labels))
-
-    def _get(self, kind: str, asked: dict[str, Any], compute: Callable[[], Any]) -> Any:
-        configuration = {"model": self.trained.configuration, **self.splits.hashes(), **asked}
-        return self.results.get(kind, configuration, compute)
-
-    @cached_property
-    def _fresh(self) -> tuple[torch.nn.Module, Any]:
-        return self.trained.load()
-
-    @cached_property
-    def _test(self) -> Part:
-        return tokenise(self._fresh[1], self.splits.test, 32)
-
-    @cached_property
-    def _calibration(self) -> Part:
-        return tokenise(self._fresh[1], self.splits.calibration, 32)
-
-    def _validate(self) -> float:
-        model, tokenizer = self._fresh
-        return outcome_of(model, tokenise(tokenizer, self.splits.validation, 32)).accuracy
+    def __init__(self, asked: TopK, splits: Splits, results: Results, seed: int, show: Show):
+        super().__init__(asked.model, asked.recipe, splits, results, seed, show)
+        self.asked = asked
 
     def scores(self, metric: str, seed: int = 0) -> _C.HeadScores:
         """Scores of the fine-tuned model on calibration sentences."""
 
         def compute() -> str:
             model = self._fresh[0]
-            batches = self._calibration.batches
+            batches = self._calibration().batches
             return score(model, batches, metric, "cross_entropy", seed=seed).to_json()
 
         return _C.HeadScores.from_json(
@@ -202,6 +156,7 @@ class Subject:
             from headkit.huggingface import attached
 
             layout = attached(model, "topk").layout()
+            calibration = self._calibration()
             losses = []
             for layer in range(layout.layers):
                 losses.append([])
@@ -209,7 +164,7 @@ class Subject:
                     keep = torch.ones(layout.layers, layout.heads)
                     keep[layer] = 0
                     keep[layer, head] = 1
-                    losses[-1].append(outcome_of(model, self._calibration, keep).loss)
+                    losses[-1].append(outcome_of(model, calibration, keep).loss)
                     show(
                         f"one head a layer, seed {self.seed}",
                         layer * layout.heads + head + 1,
@@ -238,10 +193,9 @@ def run_topk(asked: TopK, splits: Splits, results: Results, show: Show) -> dict[
         RuntimeError: if no gate reaches the loss.
     """
     asked.check()
-    labels = torch.tensor([each.label for each in splits.test])
-    subjects = [Subject(asked, splits, results, seed, labels) for seed in asked.seeds]
+    subjects = [Subject(asked, splits, results, seed, show) for seed in asked.seeds]
     for subject in subjects:
-        subject.prepare(show)
+        subject.check()
     scores = [subject.scores(asked.metric) for subject in subjects]
     layers, heads = scores[0].values.shape
     if max(asked.ks) > heads:
