@@ -127,7 +127,7 @@ class StudySubject(FineTuned):
         method = method_of(metric)
 
         def compute() -> dict[str, Any]:
-            started = time.perf_counter()
+            started = time.process_time()
             try:
                 found = score(
                     self._fresh[0],
@@ -142,7 +142,7 @@ class StudySubject(FineTuned):
                 )
             except (ValueError, RuntimeError) as error:
                 return {"refused": str(error)}
-            seconds = time.perf_counter() - started
+            seconds = time.process_time() - started
             return {"scores": json.loads(found.to_json()), "seconds": seconds}
 
         asked = {
@@ -212,7 +212,7 @@ class StudySubject(FineTuned):
     ) -> tuple[torch.nn.Module, Any, dict[str, Any]]:
         model, tokenizer = self.trained.load()
         calibration = self._calibration(method.sentences).batches
-        started = time.perf_counter()
+        started = time.process_time()
         if method.name == RANDOM:
             options: dict[str, Any] = {"seed": 1000 * self.seed + draw}
         elif method.one_shot:
@@ -228,7 +228,7 @@ class StudySubject(FineTuned):
             compensate=method.compensate,
             **options,
         )
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         apply(model, found)
         whole = isinstance(found, _C.StaticPruning)
         mask = found.heads if whole else found

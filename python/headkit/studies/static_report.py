@@ -168,7 +168,8 @@ def _cost(report: dict[str, Any]) -> str:
         ]
         for row in report["rows"]
     ]
-    return table(["method", "keeps", "seconds to decide", "heads left", "10^6 parameters"], body)
+    head = ["method", "keeps", "processor seconds to decide", "heads left", "10^6 parameters"]
+    return table(head, body)
 
 
 def _refused(report: dict[str, Any]) -> str:
