@@ -19,6 +19,7 @@
 #include "headkit/explain/decision_record.h"
 #include "headkit/feed_forward/gated_feed_forward.h"
 #include "headkit/feed_forward/reference.h"
+#include "headkit/gates/adjustable_policy.h"
 #include "headkit/gates/cofi_gates.h"
 #include "headkit/gates/conformal.h"
 #include "headkit/gates/escalation.h"

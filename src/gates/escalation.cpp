@@ -48,6 +48,67 @@ void check_logits(const at::Tensor& logits) {
                 logits.sizes());
 }
 
+// What the low set says of a batch, and where the high set goes on from.
+struct FirstRun {
+  HeadMask low, high;  // heads that are there
+  int64_t shared = 0;  // layers in which they agree
+  GateSet low_gates, high_gates;
+  ModelState prefix;            // after the shared layers
+  std::vector<int64_t> tokens;  // valid ones of each sample
+  at::Tensor output, confidence;
+};
+
+FirstRun run_low(GatedModel& model, const Batch& batch, const EscalationSettings& settings) {
+  check_model(model, settings);
+  FirstRun first;
+  first.low = settings.low.intersect(model.heads());
+  first.high = settings.high.intersect(model.heads());
+  first.shared = first_difference(first.low, first.high);
+  const ModelState embedded = model.embed(batch);
+  first.low_gates = rung(first.low, settings.dropped_output, embedded.hidden);
+  first.high_gates = rung(first.high, settings.dropped_output, embedded.hidden);
+  first.tokens = valid_tokens(embedded.hidden, embedded.attention_mask);
+  first.prefix = model.run(embedded, 0, first.shared, first.low_gates);
+  first.output =
+      model.head(model.run(first.prefix, first.shared, first.low.layers(), first.low_gates));
+  first.confidence = output_confidence(first.output);
+  return first;
+}
+
+at::Tensor run_high(GatedModel& model, const ModelState& prefix, const FirstRun& first) {
+  return model.head(model.run(prefix, first.shared, first.high.layers(), first.high_gates));
+}
+
+// The samples that run again. Written so that a NaN does.
+at::Tensor unsure(const FirstRun& first, double threshold) {
+  if (first.shared == first.low.layers()) return at::empty({0}, at::kLong);
+  if (threshold >= 1) return at::arange(first.confidence.size(0), at::kLong);
+  return (first.confidence >= threshold).logical_not().nonzero().flatten();
+}
+
+// `second`: outputs on the high set of the samples `again`; unused if there are none.
+PolicyRun outcome(const HeadLayout& layout, const FirstRun& first, const at::Tensor& again,
+                  const at::Tensor& second) {
+  const int64_t samples = first.output.size(0), layers = first.low.layers();
+  PolicyRun run;
+  run.output = first.output;
+  run.gates = first.low_gates;
+  run.gates.heads = first.low_gates.heads.unsqueeze(0).repeat({samples, 1, 1});
+  run.heads_run = at::full({samples}, first.low.count(), at::kLong);
+  run.kv_heads_run = active_kv_heads(layout, first.low.keep()).expand({samples}).clone();
+  run.layers_run = at::full({samples}, layers, at::kLong);
+  const int64_t count = again.size(0);
+  if (count == 0) return run;
+  const at::Tensor index = again.to(run.output.device());
+  run.output = run.output.index_copy(0, index, second);
+  run.gates.heads.index_copy_(0, index, first.high_gates.heads.unsqueeze(0).repeat({count, 1, 1}));
+  const at::Tensor extra = first.high.keep().slice(0, first.shared);
+  run.heads_run.index_fill_(0, again, first.low.count() + extra.sum().item<int64_t>());
+  run.kv_heads_run.index_add_(0, again, active_kv_heads(layout, extra).expand({count}));
+  run.layers_run.index_fill_(0, again, 2 * layers - first.shared);
+  return run;
+}
+
 }  // namespace
 
 Escalation::Escalation(EscalationSettings settings) : settings_(std::move(settings)) {
@@ -88,47 +149,18 @@ at::Tensor output_confidence(const at::Tensor& logits) {
 }
 
 PolicyRun Escalation::run(GatedModel& model, const Batch& batch, const RunOptions& options) const {
-  check_model(model, settings_);
-  const HeadLayout layout = model.layout();
-  const HeadMask present = model.heads();
-  const HeadMask low = settings_.low.intersect(present), high = settings_.high.intersect(present);
-  const int64_t layers = layout.layers, shared = first_difference(low, high);
-
-  const ModelState embedded = model.embed(batch);
-  const int64_t samples = embedded.hidden.size(0);
-  const GateSet low_gates = rung(low, settings_.dropped_output, embedded.hidden);
-  const GateSet high_gates = rung(high, settings_.dropped_output, embedded.hidden);
-  const ModelState prefix = model.run(embedded, 0, shared, low_gates);
-
-  PolicyRun run;
-  run.output = model.head(model.run(prefix, shared, layers, low_gates));
-  const at::Tensor confidence = output_confidence(run.output);
-  // Written so that a NaN escalates.
-  const at::Tensor unsure = settings_.threshold >= 1
-                                ? at::ones({samples}, at::kBool)
-                                : (confidence >= settings_.threshold).logical_not();
-  const at::Tensor again =
-      shared == layers ? at::empty({0}, at::kLong) : unsure.nonzero().flatten();
-  run.gates = low_gates;
-  run.gates.heads = low_gates.heads.unsqueeze(0).repeat({samples, 1, 1});
-  run.heads_run = at::full({samples}, low.count(), at::kLong);
-  run.kv_heads_run = active_kv_heads(layout, low.keep()).expand({samples}).clone();
-  run.layers_run = at::full({samples}, layers, at::kLong);
-  if (again.size(0) > 0) {
-    const ModelState rest = model.select(prefix, again);
-    const at::Tensor second = model.head(model.run(rest, shared, layers, high_gates));
-    const at::Tensor index = again.to(run.output.device());
-    run.output = run.output.index_copy(0, index, second);
-    run.gates.heads.index_copy_(0, index,
-                                high_gates.heads.unsqueeze(0).repeat({again.size(0), 1, 1}));
-    const at::Tensor extra = high.keep().slice(0, shared);
-    run.heads_run.index_fill_(0, again, low.count() + extra.sum().item<int64_t>());
-    run.kv_heads_run.index_add_(0, again, active_kv_heads(layout, extra).expand({again.size(0)}));
-    run.layers_run.index_fill_(0, again, 2 * layers - shared);
-  }
+  const FirstRun first = run_low(model, batch, settings_);
+  const int64_t samples = first.output.size(0), layers = first.low.layers();
+  const at::Tensor again = unsure(first, settings_.threshold);
+  at::Tensor second;
+  if (again.size(0) > 0) second = run_high(model, model.select(first.prefix, again), first);
+  PolicyRun run = outcome(model.layout(), first, again, second);
   if (!options.record) return run;
 
-  const std::vector<int64_t> tokens = valid_tokens(embedded.hidden, embedded.attention_mask);
+  const HeadLayout layout = model.layout();
+  const HeadMask &low = first.low, &high = first.high;
+  const at::Tensor& confidence = first.confidence;
+  const std::vector<int64_t>& tokens = first.tokens;
   GatePolicy::State state;
   state.next_input = options.first_input;
   state.layout = layout;
@@ -173,6 +205,29 @@ PolicyRun Escalation::run(GatedModel& model, const Batch& batch, const RunOption
   return run;
 }
 
+std::vector<PolicyRun> Escalation::sweep(GatedModel& model, const Batch& batch,
+                                         const std::vector<double>& lambdas) const {
+  for (const double lambda : lambdas) check_lambda(kOperation, lambda);
+  const FirstRun first = run_low(model, batch, settings_);
+  at::Tensor all;
+  std::vector<PolicyRun> runs;
+  for (const double lambda : lambdas) {
+    const at::Tensor again = unsure(first, lambda);
+    if (again.size(0) > 0 && !all.defined()) all = run_high(model, first.prefix, first);
+    runs.push_back(outcome(model.layout(), first, again,
+                           all.defined() ? all.index_select(0, again.to(all.device())) : all));
+  }
+  return runs;
+}
+
+std::shared_ptr<GatePolicy> Escalation::at(double lambda) const {
+  check_lambda(kOperation, lambda);
+  EscalationSettings settings = settings_;
+  settings.threshold = lambda;
+  settings.risk.reset();
+  return std::make_shared<Escalation>(std::move(settings));
+}
+
 std::string Escalation::to_json() const {
   Json json = policy_json("escalation");
   json["low"] = parse_json(kOperation, settings_.low.to_json());
@@ -203,25 +258,17 @@ EscalationTrace trace_escalation(GatedModel& model, const DataSource& data,
                                  const EscalationSettings& settings, const Progress& progress) {
   const Escalation checked(settings);
   check_model(model, settings);
-  const HeadMask low = settings.low.intersect(model.heads());
-  const HeadMask high = settings.high.intersect(model.heads());
-  const int64_t layers = low.layers(), shared = first_difference(low, high);
   EscalationTrace trace;
-  trace.low_heads = low.count();
-  trace.extra_heads = high.keep().slice(0, shared).sum().item<int64_t>();
   std::vector<at::Tensor> confidence, changed;
   const int64_t total = data.size().value_or(-1);
   data.for_each([&](const Batch& batch) {
     const at::NoGradGuard no_grad;
-    const ModelState embedded = model.embed(batch);
-    const GateSet low_gates = rung(low, settings.dropped_output, embedded.hidden);
-    const ModelState prefix = model.run(embedded, 0, shared, low_gates);
-    const at::Tensor first = model.head(model.run(prefix, shared, layers, low_gates));
-    check_logits(first);
-    const at::Tensor second = model.head(
-        model.run(prefix, shared, layers, rung(high, settings.dropped_output, embedded.hidden)));
-    confidence.push_back(output_confidence(first));
-    changed.push_back((labels(first) != labels(second)).to(at::kCPU, at::kDouble));
+    const FirstRun first = run_low(model, batch, settings);
+    trace.low_heads = first.low.count();
+    trace.extra_heads = first.high.keep().slice(0, first.shared).sum().item<int64_t>();
+    const at::Tensor second = run_high(model, first.prefix, first);
+    confidence.push_back(first.confidence);
+    changed.push_back((labels(first.output) != labels(second)).to(at::kCPU, at::kDouble));
     if (progress) progress(static_cast<int64_t>(confidence.size()), total);
   });
   HEADKIT_CHECK(!confidence.empty(), kOperation, "calibration examples", "none");

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <numbers>
 #include <numeric>
 
 #include "gates/early_record.h"
@@ -302,6 +304,26 @@ GateSet LinearGate::decide(const GateInput& input, State& state) const {
   gates.heads = open.to(gate_options(input.hidden));
   gates.dropped_output = fitting_dropped_output(settings_.dropped_output, input.hidden);
   return gates;
+}
+
+std::shared_ptr<GatePolicy> LinearGate::at(double lambda) const {
+  check_lambda(kOperation, lambda);
+  LinearGateSettings settings = settings_;
+  if (lambda >= 1) {
+    // Not by a low threshold: what cannot be compared (NaN) runs too.
+    settings.fixed = settings.fixed.masked_fill(settings.fixed == 0, 1);
+  } else if (lambda <= 0) {
+    settings.threshold = std::numeric_limits<double>::max();
+  } else {
+    const at::Tensor contested = settings.static_logits.masked_select(settings.fixed == 0);
+    if (contested.numel() > 0) {
+      const double mean = contested.mean().item<double>();
+      const double deviation = (contested - mean).square().mean().sqrt().item<double>();
+      const double scale = deviation > 0 ? deviation * std::numbers::sqrt3 / std::numbers::pi : 1;
+      settings.threshold = mean + scale * std::log((1 - lambda) / lambda);
+    }
+  }
+  return std::make_shared<LinearGate>(std::move(settings));
 }
 
 std::string LinearGate::to_json() const {

@@ -3,8 +3,8 @@
 #include <optional>
 
 #include "headkit/core/head_mask.h"
+#include "headkit/gates/adjustable_policy.h"
 #include "headkit/gates/conformal.h"
-#include "headkit/gates/gate_policy.h"
 #include "headkit/gates/run_policy.h"
 
 namespace headkit {
@@ -27,7 +27,7 @@ struct EscalationSettings {
 /// single logit): for two classes the difference of their probabilities.
 /// A re-run repeats the feed-forward blocks too: over a whole model escalation pays only where few
 /// samples escalate.
-class Escalation final : public GatePolicy {
+class Escalation final : public AdjustablePolicy {
  public:
   /// Throws std::invalid_argument unless `high` contains `low` and the threshold is in [0, 1].
   explicit Escalation(EscalationSettings settings);
@@ -35,6 +35,12 @@ class Escalation final : public GatePolicy {
   /// Always throws: escalation looks at outputs, so it drives the model itself (`run_policy`).
   GateSet decide(const GateInput& input, State& state) const override;
   PolicyRun run(GatedModel& model, const Batch& batch, const RunOptions& options = {}) const;
+  /// Lambda is the threshold: 0 repeats nothing, 1 everything. What was promised of the old
+  /// threshold is not promised of the new one.
+  std::shared_ptr<GatePolicy> at(double lambda) const override;
+  /// Two runs, whatever the number of lambdas.
+  std::vector<PolicyRun> sweep(GatedModel& model, const Batch& batch,
+                               const std::vector<double>& lambdas) const override;
   std::string to_json() const override;
   static std::shared_ptr<Escalation> from_json(const std::string& text);
 

@@ -2,7 +2,7 @@
 
 #include "headkit/core/head_mask.h"
 #include "headkit/core/head_scores.h"
-#include "headkit/gates/gate_policy.h"
+#include "headkit/gates/adjustable_policy.h"
 #include "headkit/models/batch.h"
 #include "headkit/models/gated_model.h"
 #include "headkit/models/objective.h"
@@ -30,12 +30,16 @@ struct LinearGateSettings {
 /// sample.
 /// Because z is linear, each logit is exactly a base value plus one part a token
 /// (decision_record.h).
-class LinearGate final : public GatePolicy {
+class LinearGate final : public AdjustablePolicy {
  public:
   /// Throws std::invalid_argument on shapes or values that do not fit together.
   explicit LinearGate(LinearGateSettings settings);
   std::string name() const override { return "linear_gate"; }
   GateSet decide(const GateInput& input, State& state) const override;
+  /// Lambda sets the threshold: the quantile 1 - lambda of the logistic distribution with mean and
+  /// variance of the contested heads' static logits, so about a share lambda of them runs for the
+  /// average input. 1 runs all heads that are not pruned, 0 the floor and what is always on.
+  std::shared_ptr<GatePolicy> at(double lambda) const override;
   std::string to_json() const override;
   static std::shared_ptr<LinearGate> from_json(const std::string& text);
 
