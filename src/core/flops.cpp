@@ -44,6 +44,13 @@ double encoder_flops(const HeadLayout& layout, double active_heads, int64_t toke
          static_cast<double>(layout.layers) * feed_forward_flops(layout, tokens);
 }
 
+double unit_flops(const HeadLayout& layout, const UnitCounts& counts, double tokens) {
+  const double width = static_cast<double>(layout.model_dim);
+  return 4.0 * tokens * static_cast<double>(layout.head_dim) *
+             (counts.heads * (width + tokens) + counts.kv_heads * width) +
+         4.0 * tokens * width * counts.neurons;
+}
+
 namespace {
 
 void check_matrices(const HeadLayout& layout, int64_t matrices) {

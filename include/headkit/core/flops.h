@@ -29,6 +29,16 @@ double feed_forward_flops(const HeadLayout& layout, int64_t tokens);
 double encoder_flops(const HeadLayout& layout, double active_heads, int64_t tokens,
                      std::optional<double> active_kv_heads = std::nullopt);
 
+/// How much of an encoder runs for one sample: heads, the KV heads that these read, neurons, each
+/// over all layers and runs.
+struct UnitCounts {
+  double heads = 0;
+  double kv_heads = 0;
+  double neurons = 0;  ///< of feed-forward blocks of two linear maps
+};
+/// FLOPs of such a run for one sample with `tokens` tokens, a mean where lengths differ.
+double unit_flops(const HeadLayout& layout, const UnitCounts& counts, double tokens);
+
 /// What one unit costs, where units of a kind cost the same: total = fixed + heads * head + neurons
 /// * neuron.
 struct UnitCosts {
