@@ -12,6 +12,7 @@ PYBIND11_MODULE(_C, m) {
   register_agreement(m);
   register_gates(m);
   register_learned_gates(m);
+  register_input_gates(m);
   register_pruners(m);
   register_persistence(m);
   register_explain(m);

@@ -15,6 +15,7 @@ void register_scorers(pybind11::module_& m);
 void register_agreement(pybind11::module_& m);
 void register_gates(pybind11::module_& m);
 void register_learned_gates(pybind11::module_& m);
+void register_input_gates(pybind11::module_& m);
 void register_pruners(pybind11::module_& m);
 void register_persistence(pybind11::module_& m);
 void register_explain(pybind11::module_& m);

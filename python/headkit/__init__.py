@@ -25,6 +25,7 @@ from headkit._C import (
     EscalationTrace,
     FeedForwardWeights,
     FisherInformation,
+    FittedProbe,
     GatedModel,
     GatedUnits,
     GateInput,
@@ -40,6 +41,7 @@ from headkit._C import (
     LayerDistillation,
     LinearGate,
     LinearGateReport,
+    LinearProbe,
     LogitPart,
     MaskPolicy,
     McNemarTest,
@@ -50,6 +52,7 @@ from headkit._C import (
     PairStatistics,
     PolicyRun,
     PolicyState,
+    ProbeSignals,
     Stability,
     StaticPruning,
     Sublayers,
@@ -91,6 +94,7 @@ from headkit._C import (
     pearson,
     policies,
     policy_from_json,
+    pooled_state,
     prune_top_fraction,
     pruners,
     read_decision_records,
@@ -116,7 +120,7 @@ from headkit._C import (
     write_safetensors,
 )
 from headkit.agreements import agreement, plot_agreement, plot_stability, stability
-from headkit.fitting import fit_linear_gate
+from headkit.fitting import fit_linear_gate, fit_linear_probes
 from headkit.huggingface import attach, detach, gates, refresh
 from headkit.learned_gates import (
     CofiGates,
@@ -149,6 +153,7 @@ __all__ = [
     "EscalationTrace",
     "FeedForwardWeights",
     "FisherInformation",
+    "FittedProbe",
     "FixedTargetGates",
     "GateInput",
     "GatePolicy",
@@ -167,6 +172,7 @@ __all__ = [
     "LearnedGates",
     "LinearGate",
     "LinearGateReport",
+    "LinearProbe",
     "LogitPart",
     "MaskPolicy",
     "McNemarTest",
@@ -177,6 +183,7 @@ __all__ = [
     "PairStatistics",
     "PolicyRun",
     "PolicyState",
+    "ProbeSignals",
     "Stability",
     "StaticPruning",
     "Sublayers",
@@ -205,6 +212,7 @@ __all__ = [
     "feed_forward_flops",
     "fisher_information",
     "fit_linear_gate",
+    "fit_linear_probes",
     "gated_attention",
     "gated_feed_forward",
     "gates",
@@ -237,6 +245,7 @@ __all__ = [
     "plot_stability",
     "policies",
     "policy_from_json",
+    "pooled_state",
     "prune",
     "prune_top_fraction",
     "pruners",

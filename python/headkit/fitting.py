@@ -1,5 +1,6 @@
 """Gates fitted to data."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,5 +81,76 @@ def fit_linear_gate(
             huber=huber,
             min_heads=min_heads,
             settled_share=settled_share,
+            progress=tell,
+        )
+
+
+def fit_linear_probes(
+    model: torch.nn.Module | _C.GatedModel,
+    data: Any,
+    *,
+    layers: Sequence[int],
+    task: bool = True,
+    labels_of_data: bool = False,
+    objective: str | _C.Objective | None = None,
+    gates: torch.Tensor | _C.HeadMask | _C.GateSet | None = None,
+    ridge: float | None = None,
+    loss_ridge: float | None = None,
+    huber: float = 1.345,
+    progress: bool | Told = False,
+) -> list[_C.FittedProbe]:
+    """Fit linear probes of the task to the pooled states before some layers.
+
+    Args:
+        model: an attached model, or a GatedModel; unchanged.
+        data: batches, as for ``score``.
+        layers: before which, ascending.
+        task: whether the probes learn classes.
+        labels_of_data: learn ``batch["labels"]`` instead of the class that the dense model says.
+        objective: loss that the probes predict, of the model under ``gates``; None = none.
+        gates: HeadMask, GateSet or tensor [layers, heads] under which states and losses are taken.
+        ridge: penalty of the classes relative to the mean feature variance; None = the best on a
+            held-out fifth.
+        loss_ridge: the same for the loss; None = by generalised cross-validation.
+        huber: robust fit of the log loss beyond so many robust deviations; 0 = least squares.
+        progress: as for ``score``.
+
+    Returns:
+        list[FittedProbe]: one for each layer.
+
+    Raises:
+        ValueError: for a model that is not attached, or layers and data that do not fit.
+
+    Source:
+        Alain, Bengio 2017; Yoo, Kweon 2019 for the predicted loss.
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.BertConfig(
+        ...     vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4
+        ... )
+        >>> model = transformers.BertForSequenceClassification(config).eval()
+        >>> gated = headkit.attach(model)
+        >>> data = [{"input_ids": torch.randint(50, (12, 5))}]
+        >>> [fitted.probe for fitted in headkit.fit_linear_probes(model, data, layers=[0, 1])]
+        [<linear probe before layer 0>, <linear probe before layer 1>]
+    """
+    gated = gated_model(model, "fit_linear_probes")
+    if isinstance(gates, _C.HeadMask):
+        gates = _C.GateSet.from_mask(gates)
+    elif isinstance(gates, torch.Tensor):
+        gates = _C.GateSet(gates)
+    with reporting("fit: linear probes", progress) as tell:
+        return _C.fit_linear_probes(
+            gated,
+            data,
+            layers=list(layers),
+            task=task,
+            labels_of_data=labels_of_data,
+            objective=None if objective is None else as_objective(objective),
+            gates=gates,
+            ridge=ridge,
+            loss_ridge=loss_ridge,
+            huber=huber,
             progress=tell,
         )

@@ -8,11 +8,12 @@
 #include <numbers>
 #include <numeric>
 
+#include "gates/affine_rows.h"
 #include "gates/early_record.h"
 #include "gates/policy_json.h"
 #include "gates/tensor_text.h"
 #include "headkit/core/error.h"
-#include "operators/task_queue.h"
+#include "headkit/gates/pooled_state.h"
 
 namespace headkit {
 namespace {
@@ -96,52 +97,15 @@ LinearGate::LinearGate(LinearGateSettings settings) : settings_(std::move(settin
                 c10::str("min_heads from 0 to ", layers * heads), settings_.min_heads);
   GateSet{{}, settings_.dropped_output}.check(kOperation, -1, layers, heads);
   settings_.fixed = fixed.contiguous();
+  settings_.reference = settings_.reference.contiguous();
   weight_by_feature_ = weight.reshape({layers * heads, width}).t().contiguous();
 }
 
 at::Tensor LinearGate::logits(const at::Tensor& hidden, const at::Tensor& attention_mask) const {
-  const at::Tensor& weight = settings_.weight;
-  const int64_t width = weight.size(2), heads = weight.size(0) * weight.size(1);
-  HEADKIT_CHECK(hidden.defined() && hidden.dim() == 3 && hidden.size(2) == width, kOperation,
-                c10::str("hidden states of shape [batch, tokens, ", width, "]"),
-                hidden.defined() ? c10::str("shape ", hidden.sizes()) : "none");
-  const int64_t batch = hidden.size(0), tokens = hidden.size(1);
-  HEADKIT_CHECK(
-      !attention_mask.defined() || attention_mask.sizes() == at::IntArrayRef({batch, tokens}),
-      kOperation, c10::str("a mask of shape [", batch, ", ", tokens, "]"), "shape ",
-      attention_mask.sizes());
-  const at::Tensor values = hidden.detach().to(at::kCPU, at::kDouble).contiguous();
-  const at::Tensor valid = attention_mask.defined()
-                               ? attention_mask.to(at::kCPU, at::kBool).contiguous()
-                               : at::ones({batch, tokens}, at::kBool);
-  at::Tensor result = at::empty({batch, weight.size(0), weight.size(1)}, at::kDouble);
-  const double* const x = values.const_data_ptr<double>();
-  const bool* const is_valid = valid.const_data_ptr<bool>();
-  const double* const w = weight_by_feature_.const_data_ptr<double>();
-  const double* const mu = settings_.reference.const_data_ptr<double>();
-  const at::Tensor base = settings_.static_logits.contiguous();
-  const double* const s = base.const_data_ptr<double>();
-  double* const z = result.mutable_data_ptr<double>();
-
-  // Every sum runs over the sample's own tokens and features in ascending order, in one thread.
-  run_queue(queue_threads(), batch, 0, [&](int64_t b, float*) {
-    std::vector<double> feature(width, 0.0);
-    int64_t count = 0;
-    for (int64_t t = 0; t < tokens; ++t) {
-      if (!is_valid[b * tokens + t]) continue;
-      ++count;
-      const double* row = x + (b * tokens + t) * width;
-      for (int64_t j = 0; j < width; ++j) feature[j] += row[j];
-    }
-    double* const out = z + b * heads;
-    std::copy(s, s + heads, out);
-    if (count == 0) return;
-    for (int64_t j = 0; j < width; ++j) {
-      const double deviation = feature[j] / static_cast<double>(count) - mu[j];
-      for (int64_t h = 0; h < heads; ++h) out[h] += deviation * w[j * heads + h];
-    }
-  });
-  return result;
+  const at::Tensor pooled = pooled_state(kOperation, hidden, attention_mask, settings_.reference);
+  return affine_rows(pooled, settings_.reference, weight_by_feature_,
+                     settings_.static_logits.flatten())
+      .reshape({hidden.size(0), settings_.weight.size(0), settings_.weight.size(1)});
 }
 
 at::Tensor LinearGate::open_heads(const at::Tensor& logits) const {

@@ -6,21 +6,15 @@
 #include <limits>
 
 #include "gates/early_record.h"
+#include "gates/ridge_regression.h"
 #include "headkit/core/error.h"
 #include "headkit/gates/linear_gate.h"
+#include "headkit/gates/pooled_state.h"
 
 namespace headkit {
 namespace {
 
 constexpr auto kOperation = "fit_linear_gate";
-
-// Mean of the layer-0 input over valid tokens, double [B, D].
-at::Tensor pooled_input(const ModelState& state) {
-  const at::Tensor hidden = state.hidden.detach().to(at::kCPU, at::kDouble);
-  if (!state.attention_mask.defined()) return hidden.mean(1);
-  const at::Tensor valid = state.attention_mask.to(at::kCPU, at::kDouble).unsqueeze(2);
-  return (hidden * valid).sum(1) / valid.sum(1).clamp_min(1);
-}
 
 // |dL_b / dg_h| at the dense point, double [B, L, H].
 at::Tensor gate_gradient(GatedModel& model, const ModelState& state, const Batch& batch,
@@ -43,73 +37,6 @@ at::Tensor gate_gradient(GatedModel& model, const ModelState& state, const Batch
                                                     /*allow_unused=*/true)[0];
   if (!gradient.defined()) return at::zeros(gates.heads.sizes(), at::kDouble);
   return gradient.abs().to(at::kCPU, at::kDouble);
-}
-
-struct Regression {
-  at::Tensor weight;  // [targets, D]
-  double ridge = 0;
-  double explained = 0;
-};
-
-// Ridge regression of centred targets [N, M] on centred features [N, D]; GCV picks one penalty for
-// all targets unless `ridge` >= 0. Huber's loss by pseudo-targets: the penalised normal equations
-// stay the same, so one factorisation serves all iterations.
-Regression regress(const at::Tensor& features, const at::Tensor& targets, double ridge,
-                   double huber) {
-  const double samples = static_cast<double>(features.size(0));
-  const auto [eigenvalues, basis] = at::linalg_eigh(features.t().matmul(features) / samples);
-  const at::Tensor spectrum = eigenvalues.clamp_min(0);
-  const double scale = spectrum.mean().item<double>();
-  const auto project = [&](const at::Tensor& y) {
-    return basis.t().matmul(features.t().matmul(y)) / samples;  // [D, M]
-  };
-  const at::Tensor projected = project(targets);
-  const double variance = targets.square().mean().item<double>();
-  const auto gcv = [&](double penalty) {
-    const at::Tensor shrink = spectrum / (spectrum + penalty * scale);
-    const at::Tensor gain = (2 * shrink - shrink.square()) / spectrum.clamp_min(1e-12 * scale);
-    const double fitted = (gain.unsqueeze(1) * projected.square()).sum(0).mean().item<double>();
-    const double freedom = shrink.sum().item<double>() + 1;
-    if (freedom >= samples) return std::numeric_limits<double>::infinity();
-    return (variance - fitted) / std::pow(1 - freedom / samples, 2);
-  };
-  const double static_gcv = variance / std::pow(1 - 1 / samples, 2);
-
-  Regression result;
-  result.ridge = std::numeric_limits<double>::infinity();
-  result.weight = at::zeros({targets.size(1), features.size(1)}, at::kDouble);
-  if (scale <= 0 || variance <= 0) return result;
-  if (ridge >= 0) {
-    result.ridge = ridge;
-  } else {
-    double best = static_gcv;
-    for (double exponent = -3; exponent <= 5; exponent += 0.25) {
-      const double penalty = std::pow(10.0, exponent), value = gcv(penalty);
-      if (value < best) {
-        best = value;
-        result.ridge = penalty;
-      }
-    }
-  }
-  if (std::isinf(result.ridge)) return result;
-  result.explained = std::max(0.0, 1 - gcv(result.ridge) / static_gcv);
-
-  const at::Tensor inverse = 1 / (spectrum + (result.ridge + 1e-12) * scale).unsqueeze(1);
-  at::Tensor weight = basis.matmul(inverse * projected);  // [D, M]
-  if (huber > 0) {
-    constexpr int kIterations = 20;
-    constexpr double kNormal = 1.4826;  // median absolute deviation to standard deviation
-    at::Tensor fitted = features.matmul(weight);
-    const at::Tensor limit =
-        huber * kNormal * std::get<0>((targets - fitted).abs().median(0)).clamp_min(1e-12);
-    for (int i = 0; i < kIterations; ++i) {
-      const at::Tensor pseudo = fitted + at::minimum(at::maximum(targets - fitted, -limit), limit);
-      weight = basis.matmul(inverse * project(pseudo - pseudo.mean(0)));
-      fitted = features.matmul(weight);
-    }
-  }
-  result.weight = weight.t().contiguous();
-  return result;
 }
 
 // Static scores as logits, in the unit of log importance. Scores that cannot be logged (signed
@@ -157,7 +84,7 @@ FittedLinearGate fit_linear_gate(GatedModel& model, const DataSource& train,
   train.for_each([&](const Batch& batch) {
     const at::NoGradGuard no_grad;
     const ModelState state = model.embed(batch);
-    features_of.push_back(pooled_input(state));
+    features_of.push_back(pooled_state(kOperation, state.hidden, state.attention_mask));
     importance_of.push_back(gate_gradient(model, state, batch, objective, options.dropped_output));
     step();
   });
@@ -176,8 +103,8 @@ FittedLinearGate fit_linear_gate(GatedModel& model, const DataSource& train,
       log_importance.reshape({samples, -1}).index_select(1, present.flatten().nonzero().flatten());
   const at::Tensor relative = alive - alive.mean(1, true);
   const at::Tensor mean_feature = features.mean(0);
-  const Regression regression =
-      regress(features - mean_feature, relative - relative.mean(0), options.ridge, options.huber);
+  const RidgeRegression regression = ridge_regression(
+      features - mean_feature, relative - relative.mean(0), options.ridge, options.huber);
 
   LinearGateSettings settings;
   settings.weight = at::zeros({layout.total_heads(), layout.model_dim}, at::kDouble);
