@@ -181,7 +181,8 @@ def apply(
 
 
 def _apply_pruning(gated: _C.GatedModel, pruning: _C.StaticPruning) -> None:
-    from headkit.huggingface.staged_model import BASE, StagedModel
+    from headkit.huggingface.staged_model import StagedModel
+    from headkit.huggingface.weight_replacement import BASE
 
     if not isinstance(gated, StagedModel) or not pruning.refits or not gated.is_whole():
         _C.apply_pruning(gated, pruning)

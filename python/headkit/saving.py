@@ -124,7 +124,7 @@ def base_fingerprint(gated: _C.GatedModel) -> str:
     Raises:
         ValueError: if something is gone and the model was not told what it came from.
     """
-    from headkit.huggingface.staged_model import BASE
+    from headkit.huggingface.weight_replacement import BASE
 
     if gated.is_whole():
         return ""
@@ -139,7 +139,7 @@ def base_fingerprint(gated: _C.GatedModel) -> str:
 
 def remember_base(gated: _C.GatedModel, content: _C.ModelFolder) -> None:
     """Note on a loaded model which original it came from."""
-    from headkit.huggingface.staged_model import BASE
+    from headkit.huggingface.weight_replacement import BASE
 
     setattr(gated.model, BASE, content.base_fingerprint)
 

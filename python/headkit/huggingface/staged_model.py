@@ -11,10 +11,9 @@ from torch import nn
 
 from headkit import _C
 from headkit.gating import CALL, Call, Gating, bind, enter_call, leave_call
-from headkit.huggingface.adapter import Weights
-from headkit.huggingface.attention_block import BLOCK, ORIGIN, Block, Origin
+from headkit.huggingface.attention_block import BLOCK, Block
 from headkit.huggingface.masks import read_mask
-from headkit.huggingface.neurons import NEURON_ORIGIN, find_neurons, hook_neurons
+from headkit.huggingface.neurons import find_neurons, hook_neurons
 from headkit.huggingface.shallow import with_modules
 from headkit.huggingface.stream import find_stream, hook_stream
 from headkit.huggingface.structure import (
@@ -23,9 +22,11 @@ from headkit.huggingface.structure import (
     is_transformers_model,
 )
 from headkit.huggingface.swapping import original_class
-
-# Attribute of a pruned model: the fingerprint it had with all its heads.
-BASE = "headkit_base"
+from headkit.huggingface.weight_replacement import (
+    replace_attention,
+    replace_feed_forward,
+    set_sublayers,
+)
 
 # In a batch for the loss or the record, not for the model: labels would change its output. (Only an
 # encoder-decoder that is given no inputs for its decoder makes them from labels.)
@@ -356,21 +357,7 @@ class StagedModel(_C.GatedModel):
 
     def replace_attention(self, layer: int, weights: _C.AttentionWeights, kept: list[int]) -> None:
         """Put new weights in place; everything is checked before anything changes."""
-        site = self._site(layer)
-        block: Block = getattr(site.module, BLOCK)
-        heads = block.origin.heads
-        kept = list(kept)
-        if kept != sorted(set(kept)) or any(not 0 <= head < heads for head in kept):
-            raise ValueError(
-                f"[replace_attention] expected ascending heads from 0 to {heads - 1}; found {kept}"
-            )
-        origin = replace(block.origin, kept=kept)
-        new = _checked(weights, site.adapter.weights(site.module), origin, block.head_dim)
-        if origin.is_pruned:
-            self._note_base()
-        site.adapter.assign(site.module, new, len(kept))
-        block.origin = origin
-        setattr(site.module, ORIGIN, origin)
+        replace_attention(self, self._site(layer), weights, list(kept))
 
     def feed_forward(self, layer: int) -> _C.FeedForwardWeights:
         """Weights of the neurons that are physically there."""
@@ -380,34 +367,11 @@ class StagedModel(_C.GatedModel):
         self, layer: int, weights: _C.FeedForwardWeights, kept: list[int]
     ) -> None:
         """Put new weights in place; everything is checked before anything changes."""
-        site = self._feed_forward_site(layer)
-        neurons, kept = site.origin.neurons, list(kept)
-        if kept != sorted(set(kept)) or any(not 0 <= one < neurons for one in kept):
-            raise ValueError(
-                f"[replace_feed_forward] expected ascending neurons from 0 to {neurons - 1}; found "
-                f"{len(kept)} others"
-            )
-        _check_feed_forward(weights, site.weights(), len(kept))
-        if len(kept) < neurons:
-            self._note_base()
-        site.assign(weights, kept)
+        replace_feed_forward(self, self._feed_forward_site(layer), weights, list(kept))
 
     def set_sublayers(self, open: _C.Sublayers) -> None:
         """Close blocks for good, or open them again."""
-        blocks, sites = self.blocks(), self.feed_forwards
-        found = (len(open.attention), len(open.feed_forward))
-        if found != (len(blocks), len(sites)):
-            raise ValueError(
-                f"[set_sublayers] expected {len(blocks)} attention blocks and {len(sites)} "
-                f"feed-forward blocks; found {found[0]} and {found[1]}"
-            )
-        if not all((*open.attention, *open.feed_forward)):
-            self._note_base()
-        for block, site, is_open in zip(blocks, self.structure.sites, open.attention, strict=True):
-            block.origin = replace(block.origin, open=is_open)
-            setattr(site.module, ORIGIN, block.origin)
-        for site, is_open in zip(sites, open.feed_forward, strict=True):
-            setattr(site.out, NEURON_ORIGIN, replace(site.origin, open=is_open))
+        set_sublayers(self, open)
         self.hook_closed()
 
     def stream_width(self) -> int:
@@ -436,11 +400,6 @@ class StagedModel(_C.GatedModel):
         attachment = self.blocks()[0].attachment
         if not attachment.feed_forwards and not all(s.origin.open for s in self.feed_forwards):
             hook_neurons(self.feed_forwards, attachment)
-
-    def _note_base(self) -> None:
-        """Remember what the model was before its first removal."""
-        if self.is_whole():
-            setattr(self.model, BASE, self.fingerprint())
 
     def _check_feed_forwards(self, operation: str) -> None:
         if not self.feed_forwards:
@@ -651,72 +610,6 @@ def _with_joined_heads(pending: tuple[tuple[int, Gating], ...], blocks: int) -> 
         if own.dropped_output is not None:
             dropped[block] = own.dropped_output[block]
     return replace(last, heads=heads, dropped_output=dropped, skip=all(o.skip for o in given))
-
-
-def _checked(weights: _C.AttentionWeights, old: Weights, origin: Origin, head_dim: int) -> Weights:
-    """New weights of a block, if they fit in place of the old ones."""
-    rows, kv_rows = len(origin.kept) * head_dim, len(origin.kept_kv()) * head_dim
-    shapes = {
-        "q": (rows, old.q.shape[1]),
-        "k": (kv_rows, old.k.shape[1]),
-        "v": (kv_rows, old.v.shape[1]),
-        "o": (old.o.shape[0], rows),
-    }
-    found = {}
-    for name, shape in shapes.items():
-        biases = {"q": rows, "k": kv_rows, "v": kv_rows, "o": old.o.shape[0]}
-        found[name] = _fitting(name, getattr(weights, name), shape, old.q.dtype)
-        bias, old_bias = getattr(weights, f"{name}_bias"), getattr(old, f"{name}_bias")
-        # An output bias may be new, that of heads whose mean output stays, and may go again.
-        optional = name == "o" and not origin.has_output_bias
-        if (bias is None) != (old_bias is None) and not optional:
-            raise ValueError(
-                f"[replace_attention] expected {name}_bias as in the model; found "
-                f"{'none' if bias is None else 'one'}"
-            )
-        found[f"{name}_bias"] = (
-            None if bias is None else _fitting(f"{name}_bias", bias, (biases[name],), old.q.dtype)
-        )
-    return Weights(**found)
-
-
-def _check_feed_forward(
-    weights: _C.FeedForwardWeights, old: _C.FeedForwardWeights, neurons: int
-) -> None:
-    """Refuse weights of a feed-forward block that do not fit in place of the old ones."""
-    operation, width = "replace_feed_forward", old.inner.shape[1]
-    shapes = {
-        "inner": (neurons, width),
-        "out": (old.out.shape[0], neurons),
-        "up": (neurons, width),
-        "inner_bias": (neurons,),
-        "up_bias": (neurons,),
-        "out_bias": (old.out.shape[0],),
-    }
-    for name, shape in shapes.items():
-        value, known = getattr(weights, name), getattr(old, name)
-        if (value is None) != (known is None):
-            raise ValueError(
-                f"[{operation}] expected {name} as in the model; found "
-                f"{'none' if value is None else 'one'}"
-            )
-        if value is not None:
-            _fitting(name, value, shape, old.inner.dtype, operation)
-
-
-def _fitting(
-    name: str,
-    value: torch.Tensor,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    operation: str = "replace_attention",
-) -> torch.Tensor:
-    if tuple(value.shape) != shape or value.dtype != dtype:
-        raise ValueError(
-            f"[{operation}] expected {name} of shape {list(shape)} and dtype {dtype}; "
-            f"found shape {list(value.shape)} and dtype {value.dtype}"
-        )
-    return value
 
 
 def _submodule(module: nn.Module, path: str) -> nn.Module | None:
