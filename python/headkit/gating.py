@@ -254,6 +254,13 @@ class Call:
     taps: Any = None
     tokens: torch.Tensor | None = None
     masks: dict[tuple[int, int | None], Any] = field(default_factory=dict)
+    _pads: tuple[torch.Tensor, bool] | None = field(default=None, init=False, repr=False)
+
+    def pads(self) -> bool:
+        """Whether ``padding`` closes a key; looked at once in a pass, which a GPU must wait for."""
+        if self._pads is None or self._pads[0] is not self.padding:
+            self._pads = (self.padding, not bool(self.padding.all()))
+        return self._pads[1]
 
     def begin(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> None:
         """Settle the gates on the input of layer 0, [B, T, D]; later calls change nothing."""

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import headkit as hk
 from headkit.huggingface.masks import as_bias, read_mask
 
 TOKENS, WINDOW = 7, 3
@@ -38,3 +40,25 @@ def test_another_window_or_a_hole_in_it_stays_a_bias():
     for seen in (distance < WINDOW + 1, hole):
         read = read_mask(seen[None, None], torch.zeros(1, TOKENS, 4), window=WINDOW)
         assert read.window is None and torch.equal(read.bias[0, 0] == 0, seen)
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_a_noted_mask_is_looked_at_once_in_a_pass(tiny, decoder):
+    class Looks(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function is torch.ops.aten.all.default
+            return function(*args, **(kwargs or {}))
+
+    def looks(model):
+        with torch.no_grad(), Looks() as mode:
+            model(**inputs)
+        return mode.count
+
+    inputs = tiny.inputs(3)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    model = tiny.make("Bert", is_decoder=decoder, use_cache=False)
+    plain = looks(model)
+    hk.attach(model)
+    assert tiny.layers > 1 and looks(model) <= plain + 1

@@ -1,23 +1,28 @@
 """One attention block whose keys and values are kept in a cache of transformers."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from headkit.gating import Call
 from headkit.huggingface.adapter import Norms, Weights
-from headkit.huggingface.attention_block import (
-    Block,
-    Inputs,
+from headkit.huggingface.block_arguments import (
     attention_bias,
     dropout_arguments,
     gate_arguments,
     mask_of_call,
+)
+from headkit.huggingface.probabilities import (
+    normed_and_turned,
+    probabilities_of,
+    project_heads,
     wants_probabilities,
 )
-from headkit.huggingface.probabilities import normed_and_turned, probabilities_of, project_heads
+
+if TYPE_CHECKING:
+    from headkit.huggingface.attention_block import Block, Inputs
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,9 @@ class Written:
 
 def run_cached_block(
     module: nn.Module,
-    block: Block,
+    block: "Block",
     call: Call,
-    inputs: Inputs,
+    inputs: "Inputs",
     weights: Weights,
     norms: Norms | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -108,7 +113,7 @@ def run_cached_block(
     return output, probabilities
 
 
-def _own_cache(block: Block, inputs: Inputs) -> Any:
+def _own_cache(block: "Block", inputs: "Inputs") -> Any:
     """The part of an encoder-decoder cache that a block uses."""
     cache = inputs.cache
     if not hasattr(cache, "cross_attention_cache"):
@@ -116,7 +121,7 @@ def _own_cache(block: Block, inputs: Inputs) -> Any:
     return cache.cross_attention_cache if block.cross else cache.self_attention_cache
 
 
-def _written(block: Block, weights: Weights, gate: torch.Tensor | None) -> Written:
+def _written(block: "Block", weights: Weights, gate: torch.Tensor | None) -> Written:
     present = weights.k.shape[0] // block.head_dim
     if not present:
         return Written([], [])
@@ -135,10 +140,10 @@ def _written(block: Block, weights: Weights, gate: torch.Tensor | None) -> Writt
 
 
 def _keys_and_values(
-    block: Block,
+    block: "Block",
     cache: Any,
     layer: int,
-    inputs: Inputs,
+    inputs: "Inputs",
     weights: Weights,
     norms: Norms | None,
     written: Written,
@@ -194,7 +199,7 @@ def _open_for(gate: torch.Tensor | None, heads: int, written: Written) -> torch.
     return None if bool(needed.all()) else needed
 
 
-def _write_nothing(cache: Any, layer: int, inputs: Inputs) -> None:
+def _write_nothing(cache: Any, layer: int, inputs: "Inputs") -> None:
     """Keep the cache's count of tokens, which it reads from its layers, right.
 
     The growing cache of transformers takes its length from layer 0, and takes an empty tensor for

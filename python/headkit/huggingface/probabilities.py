@@ -1,9 +1,10 @@
 """Attention probabilities, for those who ask a model for them."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from headkit.gating import Call
 from headkit.huggingface.adapter import Norms, Weights
 from headkit.huggingface.masks import Mask, as_bias
 
@@ -92,3 +93,11 @@ def project_heads(
     """Projection of [B, T, D] by heads, [B, H, T, dh]."""
     projected = torch.nn.functional.linear(source, weight, bias)
     return projected.unflatten(-1, (weight.shape[0] // head_dim, head_dim)).transpose(1, 2)
+
+
+def wants_probabilities(config: Any, keywords: dict[str, Any], call: Call) -> bool:
+    """Whether a call asks for attention probabilities, and the model's attention gives them."""
+    if config is None or config._attn_implementation != "eager":
+        return False
+    wants = keywords.get("output_attentions", call.attentions)
+    return bool(config.output_attentions if wants is None else wants)
