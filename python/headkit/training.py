@@ -22,6 +22,8 @@ from headkit.scoring import gated_model
 
 HEADS_FILE = "headkit_heads.json"
 GATES_FILE = "headkit_gates.safetensors"
+# What the training of the gates goes on from: moments, noise, penalties so far.
+GATES_TRAINING_FILE = "headkit_gates_training.safetensors"
 
 
 class PruneWhileTraining(transformers.TrainerCallback):
@@ -121,8 +123,10 @@ class LearnGatesWhileTraining(transformers.TrainerCallback):
     its own before the optimiser step, which gives the gradient of a loss that includes it; the
     Trainer's log shows the loss without.
 
-    Next to each checkpoint lies ``headkit_gates.safetensors``, the state dict of the gates; the
-    moments of their optimiser are not kept.
+    Next to each checkpoint lie ``headkit_gates.safetensors``, the state dict of the gates, and
+    ``headkit_gates_training.safetensors``, from which their training goes on: the moments of their
+    optimiser and the state of the noise. To resume, give the checkpoint to ``resume``, then ask the
+    Trainer to resume.
 
     Args:
         gates: what is trained, for example ``headkit.SubsetGates``.
@@ -135,7 +139,8 @@ class LearnGatesWhileTraining(transformers.TrainerCallback):
 
     Raises:
         ValueError: for anything but learned gates; when training starts, for a model that is not
-            attached, several processes or devices, or scaled fp16 gradients.
+            attached, several processes or devices, scaled fp16 gradients, or a Trainer that resumes
+            at another step than the gates.
 
     Example:
         >>> gates = headkit.HardConcreteGates(2, 4)
@@ -160,8 +165,33 @@ class LearnGatesWhileTraining(transformers.TrainerCallback):
         self.generator = torch.Generator().manual_seed(seed)
         self.penalties: list[float] = []
         self._optimizer: torch.optim.Optimizer | None = None
+        self._resumed: dict[str, torch.Tensor] | None = None
         self._open: list[Any] = []
         self._hooks: list[Any] = []
+
+    def resume(self, checkpoint: str | Path) -> None:
+        """Go on from a checkpoint with the gates, as ``trainer.train(resume_from_checkpoint=...)``
+        does with the weights; to be called before it.
+
+        Args:
+            checkpoint: its folder.
+
+        Raises:
+            FileNotFoundError: if gates did not train there.
+            ValueError: for a checkpoint of other gates; nothing has changed.
+        """
+        gates = safetensors.torch.load_file(Path(checkpoint) / GATES_FILE)
+        training = safetensors.torch.load_file(Path(checkpoint) / GATES_TRAINING_FILE)
+        expected = {name: list(value.shape) for name, value in self.gates.state_dict().items()}
+        found = {name: list(value.shape) for name, value in gates.items()}
+        if found != expected:
+            raise ValueError(
+                f"[LearnGatesWhileTraining] expected gates with tensors {expected}; found {found}"
+            )
+        self.gates.load_state_dict(gates)
+        self.generator.set_state(training["noise"])
+        self.penalties = training["penalties"].tolist()
+        self._resumed = training
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         """Open gates around each forward from here on."""
@@ -175,9 +205,18 @@ class LearnGatesWhileTraining(transformers.TrainerCallback):
                 "[LearnGatesWhileTraining] expected float32 or bf16, because fp16 scales the "
                 "gradients that the gates get; found fp16"
             )
+        resumed = 0 if self._resumed is None else int(self._resumed["step"])
+        if state.global_step != resumed:
+            raise ValueError(
+                f"[LearnGatesWhileTraining] expected gates of step {state.global_step}, at which "
+                f"the Trainer begins; found those of step {resumed} (give its checkpoint to resume)"
+            )
         # A training that an error ended has left its hooks.
         self.on_train_end(args, state, control)
         self._optimizer = torch.optim.Adam(self.gates.parameter_groups(self.learning_rate))
+        if self._resumed is not None:
+            self._load_moments(self._resumed)
+            self._resumed = None
         self._optimizer.zero_grad()
         self._hooks = [
             model.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True),
@@ -205,12 +244,29 @@ class LearnGatesWhileTraining(transformers.TrainerCallback):
             name: value.detach().contiguous() for name, value in self.gates.state_dict().items()
         }
         safetensors.torch.save_file(tensors, folder / GATES_FILE)
+        training = {
+            "step": torch.tensor(state.global_step),
+            "noise": self.generator.get_state(),
+            "penalties": torch.tensor(self.penalties, dtype=torch.float64),
+        }
+        for place, moments in self._optimizer.state_dict()["state"].items():
+            training |= {f"{place}.{name}": value for name, value in moments.items()}
+        safetensors.torch.save_file(training, folder / GATES_TRAINING_FILE)
 
     def on_train_end(self, args, state, control, **kwargs):
         """Leave the model as it was: dense, unless gates are opened around it."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+    def _load_moments(self, training: dict[str, torch.Tensor]) -> None:
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in training.items():
+            place, dot, name = key.partition(".")
+            if dot:
+                state.setdefault(int(place), {})[name] = value
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def _begin(self, module, args, kwargs):
         if module.training:

@@ -140,6 +140,40 @@ def test_a_trainer_trains_gates_and_evaluates_without_noise(planted, tmp_path):
     assert middle.loss == pytest.approx(loss_under(model, batches, middle.hard), abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["hard_concrete", "fixed_target"])
+def test_gates_go_on_bit_for_bit_from_a_checkpoint(planted, tmp_path, kind):
+    model, batches = planted
+    original = copy.deepcopy(model)
+
+    def begun():
+        if kind == "hard_concrete":
+            gates = hk.HardConcreteGates(3, 4, penalty=0.05)
+        else:
+            gates = hk.FixedTargetGates(hk.attach(model).layout(), heads=5, ramp_steps=6)
+        return gates, LearnGatesWhileTraining(gates, seed=3)
+
+    gates, callback = begun()
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    trainer(model, tmp_path / "whole", batches, callback, **saving).train()
+    checkpoint = tmp_path / "whole" / "checkpoint-3"
+    resumed, going_on = begun()
+    rest = trainer(original, tmp_path / "rest", batches, going_on)
+    with pytest.raises(ValueError, match=r"gates of step 3.*found those of step 0"):
+        rest.train(resume_from_checkpoint=str(checkpoint))
+    going_on.resume(checkpoint)
+    rest.train(resume_from_checkpoint=str(checkpoint))
+    assert int(resumed.step) == 6 and going_on.penalties == callback.penalties
+    for name, value in gates.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    for found, expected in zip(original.parameters(), model.parameters(), strict=True):
+        assert torch.equal(found, expected)
+    other = LearnGatesWhileTraining(hk.HardConcreteGates(3, 5))
+    with pytest.raises(ValueError, match="expected gates with tensors"):
+        other.resume(checkpoint)
+    with pytest.raises(FileNotFoundError):
+        other.resume(tmp_path)
+
+
 class EvaluateInTheMiddle(transformers.TrainerCallback):
     def __init__(self, run, gates):
         self.run, self.gates = run, gates
