@@ -11,7 +11,7 @@ from headkit.studies.recipe import Recipe
 
 from .cli_models import WORDS
 
-QUICK = Recipe(epochs=8, learning_rate=1e-2)
+QUICK, AGAIN = Recipe(epochs=8, learning_rate=1e-2), Recipe(epochs=1, learning_rate=1e-3)
 CALIBRATION, VALIDATION, TEST = 40, 60, 60
 
 
@@ -24,6 +24,16 @@ def sentences(count, seed):
         words = [WORDS[draw.randrange(25) + 25 * label] for _ in range(draw.randrange(2, 7))]
         rows.append(f"{' '.join(words)}\t{label}")
     return "\n".join(rows) + "\n"
+
+
+def asked_of(kind, standard, study, **options):
+    """What an experiment of this kind is asked for, its ``standard`` unless told otherwise."""
+    recipes = {"recipe": QUICK, "again": AGAIN}
+    return kind(**{"model": str(study / "model"), **recipes, **standard, **options})
+
+
+def quiet(text, done, total):
+    pass
 
 
 @pytest.fixture(scope="session")

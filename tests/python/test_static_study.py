@@ -1,6 +1,7 @@
 """The static study at toy size."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -9,31 +10,24 @@ import headkit as hk
 from headkit.studies import Results
 from headkit.studies.methods import all_methods, method_of, tuned_methods
 from headkit.studies.outcome import Outcome, outcome_of
-from headkit.studies.recipe import Recipe
 from headkit.studies.results import Missing
 from headkit.studies.static import StaticStudy, StudySubject, check_cut, run_static
 from headkit.studies.static_report import PICTURES, static_markdown, static_parts
 from headkit.studies.tables import fill
 
 from .cli_models import call, refused, said
-from .study_data import CALIBRATION, QUICK, VALIDATION
+from .study_data import CALIBRATION, QUICK, VALIDATION, asked_of, quiet
 
 METHODS = ("random", "gate_gradient", "ablation", "gate_gradient+mean", "backward_elimination")
-
-
-def asked(study, **options):
-    return StaticStudy(
-        **{
-            **{"model": str(study / "model"), "seeds": (0, 1, 2), "keeps": (0.75, 0.5)},
-            **{"methods": METHODS, "tuned": ("random", "gate_gradient"), "tuned_keeps": (0.5,)},
-            **{"recipe": QUICK, "again": Recipe(epochs=1, learning_rate=1e-3), "rounds": 2},
-            **options,
-        }
-    )
-
-
-def quiet(text, done, total):
-    pass
+STANDARD = {
+    "seeds": (0, 1, 2),
+    "keeps": (0.75, 0.5),
+    "methods": METHODS,
+    "tuned": ("random", "gate_gradient"),
+    "tuned_keeps": (0.5,),
+    "rounds": 2,
+}
+asked = partial(asked_of, StaticStudy, STANDARD)
 
 
 @pytest.fixture(scope="module")

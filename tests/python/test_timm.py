@@ -6,7 +6,8 @@ from torch import nn
 
 import headkit as hk
 
-from .families import HEADS, WIDTH, TimmAttention, TimmVisionTransformer, pixels, randomise
+from .families import HEADS, WIDTH, pixels, randomise
+from .hand_built import TimmAttention, TimmVisionTransformer
 
 TOKENS = 4
 

@@ -1,6 +1,7 @@
 """The top-k experiment at toy size, and each known defect of such experiments."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -18,21 +19,9 @@ from headkit.studies.topk import Subject, TopK, run_topk
 from headkit.studies.trained import trained
 
 from .cli_models import WORDS, call, refused, said
-from .study_data import CALIBRATION, QUICK, TEST, VALIDATION
+from .study_data import CALIBRATION, QUICK, TEST, VALIDATION, asked_of, quiet
 
-
-def asked(study, **options):
-    return TopK(
-        **{
-            **{"model": str(study / "model"), "ks": (1, 2), "seeds": (0, 1), "recipe": QUICK},
-            **{"again": Recipe(epochs=1, learning_rate=1e-3), "single_head": True},
-            **options,
-        }
-    )
-
-
-def quiet(text, done, total):
-    pass
+asked = partial(asked_of, TopK, {"ks": (1, 2), "seeds": (0, 1), "single_head": True})
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from torch import nn
 
 import headkit as hk
 
-from .families import CLASSES, HEADS, NEURONS, WIDTH, TorchClassifier, randomise, text
+from .families import CLASSES, HEADS, NEURONS, WIDTH, randomise, text
+from .hand_built import TorchClassifier
 
 TOKENS, BATCH = 5, 3
 
