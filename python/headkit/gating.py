@@ -118,7 +118,7 @@ class Gating:
         """The gates of a batch in which each sample stands several times in a row, as for beams."""
         repeated = {
             name: gate.repeat_interleave(batch // len(gate), 0)
-            for name, gate in self._by_sample().items()
+            for name, gate in self.by_sample().items()
             if len(gate) and batch % len(gate) == 0
         }
         return replace(self, **repeated) if repeated else self
@@ -127,11 +127,11 @@ class Gating:
         """The gates of these samples, in this order."""
         chosen = {
             name: gate.index_select(0, index.to(gate.device))
-            for name, gate in self._by_sample().items()
+            for name, gate in self.by_sample().items()
         }
         return replace(self, **chosen) if chosen else self
 
-    def _by_sample(self) -> dict[str, torch.Tensor]:
+    def by_sample(self) -> dict[str, torch.Tensor]:
         """The gates that have an axis for samples."""
         given = {name: getattr(self, name) for name in _SHARED_AXES}
         return {
@@ -148,7 +148,7 @@ class Gating:
                 ``tokens``.
         """
         heads = self.heads
-        for name, gate in self._by_sample().items():
+        for name, gate in self.by_sample().items():
             if gate.shape[0] != batch:
                 what = _MEANINGS[name]
                 raise ValueError(

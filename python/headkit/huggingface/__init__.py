@@ -18,12 +18,12 @@ from headkit.gating import (
     bind,
     enter_call,
     leave_call,
-    open_gating,
     running_call,
 )
 from headkit.huggingface import sequence
 from headkit.huggingface.adapter import Adapter, is_conv1d, refuse_altered
 from headkit.huggingface.attention_block import BLOCK, ORIGIN, Block, Origin
+from headkit.huggingface.data_parallel import forget_replicas, gating_of, hand_to_replicas
 from headkit.huggingface.families import ADAPTERS, supported
 from headkit.huggingface.feed_forward import (
     find_feed_forward,
@@ -372,6 +372,7 @@ def _swap(structure: Structure) -> None:
         encoder = not one_stack and path == structure.stacks[0].owner
         part = Part.of(module, attachment, encoder=encoder, base=path == structure.base)
         setattr(module, PART, part)
+        hand_to_replicas(module, attachment)
         module.register_forward_pre_hook(_begin_call, with_kwargs=True)
         module.register_forward_hook(_end_call, always_call=True)
     for stack in structure.stacks:
@@ -419,6 +420,7 @@ def _origin(site: Site) -> Origin:
 
 def _remove_hooks(module: nn.Module) -> None:
     vars(module).pop(PART, None)
+    forget_replicas(module)
     unhook_neurons(module)
     unhook_stream(module)
     for hooks, flags in (
@@ -441,7 +443,7 @@ def _begin_call(module: nn.Module, args: tuple, kwargs: dict[str, Any]):
     mask = part.argument("attention_mask", args, kwargs)
     known = part.attachment.notes_padding and isinstance(mask, torch.Tensor) and mask.dim() == 2
     if call is None:
-        call = Call(open_gating(part.attachment), mask.to(torch.bool) if known else None)
+        call = Call(gating_of(module, part.attachment), mask.to(torch.bool) if known else None)
         call.attentions = kwargs.get("output_attentions")
     elif known and not call.begun:
         # Speech models are given a mask of samples, and their encoders one of frames.
