@@ -108,7 +108,7 @@ Returns:
     dict[str, dict[str, str]]: by registry name.
 Example:
     >>> sorted(headkit.policies())
-    ['escalation', 'linear_gate', 'mask']
+    ['calibrated', 'escalation', 'linear_gate', 'mask']
 )pbdoc");
 }
 

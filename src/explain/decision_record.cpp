@@ -15,9 +15,9 @@ namespace {
 
 constexpr auto kOperation = "decision_record";
 constexpr std::array<std::string_view, 5> kStates{"on", "off", "pruned", "always_on", "collapsed"};
-constexpr std::array<const char*, 9> kMembers{"schema_version", "library", "model",
-                                              "input",          "policy",  "budget",
-                                              "mode",           "heads",   "not_computed"};
+constexpr std::array<const char*, 10> kMembers{"schema_version", "library",     "model", "input",
+                                               "policy",         "budget",      "mode",  "heads",
+                                               "run_time",       "not_computed"};
 
 Json finite(double value, const char* what) {
   HEADKIT_CHECK(std::isfinite(value), kOperation, std::string("a finite ") + what, value);
@@ -154,6 +154,7 @@ std::string DecisionRecord::to_json() const {
        {{"name", policy},
         {"calibration_id", nullable(calibration)},
         {"threshold", nullable(threshold, "threshold")},
+        {"lambda", nullable(lambda, "lambda")},
         {"confidence", nullable(confidence, "confidence")},
         {"reference", nullable(reference)}}},
       {"budget",
@@ -162,8 +163,13 @@ std::string DecisionRecord::to_json() const {
         {"heads_run", heads_run},
         {"flops_run", nullable(flops_run, "number of FLOPs")},
         {"flops_dense", nullable(flops_dense, "number of FLOPs")},
-        {"risk_bound", nullable(risk_bound, "risk")}}},
+        {"risk_bound", nullable(risk_bound, "risk")},
+        {"unmet", budget_unmet ? Json(*budget_unmet) : Json(nullptr)}}},
       {"mode", mode},
+      {"run_time",
+       {{"request_id", nullable(request_id)},
+        {"ood_score", nullable(ood_score, "score")},
+        {"audit_loss", nullable(audit_loss, "loss")}}},
       {"heads", std::move(all_heads)},
       {"not_computed", std::move(not_computed)},
   });
@@ -190,6 +196,7 @@ DecisionRecord DecisionRecord::from_json(const std::string& text) {
   record.policy = string_member(kOperation, policy, "name");
   record.calibration = optional_text(policy, "calibration_id");
   record.threshold = optional_number(policy, "threshold");
+  record.lambda = optional_number(policy, "lambda");
   record.confidence = optional_number(policy, "confidence");
   record.reference = optional_text(policy, "reference");
   const Json& budget = member(kOperation, json, "budget");
@@ -197,7 +204,17 @@ DecisionRecord DecisionRecord::from_json(const std::string& text) {
   record.flops_run = optional_number(budget, "flops_run");
   record.flops_dense = optional_number(budget, "flops_dense");
   record.risk_bound = optional_number(budget, "risk_bound");
+  if (const auto unmet = budget.find("unmet"); unmet != budget.end() && !unmet->is_null()) {
+    HEADKIT_CHECK(unmet->is_boolean(), kOperation, "true, false or null as \"unmet\"",
+                  unmet->type_name());
+    record.budget_unmet = unmet->get<bool>();
+  }
   record.mode = string_member(kOperation, json, "mode");
+  if (const auto run_time = json.find("run_time"); run_time != json.end()) {
+    record.request_id = optional_text(*run_time, "request_id");
+    record.ood_score = optional_number(*run_time, "ood_score");
+    record.audit_loss = optional_number(*run_time, "audit_loss");
+  }
   const Json& heads = member(kOperation, json, "heads");
   HEADKIT_CHECK(heads.is_array(), kOperation, "an array as \"heads\"", heads.type_name());
   for (const Json& head : heads) record.heads.push_back(head_from_json(head));

@@ -4,6 +4,7 @@
 
 #include "core/json.h"
 #include "headkit/core/error.h"
+#include "headkit/gates/calibrated_policy.h"
 #include "headkit/gates/escalation.h"
 #include "headkit/gates/linear_gate.h"
 #include "headkit/gates/mask_policy.h"
@@ -34,6 +35,12 @@ const std::vector<Entry>& entries() {
         "a second run, feed-forward blocks included, for the samples that escalate",
         "unlabelled examples to calibrate", "after the output"},
        Escalation::from_json},
+      {{"calibrated", "another policy whose lambda stays at or above the value that was calibrated",
+        "Angelopoulos et al. 2021, 2024", "that of the policy",
+        "that of the policy; for "
+        "the calibration the model at each grid value on examples of its own",
+        "as the policy does"},
+       CalibratedPolicy::from_json},
   };
   return all;
 }

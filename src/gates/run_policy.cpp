@@ -4,6 +4,7 @@
 
 #include "headkit/core/error.h"
 #include "headkit/core/flops.h"
+#include "headkit/gates/calibrated_policy.h"
 #include "headkit/gates/escalation.h"
 
 namespace headkit {
@@ -12,6 +13,9 @@ PolicyRun run_policy(GatedModel& model, const Batch& batch, const GatePolicy& po
                      const RunOptions& options) {
   if (const auto* escalation = dynamic_cast<const Escalation*>(&policy)) {
     return escalation->run(model, batch, options);
+  }
+  if (const auto* calibrated = dynamic_cast<const CalibratedPolicy*>(&policy)) {
+    return calibrated->run(model, batch, options);
   }
   const HeadLayout layout = model.layout();
   const HeadMask present = model.heads();

@@ -57,6 +57,11 @@ struct DecisionRecord {
   std::optional<double> confidence;  ///< escalation: of the first run
   std::optional<double> threshold;   ///< of the policy
   std::optional<double> risk_bound;  ///< promised mean loss, where calibrated so
+  std::optional<double> lambda;      ///< where the policy's knob stood
+  std::optional<bool> budget_unmet;  ///< whether the promise kept a budget from being met
+  std::string request_id;            ///< of whoever asked; empty = unknown
+  std::optional<double> ood_score;   ///< distance of the input from the calibration inputs
+  std::optional<double> audit_loss;  ///< against the full run, where the input was audited
   int64_t heads_run = 0;             ///< heads computed, re-runs included
   std::optional<double> flops_run;   ///< of the whole encoder, re-runs included
   std::optional<double> flops_dense;
