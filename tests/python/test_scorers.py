@@ -1,6 +1,8 @@
 """Scores of attached models against scores computed without headkit."""
 
 import json
+import pathlib
+import runpy
 import signal
 import time
 
@@ -227,3 +229,11 @@ def test_the_registry_tells_what_there_is():
         settings = info.pop("settings")
         assert set(info) == {"definition", "source", "cost", "needs"} and all(info.values())
         assert all(settings.values())
+
+
+def test_the_example_tells_what_scoring_costs(tiny, tmp_path):
+    tiny.make("Bert", "SequenceClassification").save_pretrained(tmp_path)
+    example = pathlib.Path(__file__).resolve().parents[2] / "examples" / "python"
+    main = runpy.run_path(str(example / "cost_of_scores.py"))["main"]
+    found = main(str(tmp_path), examples=2, tokens=4, repeats=1)
+    assert found.keys() == {"gate_gradient", "ablation"} and min(found.values()) > 0
