@@ -7,15 +7,18 @@
 
 #include "headkit/core/head_mask.h"
 #include "headkit/models/gated_model.h"
+#include "models/model_view.h"
 
 namespace headkit {
 
 /// A model with some of its heads closed for good, as if they were removed: scorers see only those
 /// that are open. A closed head adds its row of `dropped_output` [L, H, D], where defined. Borrows
 /// the model, whose weights it cannot change.
-class MaskedModel final : public GatedModel {
+class MaskedModel final : public GatedModel, public ModelView {
  public:
   MaskedModel(GatedModel& model, const HeadMask& open, at::Tensor dropped_output = {});
+
+  GatedModel& whole() override { return model_; }
 
   HeadLayout layout() const override { return model_.layout(); }
   HeadMask heads() const override { return open_; }

@@ -8,37 +8,10 @@
 #include <vector>
 
 #include "headkit/core/error.h"
+#include "scorers/layer_variants.h"
 
 namespace headkit {
 namespace {
-
-constexpr int64_t kTokensAtOnce = 16384;  // bounds the memory of one gated forward
-
-// Class decisions, where the output holds logits for labelled examples; else undefined.
-at::Tensor predictions(const at::Tensor& output, const Batch& batch) {
-  const bool classifies = batch.count("labels") > 0 && output.dim() == 2 && output.size(1) > 1;
-  return classifies ? output.argmax(1).to(at::kCPU) : at::Tensor();
-}
-
-struct DenseRun {
-  std::vector<ModelState> inputs;  // of every layer
-  at::Tensor output, losses, predictions;
-};
-
-DenseRun run_dense(const char* metric, GatedModel& model, const Batch& batch,
-                   const Objective& objective, int64_t layers) {
-  DenseRun dense;
-  ModelState state = model.embed(batch);
-  for (int64_t layer = 0; layer < layers; ++layer) {
-    dense.inputs.push_back(state);
-    state = model.run(state, layer, layer + 1, {});
-  }
-  dense.output = model.head(state);
-  dense.losses =
-      checked_losses(metric, objective.loss(dense.output, batch, dense.output), batch_size(batch));
-  dense.predictions = predictions(dense.output, batch);
-  return dense;
-}
 
 // Heads that are closed to try a head: itself, or all others of its layer.
 std::vector<int64_t> closed_for(int64_t head, const std::vector<int64_t>& heads, bool all_but_one) {
@@ -57,6 +30,16 @@ AblationSample ablation_sample(const char* metric, GatedModel& model, const Data
   const c10::NoGradGuard no_grad;
   const HeadLayout layout = model.layout();
   const HeadMask present = model.heads();
+  std::vector<LayerVariant> variants;
+  std::vector<int64_t> places;  // in [L * H]: the head that each variant tries
+  for (int64_t layer = 0; layer < layout.layers; ++layer) {
+    const std::vector<int64_t> heads = present.layer_heads(layer);
+    for (int64_t head : heads) {
+      variants.push_back({layer, closed_for(head, heads, run.all_but_one)});
+      places.push_back(layer * layout.heads + head);
+    }
+  }
+  const at::Tensor place = at::tensor(places, at::kLong);
 
   AblationSample sample;
   sample.flips = at::zeros({layout.layers, layout.heads}, at::kLong);
@@ -65,48 +48,15 @@ AblationSample ablation_sample(const char* metric, GatedModel& model, const Data
     const int64_t examples = batch_size(batch);
     const at::Tensor dropped =
         run.dropped_of_example ? run.dropped_of_example(sample.examples) : run.dropped_output;
-    const DenseRun dense = run_dense(metric, model, batch, objective, layout.layers);
-    const at::Tensor& hidden = dense.inputs.front().hidden;
-    const int64_t variants_at_once =
-        std::max<int64_t>(kTokensAtOnce / std::max<int64_t>(examples * hidden.size(1), 1), 1);
-    at::Tensor deltas = at::zeros({examples, layout.layers, layout.heads}, at::kDouble);
-    for (int64_t layer = 0; layer < layout.layers; ++layer) {
-      const std::vector<int64_t> heads = present.layer_heads(layer);
-      const auto count = static_cast<int64_t>(heads.size());
-      for (int64_t first = 0; first < count; first += variants_at_once) {
-        const int64_t variants = std::min(variants_at_once, count - first);
-        const at::Tensor index = at::arange(examples).repeat({variants});
-        GateSet gates;
-        gates.heads = at::ones(
-            {variants, examples, layout.layers, layout.heads},
-            hidden.options().dtype(hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
-        for (int64_t i = 0; i < variants; ++i) {
-          for (int64_t head : closed_for(heads[first + i], heads, run.all_but_one)) {
-            gates.heads[i].select(1, layer).select(1, head).zero_();
-          }
-        }
-        gates.heads = gates.heads.flatten(0, 1);
-        if (dropped.defined()) gates.dropped_output = dropped.to(hidden.options());
-        const ModelState start = model.select(dense.inputs[layer], index);
-        const at::Tensor output = model.head(model.run(start, layer, layout.layers, gates));
-        const Batch repeated = select_examples(batch, index);
-        const at::Tensor dense_output =
-            dense.output.index_select(0, index.to(dense.output.device()));
-        const at::Tensor losses =
-            checked_losses(metric, objective.loss(output, repeated, dense_output),
-                           variants * examples)
-                .reshape({variants, examples});
-        const at::Tensor decided = predictions(output, repeated);
-        for (int64_t i = 0; i < variants; ++i) {
-          deltas.select(1, layer).select(1, heads[first + i]).copy_(losses[i] - dense.losses);
-          if (!decided.defined()) continue;
-          labelled = true;
-          sample.flips[layer][heads[first + i]] +=
-              decided.reshape({variants, examples})[i].ne(dense.predictions).sum();
-        }
-      }
+    const VariantLosses losses = variant_losses(metric, model, batch, objective, variants, dropped);
+    at::Tensor deltas = at::zeros({examples, layout.layers * layout.heads}, at::kDouble);
+    deltas.index_copy_(1, place, (losses.closed - losses.open).t());
+    if (losses.flips.defined()) {
+      labelled = true;
+      sample.flips.flatten().index_add_(0, place, losses.flips);
     }
-    sample.deltas.add(deltas, at::ones({examples}, at::kDouble));
+    sample.deltas.add(deltas.reshape({examples, layout.layers, layout.heads}),
+                      at::ones({examples}, at::kDouble));
     sample.examples += examples;
   };
   int64_t batches = 0;

@@ -17,13 +17,12 @@ struct AblationRun {
 };
 
 struct AblationSample {
-  ScoreSample deltas;  ///< loss with the change - loss of the dense model, a row an example
+  ScoreSample deltas;  ///< loss with the change - loss without it, a row an example
   at::Tensor flips;    ///< [L, H] int64: predictions that change; undefined without labels
   int64_t examples = 0;
 };
 
-/// Runs the change of each head. Layer l starts from its cached input, several heads share a
-/// forward, closed heads are skipped. Throws as HeadScorer::score, but not where all deltas are 0.
+/// Runs the change of each head. Throws as HeadScorer::score, but not where all deltas are 0.
 AblationSample ablation_sample(const char* metric, GatedModel& model, const DataSource& data,
                                const Objective& objective, const AblationRun& run);
 

@@ -11,6 +11,7 @@
 
 #include "core/json.h"
 #include "headkit/core/error.h"
+#include "models/dense_output.h"
 #include "scorers/resampling.h"
 #include "scorers/score_sample.h"
 
@@ -38,9 +39,7 @@ class HeadGame {
       const int64_t examples = batch_size(batch);
       if (examples == 0) return;
       const ModelState state = model_.embed(batch);
-      const at::Tensor dense = objective_.needs_dense()
-                                   ? model_.head(model_.run(state, 0, layout.layers, {}))
-                                   : at::Tensor();
+      const at::Tensor dense = dense_output(model_, objective_, state);
       const auto dtype = state.hidden.options().dtype(
           state.hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
       const int64_t at_once = std::max<int64_t>(

@@ -15,10 +15,11 @@ struct IterativeOptions {
 };
 
 /// Removes the `step` heads of least score, scores again with them closed, and so on: scores take
-/// in what has already gone. Closed heads are never candidates again and cost nothing. Not
-/// uniformly better than scoring once. (heads that go / step) times the cost of the metric.
-/// `details`: "order", the heads in the order in which they went, and "scores", what they scored
-/// then. Source: Michel, Levy, Neubig 2019 (in exact form, one head a step).
+/// in what has already gone, KL and cosine still compare with the whole model. Closed heads are
+/// never candidates again and cost nothing. Not uniformly better than scoring once. (heads that go
+/// / step) times the cost of the metric. `details`: "order", the heads in the order in which they
+/// went, and "scores", what they scored then. Source: Michel, Levy, Neubig 2019 (in exact form, one
+/// head a step).
 StaticPruning prune_iteratively(GatedModel& model, const DataSource& data,
                                 const Objective& objective, const IterativeOptions& options = {});
 

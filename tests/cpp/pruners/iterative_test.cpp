@@ -7,6 +7,7 @@
 
 #include "headkit/pruners/mean_output.h"
 #include "headkit/pruners/removal.h"
+#include "pruners/masked_model.h"
 #include "support/golden.h"
 #include "support/toy_model.h"
 
@@ -69,6 +70,48 @@ TEST(IterativeTest, CompensatedHeadsAreScoredAgainstTheirMeans) {
   EXPECT_TRUE(at::allclose(
       found.gates.dropped_output,
       mean_head_outputs(*model, data, {.gates = GateSet::from_mask(found.heads)}), 1e-12, 1e-12));
+}
+
+// Also after heads are gone, KL and cosine compare with the model that all this began from.
+TEST(IterativeTest, DenseIsTheWholeModel) {
+  const auto model = testing::random_toy_model(kLayout, 3, 1);
+  const Batch batch = testing::random_toy_batch(kLayout, 7, 6, 3, 2);
+  const BatchList data({batch});
+  const at::Tensor dense = (*model)(batch);
+  for (const auto& objective : {kl_to_dense(), cosine_to_dense()}) {
+    const auto loss = [&](const at::Tensor& keep) {
+      GateSet gates;
+      gates.heads = keep;
+      return objective->loss((*model)(batch, gates), batch, dense).mean().item<double>();
+    };
+    const auto details = nlohmann::json::parse(
+        prune_iteratively(*model, data, *objective,
+                          {.metric = "ablation", .step = 2, .share = {.keep = 0.25}})
+            .details);
+    at::Tensor keep = at::ones({3, 4}, at::kDouble);
+    at::Tensor rises;
+    for (size_t gone = 0; gone < 9; ++gone) {
+      if (gone % 2 == 0) {
+        rises = at::full({3, 4}, INFINITY, at::kDouble);
+        const double now = loss(keep);
+        for (int64_t place = 0; place < 12; ++place) {
+          if (keep.flatten()[place].item<double>() == 0) continue;
+          at::Tensor fewer = keep.clone();
+          fewer.flatten()[place] = 0;
+          rises.flatten()[place] = loss(fewer) - now;
+        }
+      }
+      const int64_t least = rises.argmin().item<int64_t>();
+      EXPECT_EQ(details["order"][gone], nlohmann::json({least / 4, least % 4}));
+      EXPECT_NEAR(details["scores"][gone], rises.min().item<double>(), 1e-12);
+      rises.flatten()[least] = INFINITY;
+      keep.flatten()[least] = 0;
+    }
+
+    MaskedModel masked(*model, HeadMask(keep));
+    const HeadScores shares = make_scorer("shapley")->score(masked, data, *objective, {});
+    EXPECT_NEAR(shares.values.sum().item<double>(), loss(at::zeros_like(keep)) - loss(keep), 1e-12);
+  }
 }
 
 TEST(IterativeTest, OneStepIsOneShot) {
