@@ -67,6 +67,7 @@
 #include "headkit/pruners/least_squares.h"
 #include "headkit/pruners/mean_output.h"
 #include "headkit/pruners/obs.h"
+#include "headkit/pruners/prune_by_scores.h"
 #include "headkit/pruners/pruner.h"
 #include "headkit/pruners/rearrangement.h"
 #include "headkit/pruners/removal.h"

@@ -1,6 +1,7 @@
 #include <headkit/core/error.h>
 #include <headkit/pruners/latency_table.h>
 #include <headkit/pruners/mean_output.h>
+#include <headkit/pruners/prune_by_scores.h>
 #include <headkit/pruners/pruner.h>
 #include <headkit/pruners/removal.h>
 
@@ -22,6 +23,18 @@ KeepRounding rounding_of(const std::string& name) {
   if (name == "down") return KeepRounding::kDown;
   throw std::invalid_argument(
       error_message("prune", "rounding nearest, up or down", "'", name, "'"));
+}
+
+PruneOptions prune_options(double keep, bool per_layer, int64_t min_per_layer,
+                           const std::string& rounding, bool compensate, Progress progress) {
+  PruneOptions options;
+  options.share = {.keep = keep,
+                   .per_layer = per_layer,
+                   .min_per_layer = min_per_layer,
+                   .rounding = rounding_of(rounding)};
+  options.score.progress = interruptible(std::move(progress));
+  options.compensate = compensate;
+  return options;
 }
 
 }  // namespace
@@ -97,13 +110,8 @@ Example:
          const Objective& objective, double keep, bool per_layer, int64_t min_per_layer,
          const std::string& rounding, bool compensate, const std::string& settings,
          Progress progress) {
-        PruneOptions options;
-        options.share = {.keep = keep,
-                         .per_layer = per_layer,
-                         .min_per_layer = min_per_layer,
-                         .rounding = rounding_of(rounding)};
-        options.score.progress = interruptible(std::move(progress));
-        options.compensate = compensate;
+        PruneOptions options = prune_options(keep, per_layer, min_per_layer, rounding, compensate,
+                                             std::move(progress));
         options.settings = settings;
         return prune(model, data, objective, method, options);
       },
@@ -111,6 +119,19 @@ Example:
       py::arg("keep"), py::arg("per_layer"), py::arg("min_per_layer"), py::arg("rounding"),
       py::arg("compensate"), py::arg("settings"), py::arg("progress") = nullptr, Unlocked(),
       "See headkit.prune.");
+
+  m.def(
+      "prune_by_scores",
+      [](GatedModel& model, const DataSource& data, const HeadScores& scores, double keep,
+         bool per_layer, int64_t min_per_layer, const std::string& rounding, bool compensate,
+         Progress progress) {
+        return prune_by_scores(model, data, scores,
+                               prune_options(keep, per_layer, min_per_layer, rounding, compensate,
+                                             std::move(progress)));
+      },
+      py::arg("model"), py::arg("data"), py::arg("scores"), py::kw_only(), py::arg("keep"),
+      py::arg("per_layer"), py::arg("min_per_layer"), py::arg("rounding"), py::arg("compensate"),
+      py::arg("progress") = nullptr, Unlocked(), "See headkit.prune.");
 
   m.def("apply_pruning", &apply_pruning, py::arg("model"), py::arg("pruning"), Unlocked(),
         "See headkit.apply.");

@@ -7,7 +7,7 @@ import torch
 
 from headkit import _C
 from headkit.progress import Told, reporting
-from headkit.scoring import as_objective, gated_model, score
+from headkit.scoring import as_objective, gated_model, warn_of_doubts
 
 
 def prune(
@@ -42,12 +42,16 @@ def prune(
         compensate: mean outputs, taken at the pruned model, replace the heads that go; the methods
             that search do so with them.
         progress: as for ``score``.
-        settings: of a metric, those of ``score``, for example ``normalization``; of other methods,
-            those that ``headkit.pruners()[method]["settings"]`` names.
+        settings: of a metric, those of ``score`` but ``dropped_output``, for example
+            ``normalization``; of other methods, those that
+            ``headkit.pruners()[method]["settings"]`` names.
 
     Returns:
         HeadMask: the heads that stay, in original indices, where that says everything; else a
         StaticPruning. ``apply`` takes both.
+
+    Warns:
+        UserWarning: where a metric says that it is not to be relied on.
 
     Raises:
         ValueError: for an unknown method or setting, missing data, a share outside 0 to 1, or a
@@ -70,42 +74,44 @@ def prune(
         )
     if data is None and (compensate or (scores is None and method != "random")):
         raise ValueError(f"[prune] expected data or scores for method {method!r}; found none")
+    if scores is not None and settings:
+        raise ValueError(
+            f"[prune] expected no settings of score beside scores; found {', '.join(settings)}"
+        )
     batches = [] if data is None else data
-    if scores is None and method not in _C.scorers():
-        with reporting(f"prune: {method}", progress) as tell:
+    share = {
+        "keep": keep,
+        "per_layer": per_layer,
+        "min_per_layer": min_per_layer,
+        "rounding": rounding,
+        "compensate": compensate,
+    }
+    with reporting(f"prune: {method}", progress) as tell:
+        if scores is None:
             found = _C.prune(
                 gated,
                 batches,
                 method,
                 as_objective(objective),
-                keep=keep,
-                per_layer=per_layer,
-                min_per_layer=min_per_layer,
-                rounding=rounding,
-                compensate=compensate,
-                settings=json.dumps(settings),
+                settings=_as_json(settings),
                 progress=tell,
+                **share,
             )
-        return found.heads if found.heads_only else found
-    if scores is None:
-        scores = score(gated, batches, method, objective, progress=progress, **settings)
-    elif settings:
-        raise ValueError(
-            f"[prune] expected no settings of score beside scores; found {', '.join(settings)}"
-        )
-    mask = _C.prune_top_fraction(
-        scores,
-        keep,
-        per_layer=per_layer,
-        min_per_layer=min_per_layer,
-        rounding=rounding,
-        candidates=gated.heads(),
-    )
-    if not compensate:
-        return mask
-    means = mean_head_outputs(gated, batches, gates=mask, progress=progress)
-    details = {"method": method, "compensate": True, "scores": json.loads(scores.to_json())}
-    return _C.StaticPruning(mask, _C.GateSet(dropped_output=means), json.dumps(details))
+            if method in _C.scorers():
+                warn_of_doubts("prune", method, found.details["scores"]["settings"])
+        else:
+            found = _C.prune_by_scores(gated, batches, scores, progress=tell, **share)
+    return found.heads if found.heads_only else found
+
+
+def _as_json(settings: dict[str, Any]) -> str:
+    for name, value in settings.items():
+        if isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"[prune] expected settings that are numbers, words or lists; found a tensor as "
+                f"{name} (scores against given outputs: score with them, then prune by scores)"
+            )
+    return json.dumps(settings)
 
 
 def apply(

@@ -119,10 +119,24 @@ def score(
             settings=json.dumps(settings),
             progress=tell,
         )
-    warning = json.loads(scores.settings).get("warning")
-    if warning is not None:
-        warnings.warn(f"[score] {metric}: {warning}", stacklevel=2)
+    warn_of_doubts("score", metric, json.loads(scores.settings))
     return scores
+
+
+def warn_of_doubts(operation: str, metric: str, settings: dict[str, Any]) -> None:
+    """Say where a metric says in its result that it is not to be relied on.
+
+    Args:
+        operation: the public function that scored; its caller is who is warned.
+        metric: what was scored.
+        settings: how its scores came about.
+
+    Warns:
+        UserWarning: if there is something to say.
+    """
+    warning = settings.get("warning")
+    if warning is not None:
+        warnings.warn(f"[{operation}] {metric}: {warning}", stacklevel=3)
 
 
 def fisher_information(

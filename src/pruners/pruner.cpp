@@ -12,8 +12,8 @@
 #include "headkit/pruners/fixed_target.h"
 #include "headkit/pruners/iterative.h"
 #include "headkit/pruners/kwon.h"
-#include "headkit/pruners/mean_output.h"
 #include "headkit/pruners/obs.h"
+#include "headkit/pruners/prune_by_scores.h"
 #include "headkit/pruners/removal.h"
 #include "headkit/pruners/subset.h"
 #include "headkit/pruners/voita.h"
@@ -38,21 +38,11 @@ std::vector<PrunerInfo> one_shot_pruners() {
                MethodSettings settings(name, options.settings);
                ScoreOptions score = options.score;
                read_score_settings(settings, score);
+               settings.read("confidence", score.confidence, "level of the interval");
+               settings.read("bootstrap", score.bootstrap, "resamples for the interval");
                const auto scorer = make_scorer(name, settings.unread());
-               TopFractionOptions share = options.share;
-               share.candidates = model.heads();
-               const HeadScores scores = scorer->score(model, data, objective, score);
-               StaticPruning pruning{.heads = prune_top_fraction(scores, share)};
-               if (options.compensate) {
-                 pruning.gates.dropped_output =
-                     mean_head_outputs(model, data, {.gates = GateSet::from_mask(pruning.heads)});
-               }
-               pruning.details = Json{{"method", name},
-                                      {"objective", objective.name()},
-                                      {"compensate", options.compensate},
-                                      {"scores", parse_json("prune", scores.to_json())}}
-                                     .dump();
-               return pruning;
+               return prune_by_scores(model, data, scorer->score(model, data, objective, score),
+                                      options);
              },
          .settings = scorer.settings});
   }

@@ -1,5 +1,7 @@
 """Choosing heads and taking them out of real weights."""
 
+import json
+
 import pytest
 import torch
 import transformers
@@ -235,6 +237,24 @@ def test_kwon_by_heads_alone_and_by_latency(tiny):
         hk.prune(model, 0.9, "kwon", data, per_layer=True)
     with pytest.raises(ValueError, match="a list of numbers as head_latency"):
         hk.prune(model, 0.9, "kwon", data, head_latency="fast")
+
+
+def test_given_scores_prune_as_their_method(tiny):
+    model = tiny.make("Bert", "SequenceClassification")
+    hk.attach(model)
+    data = [{**tiny.inputs(), "labels": torch.tensor([0, 1, 2])}]
+    scores = hk.score(model, data, "fisher", normalization="layer_l2", bootstrap=20, seed=4)
+    settings = {"normalization": "layer_l2", "bootstrap": 20, "seed": 4}
+    by_name = hk.prune(model, 0.5, "fisher", data, compensate=True, **settings)
+    given = hk.prune(model, 0.5, data=data, scores=scores, compensate=True)
+    assert by_name.heads == given.heads
+    assert torch.equal(by_name.gates.dropped_output, given.gates.dropped_output)
+    assert by_name.details == given.details
+    assert given.details["scores"] == json.loads(scores.to_json())
+    with pytest.raises(ValueError, match="no settings of score beside scores; found seed"):
+        hk.prune(model, 0.5, scores=scores, seed=4)
+    with pytest.raises(ValueError, match="found a tensor as dropped_output"):
+        hk.prune(model, 0.5, "fisher", data, dropped_output=torch.zeros(3, 4, 24))
 
 
 def test_one_shot_compensation(tiny):

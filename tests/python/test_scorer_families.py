@@ -112,6 +112,9 @@ def test_a_sign_that_is_a_guess_is_told(tiny):
         settings = json.loads(scores.settings)
         guess = settings["calibration"]["lower"] <= 0 <= settings["calibration"]["upper"]
         assert guess == any("the sign is a guess" in str(each.message) for each in caught)
+        if guess:
+            with pytest.warns(UserWarning, match=r"\[prune\].*the sign is a guess"):
+                hk.prune(model, 0.5, "attention_entropy", [labelled(tiny, 8, seed=seed)])
         told += guess
     assert told > 0
 

@@ -1,0 +1,26 @@
+#include "headkit/pruners/prune_by_scores.h"
+
+#include "core/json.h"
+#include "headkit/pruners/mean_output.h"
+
+namespace headkit {
+
+StaticPruning prune_by_scores(GatedModel& model, const DataSource& data, const HeadScores& scores,
+                              const PruneOptions& options) {
+  TopFractionOptions share = options.share;
+  share.candidates = model.heads();
+  StaticPruning pruning{.heads = prune_top_fraction(scores, share)};
+  if (options.compensate) {
+    pruning.gates.dropped_output = mean_head_outputs(
+        model, data,
+        {.gates = GateSet::from_mask(pruning.heads), .progress = options.score.progress});
+  }
+  pruning.details = Json{{"method", scores.metric},
+                         {"objective", scores.objective},
+                         {"compensate", options.compensate},
+                         {"scores", parse_json("prune", scores.to_json())}}
+                        .dump();
+  return pruning;
+}
+
+}  // namespace headkit
