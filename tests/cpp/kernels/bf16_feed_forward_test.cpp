@@ -34,86 +34,24 @@ std::vector<float> dense_feed_forward(const FeedForwardProblem& p) {
   return y;
 }
 
+struct Bf16Layer {
+  using Value = Bf16;
+  using Sum = Bf16SumProjectionsParams;
+
+  const KernelTable& table;
+
+  const Bf16Kernels& kernels() const { return *table.bf16; }
+  static std::vector<Bf16> values(const std::vector<float>& floats) { return in_bf16(floats); }
+  static int64_t depth(int64_t size) { return pairs_of(size); }
+  static Bf16Pair* packed(Floats& floats) { return pairs(floats); }
+  static const Bf16Pair* packed(const Floats& floats) { return pairs(floats); }
+};
+
 class Bf16FeedForwardTest : public LevelTest {
  protected:
-  /// The output, `chunk` blocks at a time and in `parts` parts of the columns.
-  std::vector<Bf16> run(const FeedForwardProblem& p, int64_t chunk = 1000, int64_t parts = 1,
+  std::vector<Bf16> run(const FeedForwardProblem& p, int64_t chunk = 0, int64_t parts = 1,
                         const KeptRows& kept = {}) const {
-    const Bf16Kernels& kernels = *table().bf16;
-    const int64_t panel = table().panel, panels = (p.tokens + panel - 1) / panel;
-    const int64_t count = static_cast<int64_t>(p.open.size());
-    const std::vector<Bf16> x = in_bf16(p.x), in = in_bf16(p.in), up = in_bf16(p.up),
-                            out = in_bf16(p.out);
-    const int64_t size = kernels.packed_block_floats(p.width, p.block_size, p.gated);
-    Floats packed(p.blocks() * size);
-    for (int64_t block = 0; block < p.blocks(); ++block) {
-      const int64_t first = block * p.block_size;
-      kernels.pack_block({.in = in.data() + first * p.width,
-                          .up = p.gated ? up.data() + first * p.width : nullptr,
-                          .out = out.data() + first,
-                          .in_bias = p.bias ? p.in_bias.data() + first : nullptr,
-                          .up_bias = p.bias && p.gated ? p.up_bias.data() + first : nullptr,
-                          .packed = pairs(packed) + block * size,
-                          .width = p.width,
-                          .neurons = p.neurons_of(block),
-                          .block_size = p.block_size,
-                          .out_stride = p.neurons});
-    }
-    Floats tokens(panels * panel * pairs_of(p.width));
-    for (int64_t first = 0; first < p.tokens; first += panel) {
-      kernels.pack_tokens({.x = x.data() + first * p.width,
-                           .rows = nullptr,
-                           .panel = pairs(tokens) + first * pairs_of(p.width),
-                           .row_stride = p.width,
-                           .tokens = std::min(panel, p.tokens - first),
-                           .width = p.width});
-    }
-    std::vector<const Bf16Pair*> weights;
-    for (const int32_t block : p.open) {
-      weights.push_back(pairs(packed) + block * size +
-                        kernels.packed_block_output(p.width, p.block_size, p.gated));
-    }
-    Floats start(p.width + table().vector_length, 0.0f), sums(p.tokens * p.width);
-    std::copy(p.start.begin(), p.start.end(), start.data());
-    std::vector<Bf16> y(p.tokens * p.width);
-    for (int64_t first = 0; first < count; first += chunk) {
-      const int64_t blocks = std::min(chunk, count - first);
-      const int64_t stride = blocks * pairs_of(p.block_size) * panel;
-      Floats hidden(panels * stride), scratch(kernels.hidden_scratch_floats(p.block_size));
-      kernels.feed_forward_hidden({.tokens = pairs(tokens),
-                                   .packed = pairs(packed),
-                                   .block_index = p.open.data() + first,
-                                   .scale = p.scale.data() + first,
-                                   .hidden = pairs(hidden),
-                                   .scratch = scratch.data(),
-                                   .num_blocks = blocks,
-                                   .num_tokens = p.tokens,
-                                   .width = p.width,
-                                   .block_size = p.block_size,
-                                   .hidden_stride = stride,
-                                   .activation = p.kind,
-                                   .gated = p.gated,
-                                   .kept = kept});
-      EXPECT_TRUE(hidden.intact() && scratch.intact()) << "written beyond the hidden panels";
-      for (int64_t part = 0; part < parts; ++part) {
-        kernels.sum_projections({.context = pairs(hidden),
-                                 .weights = weights.data() + first,
-                                 .start = start.data(),
-                                 .out = y.data(),
-                                 .num_segments = blocks,
-                                 .num_tokens = p.tokens,
-                                 .width = p.width,
-                                 .head_dim = p.block_size,
-                                 .context_stride = stride,
-                                 .part = part,
-                                 .parts = parts,
-                                 .add = first > 0,
-                                 .finish = first + blocks == count,
-                                 .sums = sums.data()});
-      }
-    }
-    EXPECT_TRUE(packed.intact() && tokens.intact() && sums.intact());
-    return y;
+    return run_layer(Bf16Layer{table()}, p, chunk, parts, kept);
   }
 
   void expect_output(FeedForwardProblem p, uint32_t seed) {
@@ -164,7 +102,7 @@ TEST_P(Bf16FeedForwardTest, PartsOfTheColumnsDoNotChangeABitAndChunksOnlyTheSums
   p.fill(6);
   p = narrowed(p);
   const std::vector<Bf16> whole = run(p), cut = run(p, 3);
-  EXPECT_EQ(run(p, 1000, 3), whole);
+  EXPECT_EQ(run(p, 0, 3), whole);
   EXPECT_EQ(run(p, 3, 2), cut);
   for (size_t i = 0; i < whole.size(); ++i) {
     ASSERT_NEAR(from_bf16(whole[i]), from_bf16(cut[i]),
@@ -177,7 +115,7 @@ TEST_P(Bf16FeedForwardTest, KeepsTheInputsOfTheActivation) {
   p.fill(7);
   p = narrowed(p);
   std::vector<float> kept(p.tokens * 2 * p.neurons);
-  run(p, 1000, 1,
+  run(p, 0, 1,
       {.in = kept.data(),
        .up = kept.data() + p.neurons,
        .rows = nullptr,

@@ -50,9 +50,9 @@ HiddenGradients<std::vector<float>> run_gradients(const KernelTable& table,
                                                   const FeedForwardProblem& p,
                                                   const std::vector<float>& dy,
                                                   const KeptRows& kept = {}) {
-  const Floats packed = pack_blocks(table, p);
-  const Floats tokens = pack_rows(table, p.x, p.tokens, p.width);
-  const Floats gradient = pack_rows(table, dy, p.tokens, p.width);
+  const Floats packed = pack_blocks(Float32Layer{table}, p);
+  const Floats tokens = pack_rows(Float32Layer{table}, p.x, p.tokens, p.width);
+  const Floats gradient = pack_rows(Float32Layer{table}, dy, p.tokens, p.width);
   const int64_t out_floats = table.block_floats(p.block_size, p.width);
   Floats out_blocks(p.blocks() * out_floats, 0.0f);
   for (int64_t block = 0; block < p.blocks(); ++block) {

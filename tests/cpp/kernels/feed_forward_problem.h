@@ -80,98 +80,131 @@ std::vector<Number> plain_feed_forward(const FeedForwardProblem& p) {
   return y;
 }
 
-inline Floats pack_blocks(const KernelTable& table, const FeedForwardProblem& p) {
-  const int64_t floats = table.packed_block_floats(p.width, p.block_size, p.gated);
-  const auto at = [](const std::vector<float>& values, int64_t place) {
+/// The kernels of float32, and how they hold what a layer computes on. Those of bfloat16 have the
+/// same names.
+struct Float32Layer {
+  using Value = float;
+  using Sum = SumProjectionsParams;
+
+  const KernelTable& table;
+
+  const KernelTable& kernels() const { return table; }
+  static const std::vector<float>& values(const std::vector<float>& floats) { return floats; }
+  static int64_t depth(int64_t size) { return size; }
+  static float* packed(Floats& floats) { return floats.data(); }
+  static const float* packed(const Floats& floats) { return floats.data(); }
+};
+
+template <typename Layer>
+Floats pack_blocks(const Layer& layer, const FeedForwardProblem& p) {
+  const int64_t size = layer.kernels().packed_block_floats(p.width, p.block_size, p.gated);
+  const auto at = [](const auto& values, int64_t place) {
     return values.empty() ? nullptr : values.data() + place;
   };
-  Floats packed(p.blocks() * floats);
+  const auto &in = layer.values(p.in), &up = layer.values(p.up), &out = layer.values(p.out);
+  Floats packed(p.blocks() * size);
   for (int64_t block = 0; block < p.blocks(); ++block) {
     const int64_t first = block * p.block_size;
-    table.pack_block({.in = p.in.data() + first * p.width,
-                      .up = at(p.up, first * p.width),
-                      .out = p.out.data() + first,
-                      .in_bias = at(p.in_bias, first),
-                      .up_bias = at(p.up_bias, first),
-                      .packed = packed.data() + block * floats,
-                      .width = p.width,
-                      .neurons = p.neurons_of(block),
-                      .block_size = p.block_size,
-                      .out_stride = p.neurons});
+    layer.kernels().pack_block({.in = in.data() + first * p.width,
+                                .up = at(up, first * p.width),
+                                .out = out.data() + first,
+                                .in_bias = at(p.in_bias, first),
+                                .up_bias = at(p.up_bias, first),
+                                .packed = layer.packed(packed) + block * size,
+                                .width = p.width,
+                                .neurons = p.neurons_of(block),
+                                .block_size = p.block_size,
+                                .out_stride = p.neurons});
   }
   EXPECT_TRUE(packed.intact()) << "written beyond the packed weights";
   return packed;
 }
 
-inline Floats pack_rows(const KernelTable& table, const std::vector<float>& x, int64_t tokens,
-                        int64_t width) {
-  Floats packed((tokens + table.panel - 1) / table.panel * table.panel * width);
-  for (int64_t first = 0; first < tokens; first += table.panel) {
-    table.pack_tokens({.x = x.data() + first * width,
-                       .rows = nullptr,
-                       .panel = packed.data() + first * width,
-                       .row_stride = width,
-                       .tokens = std::min(table.panel, tokens - first),
-                       .width = width});
+template <typename Layer>
+Floats pack_rows(const Layer& layer, const std::vector<float>& x, int64_t tokens, int64_t width) {
+  const int64_t panel = layer.table.panel;
+  const auto& rows = layer.values(x);
+  Floats packed((tokens + panel - 1) / panel * panel * layer.depth(width));
+  for (int64_t first = 0; first < tokens; first += panel) {
+    layer.kernels().pack_tokens({.x = rows.data() + first * width,
+                                 .rows = nullptr,
+                                 .panel = layer.packed(packed) + first * layer.depth(width),
+                                 .row_stride = width,
+                                 .tokens = std::min(panel, tokens - first),
+                                 .width = width});
   }
+  EXPECT_TRUE(packed.intact()) << "written beyond the token panels";
   return packed;
 }
 
 /// The output, `chunk` blocks at a time (0 = all) and in `parts` parts of the columns.
+template <typename Layer>
+std::vector<typename Layer::Value> run_layer(const Layer& layer, const FeedForwardProblem& p,
+                                             int64_t chunk = 0, int64_t parts = 1,
+                                             const KeptRows& kept = {}) {
+  using Value = typename Layer::Value;
+  const auto& kernels = layer.kernels();
+  const Floats packed = pack_blocks(layer, p);
+  const Floats tokens = pack_rows(layer, p.x, p.tokens, p.width);
+  const int64_t count = static_cast<int64_t>(p.open.size());
+  const int64_t panel = layer.table.panel, panels = (p.tokens + panel - 1) / panel;
+  std::vector<decltype(layer.packed(packed))> weights;
+  for (const int32_t block : p.open) {
+    weights.push_back(layer.packed(packed) +
+                      block * kernels.packed_block_floats(p.width, p.block_size, p.gated) +
+                      kernels.packed_block_output(p.width, p.block_size, p.gated));
+  }
+  if (chunk == 0) chunk = count;
+  Floats start(p.width + layer.table.vector_length, 0.0f);
+  std::copy(p.start.begin(), p.start.end(), start.data());
+  const int64_t size = p.tokens * p.width;
+  Floats y((size * sizeof(Value) + sizeof(float) - 1) / sizeof(float)), sums(size);
+  Value* const out = reinterpret_cast<Value*>(y.data());
+  for (int64_t first = 0; first < count; first += chunk) {
+    const int64_t blocks = std::min(chunk, count - first);
+    const int64_t stride = blocks * layer.depth(p.block_size) * panel;
+    Floats hidden(panels * stride), scratch(kernels.hidden_scratch_floats(p.block_size));
+    kernels.feed_forward_hidden({.tokens = layer.packed(tokens),
+                                 .packed = layer.packed(packed),
+                                 .block_index = p.open.data() + first,
+                                 .scale = p.scale.data() + first,
+                                 .hidden = layer.packed(hidden),
+                                 .scratch = scratch.data(),
+                                 .num_blocks = blocks,
+                                 .num_tokens = p.tokens,
+                                 .width = p.width,
+                                 .block_size = p.block_size,
+                                 .hidden_stride = stride,
+                                 .activation = p.kind,
+                                 .gated = p.gated,
+                                 .kept = kept});
+    EXPECT_TRUE(hidden.intact() && scratch.intact()) << "written beyond the hidden panels";
+    for (int64_t part = 0; part < parts; ++part) {
+      typename Layer::Sum sum{.context = layer.packed(hidden),
+                              .weights = weights.data() + first,
+                              .start = start.data(),
+                              .out = out,
+                              .num_segments = blocks,
+                              .num_tokens = p.tokens,
+                              .width = p.width,
+                              .head_dim = p.block_size,
+                              .context_stride = stride,
+                              .part = part,
+                              .parts = parts,
+                              .add = first > 0,
+                              .finish = first + blocks == count};
+      if constexpr (requires { sum.sums; }) sum.sums = sums.data();
+      kernels.sum_projections(sum);
+    }
+  }
+  EXPECT_TRUE(y.intact() && sums.intact()) << "written beyond the output";
+  return {out, out + size};
+}
+
 inline std::vector<float> run_feed_forward(const KernelTable& table, const FeedForwardProblem& p,
                                            int64_t chunk = 0, int64_t parts = 1,
                                            const KeptRows& kept = {}) {
-  const Floats packed = pack_blocks(table, p);
-  const Floats tokens = pack_rows(table, p.x, p.tokens, p.width);
-  const int64_t count = static_cast<int64_t>(p.open.size());
-  const int64_t panels = (p.tokens + table.panel - 1) / table.panel;
-  std::vector<const float*> weights;
-  for (const int32_t block : p.open) {
-    weights.push_back(packed.data() +
-                      block * table.packed_block_floats(p.width, p.block_size, p.gated) +
-                      table.packed_block_output(p.width, p.block_size, p.gated));
-  }
-  if (chunk == 0) chunk = count;
-  Floats start(p.width + table.vector_length, 0.0f);
-  for (int64_t i = 0; i < p.width; ++i) start[i] = p.start[i];
-  Floats y(p.tokens * p.width);
-  for (int64_t first = 0; first < count; first += chunk) {
-    const int64_t blocks = std::min(chunk, count - first);
-    const int64_t stride = blocks * p.block_size * table.panel;
-    Floats hidden(panels * stride), scratch(table.hidden_scratch_floats(p.block_size));
-    table.feed_forward_hidden({.tokens = tokens.data(),
-                               .packed = packed.data(),
-                               .block_index = p.open.data() + first,
-                               .scale = p.scale.data() + first,
-                               .hidden = hidden.data(),
-                               .scratch = scratch.data(),
-                               .num_blocks = blocks,
-                               .num_tokens = p.tokens,
-                               .width = p.width,
-                               .block_size = p.block_size,
-                               .hidden_stride = stride,
-                               .activation = p.kind,
-                               .gated = p.gated,
-                               .kept = kept});
-    EXPECT_TRUE(hidden.intact() && scratch.intact()) << "written beyond the hidden panels";
-    for (int64_t part = 0; part < parts; ++part) {
-      table.sum_projections({.context = hidden.data(),
-                             .weights = weights.data() + first,
-                             .start = start.data(),
-                             .out = y.data(),
-                             .num_segments = blocks,
-                             .num_tokens = p.tokens,
-                             .width = p.width,
-                             .head_dim = p.block_size,
-                             .context_stride = stride,
-                             .part = part,
-                             .parts = parts,
-                             .add = first > 0,
-                             .finish = first + blocks == count});
-    }
-  }
-  EXPECT_TRUE(y.intact()) << "written beyond the output";
-  return {y.data(), y.data() + y.size()};
+  return run_layer(Float32Layer{table}, p, chunk, parts, kept);
 }
 
 }  // namespace headkit::kernels
