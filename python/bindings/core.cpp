@@ -107,6 +107,12 @@ Example:
       });
 }
 
+std::string data_hash_of(const HeadScores& scores) {
+  if (scores.settings.empty()) return "";
+  const py::object settings = py::module_::import("json").attr("loads")(scores.settings);
+  return settings.attr("get")("data_hash", "").cast<std::string>();
+}
+
 void register_head_scores(py::module_& m) {
   py::class_<HeadScores>(m, "HeadScores", R"pbdoc(
 Importance of every head; larger = more important.
@@ -117,6 +123,8 @@ Attributes:
     values: float64, shape [layers, heads].
     lower, upper: ends of the interval at level ``confidence``, or None.
     metric, objective, settings, samples, seed: what produced the values.
+    data_hash: ``headkit.data_hash`` of the examples behind them, part of the settings; "" = none,
+        or not known.
 )pbdoc")
       .def(py::init([](const at::Tensor& values, std::string metric, std::string objective,
                        int64_t samples, uint64_t seed, std::optional<at::Tensor> lower,
@@ -147,6 +155,7 @@ Attributes:
       .def_readonly("settings", &HeadScores::settings)
       .def_readonly("samples", &HeadScores::samples)
       .def_readonly("seed", &HeadScores::seed)
+      .def_property_readonly("data_hash", &data_hash_of)
       .def("to_json", &HeadScores::to_json)
       .def_static("from_json", &HeadScores::from_json, py::arg("text"))
       .def(
@@ -156,9 +165,11 @@ Attributes:
           },
           py::arg("path"), "Draw a heat map into a file; see headkit.plot_scores.")
       .def("__repr__", [](const HeadScores& s) {
+        const std::string hash = data_hash_of(s);
         return "HeadScores(" + s.metric + " of " + s.objective + ", [" +
                std::to_string(s.values.size(0)) + ", " + std::to_string(s.values.size(1)) +
-               "], samples=" + std::to_string(s.samples) + ")";
+               "], samples=" + std::to_string(s.samples) +
+               (hash.empty() ? "" : ", data=" + hash.substr(0, 8)) + ")";
       });
 }
 

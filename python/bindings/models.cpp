@@ -1,4 +1,5 @@
 #include <headkit/core/error.h>
+#include <headkit/models/data_hash.h>
 #include <headkit/models/gated_model.h>
 #include <headkit/models/objective.h>
 #include <headkit/models/sentence_probe.h>
@@ -372,6 +373,31 @@ Example:
           },
           py::arg("output"), py::arg("batch") = Batch(), py::arg("dense") = py::none(),
           py::call_guard<py::gil_scoped_release>(), "Losses, shape [batch].");
+  m.def("data_hash", &data_hash, py::arg("data"), py::call_guard<py::gil_scoped_release>(), R"pbdoc(
+SHA-256 of a set of examples: the same whatever their order, batches and padding (of tensors with an
+``attention_mask``), another one if a byte of an example differs.
+
+Args:
+    data: as for ``score``.
+Returns:
+    str: 64 hexadecimal digits; "" for data without examples.
+Example:
+    >>> one = [{"input_ids": torch.tensor([[1, 2], [3, 4]])}]
+    >>> other = [{"input_ids": torch.tensor([[3, 4]])}, {"input_ids": torch.tensor([[1, 2]])}]
+    >>> headkit.data_hash(one) == headkit.data_hash(other)
+    True
+)pbdoc");
+  m.def("shared_examples", &shared_examples, py::arg("data"), py::arg("other"),
+        py::call_guard<py::gil_scoped_release>(), R"pbdoc(
+How many examples of ``data`` are among those of ``other``.
+
+Args:
+    data, other: as for ``score``.
+Example:
+    >>> one = [{"input_ids": torch.tensor([[1, 2], [3, 4]])}]
+    >>> headkit.shared_examples(one, [{"input_ids": torch.tensor([[3, 4]])}])
+    1
+)pbdoc");
   m.def("make_objective", &make_objective, py::arg("name"), "An objective by name.");
   m.def("objective_names", &objective_names, "The names that make_objective knows.");
 }

@@ -1,7 +1,9 @@
 #include "headkit/scorers/head_scorer.h"
 
+#include "core/json.h"
 #include "core/method_settings.h"
 #include "headkit/core/error.h"
+#include "headkit/models/data_hash.h"
 #include "headkit/scorers/ablation.h"
 #include "headkit/scorers/activation.h"
 #include "headkit/scorers/all_but_one.h"
@@ -79,6 +81,25 @@ void read(MethodSettings& settings, KlCurvatureOptions& options) {
   settings.read("draws", options.draws,
                 "labels drawn from the model for each example or token; 0 = every class");
 }
+
+// A scorer whose settings tell the data_hash of what it saw.
+class HashingScorer final : public HeadScorer {
+ public:
+  explicit HashingScorer(std::unique_ptr<HeadScorer> scorer) : scorer_(std::move(scorer)) {}
+  HeadScores score(GatedModel& model, const DataSource& data, const Objective& objective,
+                   const ScoreOptions& options) const override {
+    const HashedData seen(data);
+    HeadScores scores = scorer_->score(model, seen, objective, options);
+    if (seen.hash().empty()) return scores;
+    Json settings = scores.settings.empty() ? Json::object() : parse_json(kScore, scores.settings);
+    settings["data_hash"] = seen.hash();
+    scores.settings = settings.dump();
+    return scores;
+  }
+
+ private:
+  std::unique_ptr<HeadScorer> scorer_;
+};
 
 template <typename Scorer>
 ScorerInfo plain(ScorerInfo info) {
@@ -219,7 +240,7 @@ const std::vector<ScorerInfo>& scorers() {
 std::unique_ptr<HeadScorer> make_scorer(const std::string& name, const std::string& settings) {
   std::string known;
   for (const ScorerInfo& each : scorers()) {
-    if (each.name == name) return each.make(settings);
+    if (each.name == name) return std::make_unique<HashingScorer>(each.make(settings));
     known += (known.empty() ? "" : ", ") + each.name;
   }
   throw std::invalid_argument(error_message(kScore, "a metric among " + known, "'", name, "'"));

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "headkit/models/data_hash.h"
 #include "headkit/pruners/removal.h"
 #include "headkit/scorers/head_scorer.h"
 #include "support/toy_model.h"
@@ -83,6 +84,21 @@ TEST_P(EveryScorer, BatchSizeAndPaddingDoNotShow) {
       EXPECT_TRUE(at::allclose(found.lower, expected.lower, 1e-9, 1e-11));
       EXPECT_TRUE(at::allclose(found.upper, expected.upper, 1e-9, 1e-11));
     }
+  }
+}
+
+TEST_P(EveryScorer, TellsWhichDataItSaw) {
+  const auto model = testing::random_toy_model(kLayout, 3, 1);
+  const Batch all = testing::random_toy_batch(kLayout, 8, 6, 3, 2);
+  const auto hash = [&](const std::vector<Batch>& batches) {
+    return nlohmann::json::parse(score(*model, batches).settings).value("data_hash", "");
+  };
+  const std::string found = hash(split(all, {3, 5}));
+  EXPECT_EQ(found, reads_data() ? data_hash(BatchList({all})) : "");
+  Batch other = all;
+  other["labels"] = (all.at("labels") + 1).remainder(3);
+  if (reads_data()) {
+    EXPECT_NE(hash({other}), found);
   }
 }
 
