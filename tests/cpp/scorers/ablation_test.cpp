@@ -82,7 +82,7 @@ TEST(AblationTest, LongBatchesAreCutIntoSeveralForwards) {
       at::allclose(score(*model, {wide}).values, score(*model, {batch}).values, 1e-9, 1e-12));
 }
 
-// Counts the work: layers run times examples.
+// Counts the work: layers run times examples, heads that are open in them, and calls.
 class CountingModel final : public GatedModel {
  public:
   explicit CountingModel(std::shared_ptr<testing::ToyModel> model) : model_(std::move(model)) {}
@@ -91,7 +91,12 @@ class CountingModel final : public GatedModel {
   ModelState embed(const Batch& batch) override { return model_->embed(batch); }
   ModelState run(const ModelState& state, int64_t first, int64_t last, const GateSet& gates,
                  Taps* taps) override {
-    work += (last - first) * state.hidden.size(0);
+    const int64_t examples = state.hidden.size(0);
+    work += (last - first) * examples;
+    ++calls;
+    open_heads += gates.heads.defined()
+                      ? gates.heads.narrow(1, first, last - first).ne(0).sum().item<int64_t>()
+                      : (last - first) * examples * layout().heads;
     EXPECT_TRUE(gates.skip);
     return model_->run(state, first, last, gates, taps);
   }
@@ -104,7 +109,7 @@ class CountingModel final : public GatedModel {
   std::vector<std::pair<std::string, at::Tensor>> parameters() override {
     return model_->parameters();
   }
-  int64_t work = 0;
+  int64_t work = 0, open_heads = 0, calls = 0;
 
  private:
   std::shared_ptr<testing::ToyModel> model_;
@@ -115,6 +120,24 @@ TEST(AblationTest, TheSharedPrefixRunsOnce) {
   score(model, {testing::random_toy_batch(kLayout, 5, 6, 3, 2)});
   // Dense: 3 layers. Four heads of layer 0 run 3 layers, of layer 1 two, of layer 2 one.
   EXPECT_EQ(model.work, 5 * (3 + 4 * (3 + 2 + 1)));
+}
+
+TEST(AblationTest, CostsLessThanAForwardForEachHead) {
+  for (const HeadLayout& layout : {kLayout, HeadLayout{1, 5, 2, 5}, HeadLayout{6, 2, 2, 5}}) {
+    CountingModel model(testing::random_toy_model(layout, 3, 1));
+    score(model, {testing::random_toy_batch(layout, 5, 6, 3, 2)});
+    const int64_t layers = layout.layers, heads = layout.heads;
+    // The variants of a layer are one gated batch: beside the dense run one call for each layer.
+    EXPECT_EQ(model.calls, 2 * layers);
+    int64_t expected = layers * heads;
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      expected += heads * ((layers - layer) * heads - 1);
+    }
+    EXPECT_EQ(model.open_heads, 5 * expected);
+    const int64_t forwards = layers * heads;
+    EXPECT_LE(model.work, 5 * layers * (forwards + 1));
+    EXPECT_LE(model.open_heads, 5 * layers * heads * forwards);
+  }
 }
 
 TEST(AblationTest, HeadsThatWriteNothingOrAreGoneScoreZero) {
