@@ -1,5 +1,7 @@
 #include <headkit/core/error.h>
+#include <headkit/pruners/hies_tuning.h>
 #include <headkit/pruners/latency_table.h>
+#include <headkit/pruners/mean_activation.h>
 #include <headkit/pruners/mean_output.h>
 #include <headkit/pruners/prune_by_scores.h>
 #include <headkit/pruners/pruner.h>
@@ -62,6 +64,8 @@ Args:
     heads: HeadMask of the heads that stay.
     gates: GateSet of what goes or changes beyond the mask; None = nothing.
     details: JSON object in a string.
+    dropped_neurons: what the activations of neurons that go are instead of 0, shape [layers,
+        neurons]; goes into the output biases.
 Attributes:
     heads: HeadMask.
     gates: GateSet; gates of heads and ``dropped_output`` are folded into the weights.
@@ -72,14 +76,20 @@ Example:
     >>> headkit.StaticPruning(headkit.HeadMask(torch.ones(2, 4)))
     StaticPruning(8 of 8 heads)
 )pbdoc")
-      .def(py::init([](HeadMask heads, const std::optional<GateSet>& gates, std::string details) {
+      .def(py::init([](HeadMask heads, const std::optional<GateSet>& gates, std::string details,
+                       const std::optional<at::Tensor>& dropped_neurons) {
              return StaticPruning{.heads = std::move(heads),
                                   .gates = gates.value_or(GateSet()),
+                                  .dropped_neurons = or_undefined(dropped_neurons),
                                   .details = std::move(details)};
            }),
-           py::arg("heads"), py::arg("gates") = py::none(), py::arg("details") = "{}")
+           py::arg("heads"), py::arg("gates") = py::none(), py::arg("details") = "{}",
+           py::arg("dropped_neurons") = py::none())
       .def_readonly("heads", &StaticPruning::heads)
       .def_readonly("gates", &StaticPruning::gates)
+      .def_property_readonly(
+          "dropped_neurons",
+          [](const StaticPruning& pruning) { return or_none(pruning.dropped_neurons); })
       .def_property_readonly("details",
                              [](const StaticPruning& pruning) {
                                return py::module_::import("json").attr("loads")(pruning.details);
@@ -270,6 +280,60 @@ Example:
       py::arg("model"), py::arg("data"), py::kw_only(), py::arg("gates") = GateSet(),
       py::arg("decide") = nullptr, py::arg("progress") = nullptr, Unlocked(),
       "See headkit.mean_head_outputs.");
+
+  const auto means = [&m](const char* name, auto function, const char* see) {
+    m.def(
+        name,
+        [function](GatedModel& model, const DataSource& data, const GateSet& gates,
+                   Progress progress) {
+          return function(model, data,
+                          {.gates = gates, .progress = interruptible(std::move(progress))});
+        },
+        py::arg("model"), py::arg("data"), py::kw_only(), py::arg("gates") = GateSet(),
+        py::arg("progress") = nullptr, Unlocked(), see);
+  };
+  means("mean_neuron_activations", &mean_neuron_activations,
+        "See headkit.mean_neuron_activations.");
+  means("mean_block_outputs", &mean_block_outputs, "See headkit.mean_block_outputs.");
+
+  py::class_<HiesTuning>(m, "HiesTuning", R"pbdoc(
+What ``headkit.tune_hies`` found.
+
+Attributes:
+    alpha: the one whose mask has the least loss.
+    alphas: all that were tried, ascending.
+    losses: mean loss of the validation data under the mask of each.
+    masks: HeadMask of each.
+    data_hash, validation_hash: ``headkit.data_hash`` of the data.
+)pbdoc")
+      .def_readonly("alpha", &HiesTuning::alpha)
+      .def_readonly("alphas", &HiesTuning::alphas)
+      .def_readonly("losses", &HiesTuning::losses)
+      .def_readonly("masks", &HiesTuning::masks)
+      .def_readonly("data_hash", &HiesTuning::data_hash)
+      .def_readonly("validation_hash", &HiesTuning::validation_hash)
+      .def("__repr__", [](const HiesTuning& tuning) {
+        return c10::str("HiesTuning(alpha=", tuning.alpha, " of ", tuning.alphas.size(), ")");
+      });
+  m.def(
+      "tune_hies",
+      [](GatedModel& model, const DataSource& data, const DataSource& validation,
+         const Objective& objective, double keep, const std::vector<double>& alphas, bool per_layer,
+         int64_t min_per_layer, const std::string& rounding, const std::string& normalization,
+         Progress progress) {
+        HiesTuningOptions options{.alphas = alphas,
+                                  .share = {.keep = keep,
+                                            .per_layer = per_layer,
+                                            .min_per_layer = min_per_layer,
+                                            .rounding = rounding_of(rounding)}};
+        options.score.normalization = normalization;
+        options.score.progress = interruptible(std::move(progress));
+        return tune_hies(model, data, validation, objective, options);
+      },
+      py::arg("model"), py::arg("data"), py::arg("validation"), py::arg("objective"), py::kw_only(),
+      py::arg("keep"), py::arg("alphas"), py::arg("per_layer"), py::arg("min_per_layer"),
+      py::arg("rounding"), py::arg("normalization"), py::arg("progress") = nullptr, Unlocked(),
+      "See headkit.tune_hies.");
 }
 
 }  // namespace headkit::bindings

@@ -38,6 +38,7 @@ from headkit._C import (
     HeadLayout,
     HeadMask,
     HeadScores,
+    HiesTuning,
     LayerDistillation,
     LinearGate,
     LinearGateReport,
@@ -69,6 +70,7 @@ from headkit._C import (
     bootstrap_mean,
     conformal_risk_control,
     conformal_samples_needed,
+    data_hash,
     encoder_flops,
     feed_forward_backend,
     feed_forward_flops,
@@ -107,6 +109,7 @@ from headkit._C import (
     scorers,
     sentence_embedding,
     shapley_values,
+    shared_examples,
     show_config,
     slice_heads,
     slice_neurons,
@@ -132,10 +135,18 @@ from headkit.learned_gates import (
     learned_gate_scores,
     train_gates,
 )
-from headkit.pruning import apply, mean_head_outputs, measure_latency, prune
+from headkit.pruning import (
+    apply,
+    mean_block_outputs,
+    mean_head_outputs,
+    mean_neuron_activations,
+    measure_latency,
+    prune,
+)
 from headkit.running import run
 from headkit.saving import load, save
 from headkit.scoring import fisher_information, plot_scores, score
+from headkit.tuning import tune_hies
 
 # For find_package(headkit) against an installed wheel: a CMAKE_PREFIX_PATH.
 cmake_prefix_path = _os.path.dirname(_C.__file__)
@@ -168,6 +179,7 @@ __all__ = [
     "HeadLayout",
     "HeadMask",
     "HeadScores",
+    "HiesTuning",
     "LayerDistillation",
     "LearnedGates",
     "LinearGate",
@@ -206,6 +218,7 @@ __all__ = [
     "cmake_prefix_path",
     "conformal_risk_control",
     "conformal_samples_needed",
+    "data_hash",
     "detach",
     "encoder_flops",
     "feed_forward_backend",
@@ -231,7 +244,9 @@ __all__ = [
     "make_objective",
     "make_work_list",
     "mcnemar",
+    "mean_block_outputs",
     "mean_head_outputs",
+    "mean_neuron_activations",
     "measure_latency",
     "nn",
     "objective_names",
@@ -263,6 +278,7 @@ __all__ = [
     "scorers",
     "sentence_embedding",
     "shapley_values",
+    "shared_examples",
     "show_config",
     "slice_heads",
     "slice_neurons",
@@ -270,6 +286,7 @@ __all__ = [
     "stability",
     "top_k_overlap",
     "train_gates",
+    "tune_hies",
     "two_proportion_z",
     "unit_macs",
     "unit_parameters",

@@ -1,5 +1,6 @@
 """How far ways to score heads agree, and how alike the masks of several runs are."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,10 @@ def agreement(
         ValueError: for fewer than two names, shapes or numbers of runs that differ, or values that
             are not finite.
 
+    Warns:
+        UserWarning: for HeadScores of one run that were measured on different data: what disagrees
+            may be the data, not the metrics.
+
     Source:
         Kendall 1945; Kuncheva 2007.
 
@@ -64,6 +69,7 @@ def agreement(
             )
         scores = dict(zip(names, scores, strict=True))
     series = [(name, _runs(name, found, over)) for name, found in scores.items()]
+    _warn_of_other_data(scores)
     return _C.score_agreement(
         series,
         over_examples=over == "examples",
@@ -72,6 +78,27 @@ def agreement(
         resamples=resamples,
         seed=seed,
     )
+
+
+def _warn_of_other_data(scores: Mapping[str, Scored | Sequence[Scored]]) -> None:
+    runs = [
+        [found] if isinstance(found, _C.HeadScores | torch.Tensor) else found
+        for found in scores.values()
+    ]
+    for run in zip(*runs, strict=False):
+        known = {
+            each.metric: each.data_hash
+            for each in run
+            if isinstance(each, _C.HeadScores) and each.data_hash
+        }
+        if len(set(known.values())) > 1:
+            told = ", ".join(f"{metric} on {digest[:8]}" for metric, digest in known.items())
+            warnings.warn(
+                f"[agreement] expected scores of one run from the same data; found {told}: what "
+                "disagrees may be the data",
+                stacklevel=3,
+            )
+            return
 
 
 def _runs(name: str, found: Any, over: str) -> torch.Tensor:

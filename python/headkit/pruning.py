@@ -160,7 +160,9 @@ def apply(
     """
     gated = gated_model(model, "apply")
     mask = _static(mask, dropped_output)
+    pruning = None
     if isinstance(mask, _C.StaticPruning):
+        pruning = mask
         if optimizer is None:
             _apply_pruning(gated, mask)
             return
@@ -182,7 +184,10 @@ def apply(
             f"{type(gated).__name__}"
         )
     cut = cut_state(gated, mask, optimizer)
-    _remove(gated, mask, dropped_output)
+    if pruning is None:
+        _remove(gated, mask, dropped_output)
+    else:
+        _apply_pruning(gated, pruning)
     cut.carry_over(gated)
 
 
@@ -190,10 +195,11 @@ def _apply_pruning(gated: _C.GatedModel, pruning: _C.StaticPruning) -> None:
     from headkit.huggingface.staged_model import StagedModel
     from headkit.huggingface.weight_replacement import BASE
 
-    if not isinstance(gated, StagedModel) or not pruning.refits or not gated.is_whole():
+    changes_what_stays = pruning.refits or pruning.dropped_neurons is not None
+    if not isinstance(gated, StagedModel) or not changes_what_stays or not gated.is_whole():
         _C.apply_pruning(gated, pruning)
         return
-    # Refits come before the first cut, at which a model notes what it was.
+    # They come before the first cut, at which a model notes what it was.
     base = gated.fingerprint()
     _C.apply_pruning(gated, pruning)
     if not gated.is_whole():
@@ -256,14 +262,87 @@ def mean_head_outputs(
         torch.Size([2, 4, 24])
     """
     gated = gated_model(model, "mean_head_outputs")
-    if isinstance(gates, _C.HeadMask):
-        gates = _C.GateSet.from_mask(gates)
-    elif isinstance(gates, torch.Tensor):
-        gates = _C.GateSet(gates if gates.is_floating_point() else gates.to(torch.float32))
     with reporting("mean outputs", progress) as tell:
-        return _C.mean_head_outputs(
-            gated, data, gates=_C.GateSet() if gates is None else gates, progress=tell
-        )
+        return _C.mean_head_outputs(gated, data, gates=_as_gates(gates), progress=tell)
+
+
+def mean_neuron_activations(
+    model: torch.nn.Module | _C.GatedModel,
+    data: Any,
+    *,
+    gates: _C.GateSet | _C.HeadMask | torch.Tensor | None = None,
+    progress: bool | Told = False,
+) -> torch.Tensor:
+    """Mean activation of every neuron over valid tokens: what best replaces one that is dropped.
+
+    Args:
+        model: an attached model, or a GatedModel, that shows its feed-forward blocks.
+        data: as for ``score``; labels are not needed.
+        gates: gates at which the model runs, as for ``mean_head_outputs``.
+        progress: as for ``score``.
+
+    Returns:
+        Tensor: shape [layers, neurons], on CPU, for ``StaticPruning(..., dropped_neurons=...)``; 0
+        for neurons that were removed.
+
+    Raises:
+        ValueError: if the model has no gates of neurons, the data hold no token or the gates do not
+            fit.
+
+    Source:
+        An et al. 2024 (FLAP).
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.BertConfig(
+        ...     vocab_size=50,
+        ...     hidden_size=24,
+        ...     num_hidden_layers=2,
+        ...     num_attention_heads=4,
+        ...     intermediate_size=40,
+        ... )
+        >>> model = transformers.BertModel(config)
+        >>> gated = headkit.attach(model)
+        >>> data = [{"input_ids": torch.tensor([[1, 2, 3]])}]
+        >>> headkit.mean_neuron_activations(model, data).shape
+        torch.Size([2, 40])
+    """
+    gated = gated_model(model, "mean_neuron_activations")
+    with reporting("mean activations", progress) as tell:
+        return _C.mean_neuron_activations(gated, data, gates=_as_gates(gates), progress=tell)
+
+
+def mean_block_outputs(
+    model: torch.nn.Module | _C.GatedModel,
+    data: Any,
+    *,
+    gates: _C.GateSet | _C.HeadMask | torch.Tensor | None = None,
+    progress: bool | Told = False,
+) -> torch.Tensor:
+    """Mean output of every block of 32 neurons: what best replaces one that is dropped.
+
+    Args:
+        model, data, gates, progress: as for ``mean_neuron_activations``.
+
+    Returns:
+        Tensor: shape [layers, blocks, model_dim], on CPU, for ``GateSet(dropped_blocks=...)``.
+
+    Raises:
+        ValueError: as ``mean_neuron_activations``.
+    """
+    gated = gated_model(model, "mean_block_outputs")
+    with reporting("mean outputs of blocks", progress) as tell:
+        return _C.mean_block_outputs(gated, data, gates=_as_gates(gates), progress=tell)
+
+
+def _as_gates(gates: _C.GateSet | _C.HeadMask | torch.Tensor | None) -> _C.GateSet:
+    if gates is None:
+        return _C.GateSet()
+    if isinstance(gates, _C.HeadMask):
+        return _C.GateSet.from_mask(gates)
+    if isinstance(gates, torch.Tensor):
+        return _C.GateSet(gates if gates.is_floating_point() else gates.to(torch.float32))
+    return gates
 
 
 def measure_latency(

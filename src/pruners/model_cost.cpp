@@ -80,6 +80,7 @@ ModelCost::ModelCost(const char* operation, GatedModel& model, const DataSource&
   tokens_ = options.tokens > 0 ? options.tokens : tokens / static_cast<double>(examples);
 
   if (!options.head_latency.empty()) {
+    unit_ = "latency";
     head_table_ = full_table(operation, options.head_latency, layout_.heads);
     HEADKIT_CHECK(!options.neurons || !options.neuron_latency.empty(), operation,
                   "neuron_latency beside head_latency, or neurons = false", "none");
@@ -97,7 +98,9 @@ ModelCost::ModelCost(const char* operation, GatedModel& model, const DataSource&
   } else {
     HEADKIT_CHECK(options.neuron_latency.empty(), operation, "head_latency beside neuron_latency",
                   "none");
-    units_ = unit_macs(layout_, tokens_, matrices);
+    units_ = options.parameters ? unit_parameters(layout_, matrices)
+                                : unit_macs(layout_, tokens_, matrices);
+    if (options.parameters) unit_ = "parameters";
     dense_ = units_.total(all_heads, all_neurons);
     if (!neurons_there_.defined()) units_.fixed += all_neurons * units_.neuron;
   }
@@ -161,12 +164,9 @@ CostSearch ModelCost::search(const at::Tensor& heads, const at::Tensor& neurons)
 }
 
 Json ModelCost::describe(const CostSearch& found) const {
-  Json details = {{"unit", by_latency() ? "latency" : "MACs"},
-                  {"cost", of(found.heads, found.neurons)},
-                  {"budget", budget_},
-                  {"dense", dense_},
-                  {"tokens", tokens_},
-                  {"heads", found.heads.sum().item<int64_t>()}};
+  Json details = {{"unit", unit_},     {"cost", of(found.heads, found.neurons)},
+                  {"budget", budget_}, {"dense", dense_},
+                  {"tokens", tokens_}, {"heads", found.heads.sum().item<int64_t>()}};
   if (found.neurons.defined()) details["neurons"] = found.neurons.sum().item<int64_t>();
   return details;
 }

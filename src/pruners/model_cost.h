@@ -13,14 +13,15 @@
 namespace headkit {
 
 struct ModelCostOptions {
-  double keep = 0.5;     // share of the original model's cost
-  bool neurons = false;  // neurons may go too
-  double tokens = 0;     // 0 = mean over the data
+  double keep = 0.5;        // share of the original model's cost
+  bool neurons = false;     // neurons may go too
+  double tokens = 0;        // 0 = mean over the data
+  bool parameters = false;  // instead of MACs
   std::vector<double> head_latency = {}, neuron_latency = {};
   double other_latency = 0;
 };
 
-/// A budget for heads and neurons of a model, in MACs or in measured time.
+/// A budget for heads and neurons of a model, in MACs, in parameters or in measured time.
 class ModelCost {
  public:
   /// Throws std::invalid_argument for a share outside [0, 1], tables that do not fit the model, or
@@ -46,6 +47,7 @@ class ModelCost {
   double table_latency(const at::Tensor& heads, const at::Tensor& neurons) const;
 
   const char* operation_;
+  const char* unit_ = "MACs";
   HeadLayout layout_;
   HeadMask heads_there_;
   at::Tensor neurons_there_;  // undefined where neurons stay

@@ -5,11 +5,14 @@
 
 #include <exception>
 
+#include "core/json.h"
 #include "headkit/core/error.h"
+#include "headkit/models/data_hash.h"
 #include "headkit/pruners/backward_elimination.h"
 #include "headkit/pruners/bottom_up.h"
 #include "headkit/pruners/cofi.h"
 #include "headkit/pruners/fixed_target.h"
+#include "headkit/pruners/flap_joint.h"
 #include "headkit/pruners/iterative.h"
 #include "headkit/pruners/kwon.h"
 #include "headkit/pruners/obs.h"
@@ -75,6 +78,18 @@ void read(MethodSettings& settings, KwonOptions& options) {
   settings.read("ridge", options.ridge, "of the tuning, in units of the mean squared output");
   settings.read("largest_scale", options.largest_scale, "layers that exceed it keep 1");
   settings.read("tune_examples", options.tune_examples, "examples that tuning looks at; 0 = all");
+}
+
+void read(MethodSettings& settings, FlapJointOptions& options) {
+  settings.read("neurons", options.neurons,
+                "also prune neurons, where the model has gates of them");
+  settings.read("cost", options.cost, "what a unit costs: parameters, as published, or macs");
+  settings.read("tokens", options.tokens, "length that MACs are counted at; 0 = mean of the data");
+  settings.read("square", options.square,
+                "square the channel scores of heads first, as the released code");
+  settings.read(
+      "means", options.means,
+      "replace what goes: dense (means of the dense model, as published), pruned or none");
 }
 
 void read(MethodSettings& settings, BottomUpOptions& options) {
@@ -213,6 +228,22 @@ std::vector<PrunerInfo> searching_pruners() {
                                .progress = given.score.progress};
           },
           &prune_kwon),
+      with_settings<FlapJointOptions>(
+          {.name = "flap_joint",
+           .definition = "One order over heads and neurons of all layers by standardised "
+                         "fluctuation; means of the dense model replace those that go",
+           .source = "An et al. 2024 (FLAP)",
+           .cost = "3 forwards",
+           .needs = "nothing",
+           .prune = nullptr,
+           .budget = "weights of attention and feed-forward blocks, or MACs"},
+          [](const PruneOptions& given) {
+            check_plain_share("flap_joint", given.share);
+            FlapJointOptions options{.keep = given.share.keep, .progress = given.score.progress};
+            if (given.compensate) options.means = "pruned";
+            return options;
+          },
+          &prune_flap_jointly),
       with_settings<BottomUpOptions>(
           {.name = "bottom_up",
            .definition = "One sublayer after the other from the bottom: scored as the model is by "
@@ -301,7 +332,13 @@ const PrunerInfo& find_pruner(const std::string& name) {
 
 StaticPruning prune(GatedModel& model, const DataSource& data, const Objective& objective,
                     const std::string& method, const PruneOptions& options) {
-  return find_pruner(method).prune(model, data, objective, options);
+  const PrunerInfo& info = find_pruner(method);
+  const HashedData seen(data);
+  StaticPruning pruning = info.prune(model, seen, objective, options);
+  Json details = parse_json("prune", pruning.details);
+  details["data_hash"] = seen.hash();
+  pruning.details = details.dump();
+  return pruning;
 }
 
 namespace {
@@ -359,11 +396,48 @@ Swap swap_of(GatedModel& model, const OutputRefit& refit) {
   return swap;
 }
 
+// Output biases that take over what neurons that go added on average.
+std::vector<Swap> bias_swaps(GatedModel& model, const StaticPruning& pruning) {
+  const at::Tensor& means = pruning.dropped_neurons;
+  if (!means.defined()) return {};
+  const at::Tensor there = model.neurons();
+  const at::Tensor& gates = pruning.gates.neurons;
+  HEADKIT_CHECK(gates.defined() && gates.sizes() == there.sizes() && means.sizes() == there.sizes(),
+                "apply", c10::str("dropped_neurons and gates of neurons of shape ", there.sizes()),
+                "shape ", means.sizes(), gates.defined() ? "" : " and no gates");
+  HEADKIT_CHECK(means.isfinite().all().item<bool>(), "apply", "finite dropped_neurons",
+                "NaN or infinity");
+  const auto in_double = [](const at::Tensor& tensor) {
+    return tensor.detach().to(at::kCPU, at::kDouble);
+  };
+  const at::Tensor replaced = in_double(means) * (1 - in_double(gates));
+  std::vector<Swap> swaps;
+  for (int64_t layer = 0; layer < there.size(0); ++layer) {
+    Swap swap;
+    swap.layer = layer;
+    swap.is_feed_forward = true;
+    swap.kept = indices_of(there[layer]);
+    const at::Tensor values = replaced[layer].index_select(0, at::tensor(swap.kept, at::kLong));
+    if (values.eq(0).all().item<bool>()) continue;
+    swap.old_feed_forward = swap.feed_forward = model.feed_forward(layer);
+    FeedForwardWeights& w = swap.feed_forward;
+    HEADKIT_CHECK(w.out_bias.defined(), "apply",
+                  "a feed-forward block with an output bias, for dropped_neurons",
+                  "one without in layer ", layer);
+    w.out_bias =
+        (in_double(w.out_bias) + at::mv(in_double(w.out), values)).to(w.out_bias.options());
+    swaps.push_back(std::move(swap));
+  }
+  return swaps;
+}
+
 }  // namespace
 
 void apply_pruning(GatedModel& model, const StaticPruning& pruning) {
   const c10::NoGradGuard no_grad;
-  std::vector<Swap> swaps;
+  HEADKIT_CHECK(pruning.refits.empty() || !pruning.dropped_neurons.defined(), "apply",
+                "re-fitted weights or dropped_neurons", "both");
+  std::vector<Swap> swaps = bias_swaps(model, pruning);
   for (const OutputRefit& refit : pruning.refits) swaps.push_back(swap_of(model, refit));
   size_t done = 0;
   try {

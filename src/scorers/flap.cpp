@@ -4,6 +4,7 @@
 
 #include "core/json.h"
 #include "headkit/core/error.h"
+#include "scorers/attention_rows.h"
 #include "scorers/context_moments.h"
 #include "scorers/score_sample.h"
 
@@ -47,19 +48,22 @@ Moments merge(const ContextMoments& parts, const at::Tensor& counts) {
   return {center + mean, (spread - mean.square()).clamp_min(0)};
 }
 
+// z-scores over the axes `dims`, of the places where `there` holds 1; 0 elsewhere. `count` of them.
+at::Tensor standardised(const at::Tensor& values, const at::Tensor& there, const at::Tensor& count,
+                        at::IntArrayRef dims) {
+  const at::Tensor mean = (values * there).sum(dims, true) / count.clamp_min(1);
+  const at::Tensor off = (values - mean) * there;
+  const at::Tensor deviation = (off.square().sum(dims, true) / (count - 1).clamp_min(1)).sqrt();
+  return off / at::where(deviation.gt(0), deviation, at::ones_like(deviation));
+}
+
 // Standardised over the channels of the heads that are there, then the mean of each head.
-at::Tensor head_fluctuation(at::Tensor channels, const at::Tensor& present,
-                            const FlapOptions& options) {
+at::Tensor of_heads(at::Tensor channels, const at::Tensor& present, const FlapOptions& options) {
   if (options.square) channels = channels.square();
-  const at::Tensor there = present.unsqueeze(2);  // [L, H, 1]
   if (options.standardize) {
-    const auto dims = std::vector<int64_t>{-2, -1};
     const at::Tensor count =
         (present.sum(-1) * static_cast<double>(channels.size(-1))).reshape({-1, 1, 1});
-    const at::Tensor mean = (channels * there).sum(dims, true) / count.clamp_min(1);
-    const at::Tensor off = (channels - mean) * there;
-    const at::Tensor deviation = (off.square().sum(dims, true) / (count - 1).clamp_min(1)).sqrt();
-    channels = off / at::where(deviation.gt(0), deviation, at::ones_like(deviation));
+    channels = standardised(channels, present.unsqueeze(2), count, {-2, -1});
   }
   return channels.mean(-1) * present;
 }
@@ -73,6 +77,63 @@ ChannelFluctuation channel_fluctuation(GatedModel& model, const DataSource& data
   return {all.mean[0], all.variance[0], all.variance[0] * column_squares(model)};
 }
 
+NeuronFluctuation neuron_fluctuation(GatedModel& model, const DataSource& data,
+                                     const Progress& progress) {
+  const at::Tensor present = model.neurons();
+  NeuronFluctuation found;
+  found.mean = at::zeros(present.sizes(), at::kDouble);
+  at::Tensor deviations = at::zeros_like(found.mean);
+  std::vector<double> tokens(static_cast<size_t>(present.size(0)), 0);
+  for_each_run(
+      kName, model, data, {.head_contexts = true, .neuron_activations = true}, progress,
+      [&](const Batch&, const Taps& seen) {
+        HEADKIT_CHECK(seen.neurons.size() == tokens.size(), kName,
+                      "the neurons of every feed-forward block", seen.neurons.size(), " of ",
+                      tokens.size());
+        for (size_t i = 0; i < tokens.size(); ++i) {
+          const auto layer = static_cast<int64_t>(i);
+          at::Tensor rows = seen.neurons[i].flatten(0, 1);
+          if (const at::Tensor& valid = seen.valid[i]; valid.defined()) {
+            rows = rows.index_select(0, valid.flatten().nonzero().flatten().to(rows.device()));
+          }
+          rows = rows.to(at::kCPU, at::kDouble);
+          const auto count = static_cast<double>(rows.size(0));
+          if (count == 0) continue;
+          const at::Tensor index = present[layer].nonzero().flatten();
+          const at::Tensor mean = rows.mean(0);
+          const at::Tensor apart = mean - found.mean[layer].index_select(0, index);
+          const double total = tokens[i] + count;
+          found.mean[layer].index_add_(0, index, apart * (count / total));
+          deviations[layer].index_add_(
+              0, index,
+              (rows - mean).square().sum(0) + apart.square() * (tokens[i] * count / total));
+          tokens[i] = total;
+        }
+      });
+  at::Tensor squares = at::zeros_like(found.mean);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    HEADKIT_CHECK(tokens[i] > 0, kName, "data with at least one token", "none");
+    const auto layer = static_cast<int64_t>(i);
+    deviations[layer] /= tokens[i];
+    squares[layer].index_copy_(
+        0, present[layer].nonzero().flatten(),
+        model.feed_forward(layer).out.detach().to(at::kCPU, at::kDouble).square().sum(0));
+  }
+  found.variance = deviations;
+  found.score = found.variance * squares;
+  return found;
+}
+
+at::Tensor head_fluctuation(const at::Tensor& channels, const HeadMask& present,
+                            const FlapOptions& options) {
+  return of_heads(channels, present.keep().to(at::kDouble), options);
+}
+
+at::Tensor standardised_neurons(const at::Tensor& scores, const at::Tensor& present) {
+  const at::Tensor there = present.to(at::kDouble);
+  return standardised(scores, there, there.sum(-1, true), {-1});
+}
+
 HeadScores FlapScorer::score(GatedModel& model, const DataSource& data, const Objective&,
                              const ScoreOptions& options) const {
   check_score_options(options);
@@ -81,7 +142,7 @@ HeadScores FlapScorer::score(GatedModel& model, const DataSource& data, const Ob
   const ContextMoments parts = context_moments(kName, model, data, options.progress);
   const int64_t examples = parts.tokens.size(0);
   const auto statistic = [&](const at::Tensor& counts) {
-    return head_fluctuation(merge(parts, counts).variance * columns, present, options_);
+    return of_heads(merge(parts, counts).variance * columns, present, options_);
   };
   HeadScores scores;
   scores.metric = kName;

@@ -24,7 +24,7 @@ class TinyModels:
         else:
             sizes = {
                 "hidden_size": width,
-                "intermediate_size": 28,
+                "intermediate_size": options.pop("intermediate_size", 28),
                 "num_hidden_layers": LAYERS,
                 "num_attention_heads": HEADS,
             }
@@ -76,6 +76,10 @@ class TinyModels:
             return attention.q_lin, attention.k_lin, attention.v_lin, attention.out_lin
         inner = attention.self
         return inner.query, inner.key, inner.value, attention.output.dense
+
+    def out_map(self, layer):
+        """The last linear map of a layer's feed-forward block."""
+        return layer.ffn.lin2 if hasattr(layer, "ffn") else layer.output.dense
 
     @contextlib.contextmanager
     def oracle(self, model, gates):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import pytest
 import scipy.stats
@@ -116,3 +117,17 @@ def test_silly_mistakes_get_an_answer():
     }.items():
         with pytest.raises(ValueError, match=expected):
             call()
+
+
+def test_scores_of_other_data_are_told():
+    def scores(metric, digest):
+        values = torch.arange(4.0).reshape(2, 2)
+        settings = json.dumps({"data_hash": digest} if digest else {})
+        return hk.HeadScores(values, metric=metric, settings=settings)
+
+    same = [scores("one", "a" * 64), scores("two", "a" * 64), scores("imported", "")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hk.agreement(same)
+    with pytest.warns(UserWarning, match="one on aaaaaaaa, two on bbbbbbbb"):
+        hk.agreement([same[0], scores("two", "b" * 64)])

@@ -111,6 +111,7 @@ def test_prune_saves_a_model_that_can_be_loaded_and_scored(folders, data, tmp_pa
         ("kwon", {"ridge": 0.5, "rearrange": False}),
         ("bottom_up", {}),
         ("obs", {"damping": 0.01}),
+        ("flap_joint", {"cost": "macs"}),
     ],
 )
 def test_prune_by_methods_that_search(folders, data, tmp_path, method, settings):
@@ -126,6 +127,7 @@ def test_prune_by_methods_that_search(folders, data, tmp_path, method, settings)
     assert result.exit_code == 0, said(result)
     told = json.loads(result.stdout)
     assert told["method"] == method and told["settings"] == settings
+    assert len(told["data_hash"]) == 64
     pruned = hk.load(out)
     gated = hk.attach(pruned)
     assert gated.heads().count == told["kept"]

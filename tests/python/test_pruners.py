@@ -1,5 +1,6 @@
 """Choosing heads and taking them out of real weights."""
 
+import copy
 import json
 
 import pytest
@@ -218,6 +219,111 @@ def test_kwon_stays_within_its_budget_and_its_gates_are_the_pruned_model(tiny, f
     weights = hk.unit_parameters(layout)
     lost = weights.total(12 - found.heads.count, int(gated.neurons().logical_not().sum()))
     assert sum(p.numel() for p in model.parameters()) < parameters - 0.9 * lost
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("feed_forward", [False, True])
+def test_flap_puts_means_of_the_dense_model_into_the_biases(tiny, family, feed_forward, tmp_path):
+    model = tiny.make(family, "SequenceClassification")
+    plain = copy.deepcopy(model)
+    gated = hk.attach(model, feed_forward=feed_forward)
+    inputs = tiny.inputs()
+    layout = gated.layout()
+    found = hk.prune(model, 0.5, "flap_joint", [inputs])
+    weights = hk.unit_parameters(layout)
+    cost = weights.total(found.heads.count, int(found.gates.neurons.sum()))
+    budget = 0.5 * weights.total(12, 3 * layout.feed_forward)
+    assert cost <= budget < cost + weights.head
+    assert found.details["unit"] == "parameters"
+    assert found.details["data_hash"] == hk.data_hash([inputs])
+
+    seen = []
+    layers = tiny.layer_list(plain)
+    handles = [
+        tiny.out_map(layer).register_forward_pre_hook(
+            lambda module, args: seen.append(args[0].detach())
+        )
+        for layer in layers
+    ]
+    with torch.no_grad():
+        plain(**inputs)
+    for handle in handles:
+        handle.remove()
+    valid = inputs["attention_mask"].bool()
+    for layer, values, means, gates in zip(
+        layers, seen, found.dropped_neurons, found.gates.neurons, strict=True
+    ):
+        mean = values[valid].double().mean(0)
+        torch.testing.assert_close(means.double(), mean, rtol=1e-5, atol=1e-6)
+        linear = tiny.out_map(layer)
+        with torch.no_grad():
+            linear.bias += (linear.weight.double() @ (mean * gates.double().eq(0))).float()
+            linear.weight *= gates.float()
+
+    hk.attach(plain)
+    with hk.gates(plain, found.all_gates()), torch.no_grad():
+        expected = plain(**inputs).logits
+    fingerprint = gated.fingerprint()
+    hk.apply(model, found)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-4)
+    hk.apply(model, found)  # what is gone adds nothing more
+    hk.save(model, tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            hk.load(tmp_path)(**inputs).logits, model(**inputs).logits, rtol=0, atol=1e-5
+        )
+    assert hk.read_model_folder(tmp_path).base_fingerprint == fingerprint
+
+
+def test_means_of_neurons_go_into_biases_beside_an_optimiser(tiny):
+    model = tiny.make("Bert", "SequenceClassification")
+    twin = copy.deepcopy(model)
+    hk.attach(model), hk.attach(twin)
+    inputs = tiny.inputs()
+    found = hk.prune(model, 0.5, "flap_joint", [inputs])
+    hk.apply(twin, found)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    model(**inputs, labels=torch.tensor([0, 1, 2])).loss.backward()
+    optimizer.step()
+    hk.apply(model, found, optimizer=optimizer)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, twin(**inputs).logits)
+    model(**inputs, labels=torch.tensor([0, 1, 2])).loss.backward()
+    optimizer.step()
+
+
+def test_mean_outputs_of_blocks_replace_blocks_that_close(tiny):
+    model = tiny.make("Bert", "SequenceClassification", intermediate_size=40)
+    hk.attach(model, feed_forward=True)
+    inputs = tiny.inputs()
+    dropped = hk.mean_block_outputs(model, [inputs])
+    assert dropped.shape == (3, 2, 24)
+    means = hk.mean_neuron_activations(model, [inputs])
+    for layer, rows, mean in zip(tiny.layer_list(model), dropped, means, strict=True):
+        weight = tiny.out_map(layer).weight.detach()
+        expected = torch.stack([weight[:, :32] @ mean[:32], weight[:, 32:] @ mean[32:]])
+        torch.testing.assert_close(rows, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_hies_is_tuned_on_data_of_its_own(tiny):
+    model = tiny.make("Bert", "SequenceClassification")
+    hk.attach(model)
+    data = [{**tiny.inputs(), "labels": torch.tensor([0, 1, 2])}]
+    validation = [{**tiny.inputs(), "labels": torch.tensor([2, 0, 1])}]
+    found = hk.tune_hies(model, data, validation, 0.5, alphas=[0, 0.5, 1])
+    masks = [hk.prune(model, 0.5, "hies", data, alpha=alpha) for alpha in found.alphas]
+    assert found.masks == masks
+    losses = []
+    for mask in masks:
+        with hk.gates(model, mask), torch.no_grad():
+            losses.append(float(model(**validation[0]).loss))
+    assert found.losses == pytest.approx(losses, abs=1e-5)
+    assert min(found.losses) == found.losses[found.alphas.index(found.alpha)]
+    assert found.data_hash != found.validation_hash
+    with pytest.raises(ValueError, match="3 examples that are in both"):
+        hk.tune_hies(model, data, data)
 
 
 def test_kwon_by_heads_alone_and_by_latency(tiny):

@@ -30,14 +30,18 @@ struct StaticPruning {
   /// stay, `dropped_output` replaces those that go: removal folds both into the weights.
   GateSet gates = {};
   std::vector<OutputRefit> refits = {};  ///< weights that replace those there, then are cut
-  std::string details = "{}";  ///< JSON object: method, settings, the course of the search
+  /// What the activations of neurons that go are instead of 0, [L, F], by `gates.neurons`: removal
+  /// folds (1 - gate) of it into the output biases. Undefined = nothing.
+  at::Tensor dropped_neurons = {};
+  /// JSON object: method, settings, the course of the search, data_hash of what was looked at.
+  std::string details = "{}";
 
   /// Whether the mask says everything.
   bool heads_only() const {
     return gates.empty() && !gates.dropped_output.defined() && refits.empty();
   }
-  /// The mask and the gates beyond it in one, as `remove_units` takes them; without refits these
-  /// are the pruned model.
+  /// The mask and the gates beyond it in one, as `remove_units` takes them; without refits and
+  /// dropped_neurons these are the pruned model.
   GateSet all_gates() const;
 };
 

@@ -34,7 +34,7 @@ Method = Annotated[
     typer.Option(
         "--method",
         help="How it is decided what stays, a name in headkit.pruners(): a metric of score, "
-        "iterative, backward_elimination, kwon, bottom_up, obs ...; without it as --metric of "
+        "iterative, backward_elimination, kwon, flap_joint, obs ...; without it as --metric of "
         "score.",
     ),
 ]
@@ -103,7 +103,7 @@ def prune(
         typer.Option(
             "--keep",
             help="Share that stays, 0 to 1: of heads; of multiply-accumulates with kwon, "
-            "bottom_up and obs.",
+            "bottom_up and obs; of weights with flap_joint and cofi.",
         ),
     ] = 0.5,
     method: Method = None,
@@ -166,6 +166,7 @@ def prune(
             "method": method,
             "settings": given,
             "compensated": compensate,
+            "data_hash": headkit.data_hash(job.tensors),
             "quality": job.task.QUALITY,
             "before": rounded(before.quality),
             "after": rounded(after.quality),

@@ -450,7 +450,9 @@ def _compare_all(rows: dict[str, dict[str, Any]], right: dict[str, list[torch.Te
 def _agreement(scores: dict[str, list[_C.HeadScores]]) -> dict[str, Any] | None:
     if len(scores) < 2:
         return None
-    return json.loads(agreement(scores).to_json())
+    # Values alone: that methods see different numbers of sentences is said beside.
+    values = {name: [each.values for each in runs] for name, runs in scores.items()}
+    return json.loads(agreement(values).to_json())
 
 
 def _stability(asked: StaticStudy, subjects: Sequence[StudySubject]) -> list[dict[str, Any]]:
