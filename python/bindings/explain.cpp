@@ -8,8 +8,11 @@ namespace headkit::bindings {
 
 void register_explain(py::module_& m) {
   m.attr("RECORD_SCHEMA") = kRecordSchema;
-  py::class_<LogitPart>(m, "LogitPart", "One addend of a gate logit: ``token`` and ``value``.")
+  py::class_<LogitPart>(m, "LogitPart", R"pbdoc(
+One addend of a gate logit: ``value``, of the token at ``token`` or of the scalar ``feature``.
+)pbdoc")
       .def_readonly("token", &LogitPart::token)
+      .def_readonly("feature", &LogitPart::feature)
       .def_readonly("value", &LogitPart::value);
   py::class_<HeadDecision>(m, "HeadDecision", R"pbdoc(
 What was decided for one head, and why.

@@ -108,7 +108,7 @@ Returns:
     dict[str, dict[str, str]]: by registry name.
 Example:
     >>> sorted(headkit.policies())
-    ['calibrated', 'escalation', 'linear_gate', 'mask']
+    ['calibrated', 'escalation', 'layer_gate', 'linear_gate', 'mask']
 )pbdoc");
 }
 

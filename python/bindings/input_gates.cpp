@@ -1,5 +1,9 @@
+#include <headkit/gates/gate_features.h>
+#include <headkit/gates/layer_gate.h>
 #include <headkit/gates/linear_probe.h>
 #include <headkit/gates/pooled_state.h>
+#include <headkit/gates/train_input_gates.h>
+#include <headkit/gates/train_ladder.h>
 #include <pybind11/functional.h>
 
 #include <optional>
@@ -155,8 +159,294 @@ Attributes:
       "As headkit.fit_linear_probes, for a GatedModel and a DataSource: list of FittedProbe.");
 }
 
+template <typename Value>
+py::list listed(const std::vector<Value>& values) {
+  py::list all;
+  for (const Value& value : values) all.append(value);
+  return all;
+}
+
+void register_layer_gate(py::module_& m) {
+  m.def("scalar_features", &scalar_features, R"pbdoc(
+Scalars that a linear gate may read beside the pooled state.
+
+Example:
+    >>> headkit.scalar_features()
+    ['log_length', 'margin', 'entropy', 'log_loss']
+)pbdoc");
+
+  py::class_<LayerGate, GatePolicy, std::shared_ptr<LayerGate>>(m, "LayerGate", R"pbdoc(
+A linear gate for each layer, decided from the state before it: z = W (f - mu) + s, on where
+z >= threshold.
+
+f is the mean state over valid tokens, then scalars. With W = 0 the gate is static pruning by s.
+``fit_layer_gate`` makes one from data.
+
+Args:
+    weight: W, float64 [layers, heads, model_dim + scalars].
+    reference: mu, float64 [layers, model_dim + scalars].
+    static_logits: s, float64 [layers, heads].
+    threshold: a head runs if its logit is at least this.
+    features: names of the scalars (``scalar_features``).
+    probes: a LinearProbe before each layer, where a scalar needs one.
+    fixed: int8 [layers, heads]; 0 = decided, 1 = always on, -1 = pruned; None = all decided.
+    min_heads: every input runs at least so many heads of each layer.
+    dropped_output: what a closed head adds instead of nothing, [layers, heads, model_dim].
+    calibration: free text, what set the threshold.
+Example:
+    >>> gate = headkit.LayerGate(
+    ...     weight=torch.tensor([[[1.0], [-1.0]]], dtype=torch.float64),
+    ...     reference=torch.zeros(1, 1, dtype=torch.float64),
+    ...     static_logits=torch.zeros(1, 2, dtype=torch.float64),
+    ...     threshold=0.5,
+    ... )
+    >>> gate.decide(torch.tensor([[[3.0]], [[-3.0]]])).heads.tolist()
+    [[[1.0, 0.0]], [[0.0, 1.0]]]
+)pbdoc")
+      .def(py::init([](at::Tensor weight, at::Tensor reference, at::Tensor static_logits,
+                       double threshold, std::vector<std::string> features,
+                       std::vector<LinearProbe> probes, const std::optional<at::Tensor>& fixed,
+                       int64_t min_heads, const std::optional<at::Tensor>& dropped_output,
+                       std::string calibration) {
+             return std::make_shared<LayerGate>(LayerGateSettings{
+                 std::move(weight), std::move(reference), std::move(static_logits),
+                 std::move(features), std::move(probes), or_undefined(fixed), threshold, min_heads,
+                 or_undefined(dropped_output), std::move(calibration)});
+           }),
+           py::kw_only(), py::arg("weight"), py::arg("reference"), py::arg("static_logits"),
+           py::arg("threshold"), py::arg("features") = std::vector<std::string>(),
+           py::arg("probes") = std::vector<LinearProbe>(), py::arg("fixed") = py::none(),
+           py::arg("min_heads") = 0, py::arg("dropped_output") = py::none(),
+           py::arg("calibration") = "")
+      .def_property_readonly("weight", [](const LayerGate& g) { return g.settings().weight; })
+      .def_property_readonly("reference", [](const LayerGate& g) { return g.settings().reference; })
+      .def_property_readonly("static_logits",
+                             [](const LayerGate& g) { return g.settings().static_logits; })
+      .def_property_readonly("fixed", [](const LayerGate& g) { return g.settings().fixed; })
+      .def_property_readonly("threshold", [](const LayerGate& g) { return g.settings().threshold; })
+      .def_property_readonly("features", [](const LayerGate& g) { return g.settings().features; })
+      .def_property_readonly("probes",
+                             [](const LayerGate& g) { return listed(g.settings().probes); })
+      .def_property_readonly("min_heads", [](const LayerGate& g) { return g.settings().min_heads; })
+      .def_property_readonly(
+          "dropped_output", [](const LayerGate& g) { return or_none(g.settings().dropped_output); })
+      .def(
+          "logits",
+          [](const LayerGate& gate, int64_t layer, const at::Tensor& hidden,
+             const std::optional<at::Tensor>& mask) {
+            return gate.logits(layer, hidden, or_undefined(mask));
+          },
+          py::arg("layer"), py::arg("hidden"), py::arg("attention_mask") = py::none(), Unlocked(),
+          "z of one layer, float64 [batch, heads], from the state before it.")
+      .def("open_heads", &LayerGate::open_heads, py::arg("logits"), Unlocked(),
+           "0 or 1 for logits [batch, layers, heads]: threshold, fixed heads and floors.")
+      .def(
+          "with_dropped_output",
+          [](const LayerGate& gate, const std::optional<at::Tensor>& dropped_output) {
+            return std::make_shared<LayerGate>(
+                gate.with_dropped_output(or_undefined(dropped_output)));
+          },
+          py::arg("dropped_output"), "The same gate with another compensation.")
+      .def(
+          "with_threshold",
+          [](const LayerGate& gate, double threshold) {
+            return std::make_shared<LayerGate>(gate.with_threshold(threshold));
+          },
+          py::arg("threshold"), "The same gate with another threshold.");
+
+  m.def(
+      "fit_layer_gate",
+      [](GatedModel& model, const DataSource& train, const DataSource& calibration,
+         double mean_heads, const std::shared_ptr<Objective>& objective,
+         std::vector<std::string> features, bool labels_of_data,
+         const std::optional<HeadScores>& scores, const std::optional<at::Tensor>& dropped_output,
+         std::optional<double> ridge, double huber, int64_t min_heads, double settled_share,
+         Progress progress) {
+        LinearGateFit options;
+        options.mean_heads = mean_heads;
+        options.features = std::move(features);
+        options.labels_of_data = labels_of_data;
+        if (scores) options.scores = *scores;
+        options.dropped_output = or_undefined(dropped_output);
+        options.ridge = ridge.value_or(-1);
+        options.huber = huber;
+        options.min_heads = min_heads;
+        options.settled_share = settled_share;
+        options.progress = interruptible(std::move(progress));
+        FittedLayerGate fitted = [&] {
+          const py::gil_scoped_release release;
+          return fit_layer_gate(model, train, calibration, *objective, options);
+        }();
+        return py::make_tuple(fitted.gate, fitted.report);
+      },
+      py::arg("model"), py::arg("train"), py::arg("calibration"), py::kw_only(),
+      py::arg("mean_heads"), py::arg("objective"), py::arg("features"), py::arg("labels_of_data"),
+      py::arg("scores"), py::arg("dropped_output"), py::arg("ridge"), py::arg("huber"),
+      py::arg("min_heads"), py::arg("settled_share"), py::arg("progress"),
+      "As headkit.fit_layer_gate, for a GatedModel and data sources.");
+}
+
+void register_training(py::module_& m) {
+  py::class_<InputGateReport>(m, "InputGateReport", R"pbdoc(
+What training a gate end to end came to. Losses are means over the calibration examples.
+
+Attributes:
+    loss, cost_share: by step, without the penalty; expected share of the cost.
+    input_variance: share of the variance of z that is due to the input.
+    mean_heads: of the gate of use.
+    contested: heads that some inputs open and others close.
+    sampled_loss, hard_loss: under gates as in training, and under the gate of use.
+    static_loss: under the mask of the heads that the gate opens most often, as many as it runs on
+        average, rounded up.
+    warning: not empty where the gate became static.
+)pbdoc")
+      .def_readonly("loss", &InputGateReport::loss)
+      .def_readonly("cost_share", &InputGateReport::cost_share)
+      .def_readonly("input_variance", &InputGateReport::input_variance)
+      .def_readonly("mean_heads", &InputGateReport::mean_heads)
+      .def_readonly("contested", &InputGateReport::contested)
+      .def_readonly("sampled_loss", &InputGateReport::sampled_loss)
+      .def_readonly("hard_loss", &InputGateReport::hard_loss)
+      .def_readonly("static_loss", &InputGateReport::static_loss)
+      .def_readonly("warning", &InputGateReport::warning);
+
+  m.def(
+      "static_linear_gate",
+      [](GatedModel& model, const at::Tensor& scores, int64_t heads,
+         const std::optional<at::Tensor>& dropped_output) {
+        return std::make_shared<LinearGate>(
+            static_linear_gate(model, scores, heads, or_undefined(dropped_output)));
+      },
+      py::arg("model"), py::arg("scores"), py::arg("heads"),
+      py::arg("dropped_output") = py::none());
+  m.def(
+      "static_layer_gate",
+      [](GatedModel& model, const at::Tensor& scores, int64_t heads,
+         const std::optional<at::Tensor>& dropped_output) {
+        return std::make_shared<LayerGate>(
+            static_layer_gate(model, scores, heads, or_undefined(dropped_output)));
+      },
+      py::arg("model"), py::arg("scores"), py::arg("heads"),
+      py::arg("dropped_output") = py::none());
+
+  m.def(
+      "train_input_gates",
+      [](GatedModel& model, const std::shared_ptr<GatePolicy>& start, const DataSource& train,
+         const DataSource& calibration, const std::shared_ptr<Objective>& objective, double budget,
+         int64_t steps, const std::string& relaxation, double temperature, double start_spread,
+         double weight_penalty, int64_t ramp_steps, const std::optional<at::Tensor>& costs,
+         double learning_rate, double weight_learning_rate, double model_learning_rate,
+         double settled_share, bool compensate, int64_t draws, uint64_t seed, GatedModel* teacher,
+         Progress progress) {
+        TrainInputGatesOptions options;
+        if (relaxation != "straight_through" && relaxation != "hard_concrete") {
+          throw std::invalid_argument(
+              "[train_input_gates] expected a relaxation of straight_through, hard_concrete; "
+              "found " +
+              relaxation);
+        }
+        options.gates.budget = budget;
+        options.gates.relaxation = relaxation == "straight_through"
+                                       ? GateRelaxation::kStraightThrough
+                                       : GateRelaxation::kHardConcrete;
+        options.gates.temperature = temperature;
+        options.gates.start_spread = start_spread;
+        options.gates.weight_penalty = weight_penalty;
+        options.gates.ramp_steps = ramp_steps;
+        options.gates.costs = or_undefined(costs);
+        options.steps = steps;
+        options.learning_rate = learning_rate;
+        options.weight_learning_rate = weight_learning_rate;
+        options.model_learning_rate = model_learning_rate;
+        options.settled_share = settled_share;
+        options.compensate = compensate;
+        options.draws = draws;
+        options.seed = seed;
+        options.teacher = teacher;
+        options.progress = interruptible(std::move(progress));
+        std::shared_ptr<GatePolicy> gate;
+        InputGateReport report;
+        {
+          const py::gil_scoped_release release;
+          if (const auto* linear = dynamic_cast<const LinearGate*>(start.get())) {
+            auto trained =
+                train_input_gates(model, *linear, train, calibration, *objective, options);
+            gate = trained.gate;
+            report = std::move(trained.report);
+          } else if (const auto* layer = dynamic_cast<const LayerGate*>(start.get())) {
+            auto trained =
+                train_input_gates(model, *layer, train, calibration, *objective, options);
+            gate = trained.gate;
+            report = std::move(trained.report);
+          } else {
+            throw std::invalid_argument(
+                "[train_input_gates] expected a LinearGate or LayerGate to start from; found " +
+                (start ? start->name() : std::string("none")));
+          }
+        }
+        return py::make_tuple(gate, report);
+      },
+      py::arg("model"), py::arg("start"), py::arg("train"), py::arg("calibration"), py::kw_only(),
+      py::arg("objective"), py::arg("budget"), py::arg("steps"), py::arg("relaxation"),
+      py::arg("temperature"), py::arg("start_spread"), py::arg("weight_penalty"),
+      py::arg("ramp_steps"), py::arg("costs"), py::arg("learning_rate"),
+      py::arg("weight_learning_rate"), py::arg("model_learning_rate"), py::arg("settled_share"),
+      py::arg("compensate"), py::arg("draws"), py::arg("seed"), py::arg("teacher"),
+      py::arg("progress"), "As headkit.train_input_gates, for a GatedModel and data sources.");
+
+  py::class_<LadderTraining>(m, "LadderTraining", R"pbdoc(
+How training the rungs of a ladder went.
+
+Attributes:
+    low, top: distillation loss of the lowest and of the top rung, by step.
+    drawn, rungs: that of the random rung between, and which one it was; empty for two rungs.
+    ladder: the Ladder with its compensation measured anew.
+)pbdoc")
+      .def_readonly("low", &LadderTraining::low)
+      .def_readonly("top", &LadderTraining::top)
+      .def_readonly("drawn", &LadderTraining::drawn)
+      .def_readonly("rungs", &LadderTraining::rungs)
+      .def_readonly("ladder", &LadderTraining::ladder);
+  m.def(
+      "train_ladder",
+      [](GatedModel& model, const Ladder& ladder, const DataSource& data,
+         const std::shared_ptr<Objective>& distillation, int64_t steps, double learning_rate,
+         double weight_decay, double max_norm, const std::shared_ptr<Objective>& task,
+         double task_weight, GatedModel* teacher, bool compensate, uint64_t seed,
+         Progress progress) {
+        TrainLadderOptions options;
+        options.steps = steps;
+        options.learning_rate = learning_rate;
+        options.weight_decay = weight_decay;
+        options.max_norm = max_norm;
+        options.task = task.get();
+        options.task_weight = task_weight;
+        if (teacher != nullptr) {
+          options.dense = [teacher](const Batch& batch) {
+            const auto mode = teacher->evaluating();
+            const at::NoGradGuard no_grad;
+            return (*teacher)(batch);
+          };
+        }
+        options.compensate = compensate;
+        options.seed = seed;
+        options.progress = interruptible(std::move(progress));
+        const py::gil_scoped_release release;
+        return train_ladder(model, ladder, data, *distillation, options);
+      },
+      py::arg("model"), py::arg("ladder"), py::arg("data"), py::kw_only(), py::arg("distillation"),
+      py::arg("steps"), py::arg("learning_rate"), py::arg("weight_decay"), py::arg("max_norm"),
+      py::arg("task"), py::arg("task_weight"), py::arg("teacher"), py::arg("compensate"),
+      py::arg("seed"), py::arg("progress"),
+      "As headkit.train_ladder, for a GatedModel and a data source.");
+}
+
 }  // namespace
 
-void register_input_gates(py::module_& m) { register_linear_probe(m); }
+void register_input_gates(py::module_& m) {
+  register_linear_probe(m);
+  register_layer_gate(m);
+  register_training(m);
+}
 
 }  // namespace headkit::bindings

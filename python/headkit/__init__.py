@@ -39,7 +39,10 @@ from headkit._C import (
     HeadMask,
     HeadScores,
     HiesTuning,
+    InputGateReport,
+    LadderTraining,
     LayerDistillation,
+    LayerGate,
     LinearGate,
     LinearGateReport,
     LinearProbe,
@@ -106,6 +109,7 @@ from headkit._C import (
     reference_feed_forward,
     relaxed_subset,
     removal_order,
+    scalar_features,
     scorers,
     sentence_embedding,
     shapley_values,
@@ -123,8 +127,9 @@ from headkit._C import (
     write_safetensors,
 )
 from headkit.agreements import agreement, plot_agreement, plot_stability, stability
-from headkit.fitting import fit_linear_gate, fit_linear_probes
+from headkit.fitting import fit_layer_gate, fit_linear_gate, fit_linear_probes
 from headkit.huggingface import attach, detach, gates, refresh
+from headkit.input_gates import static_gate, train_input_gates, train_ladder
 from headkit.learned_gates import (
     CofiGates,
     FixedTargetGates,
@@ -180,7 +185,10 @@ __all__ = [
     "HeadMask",
     "HeadScores",
     "HiesTuning",
+    "InputGateReport",
+    "LadderTraining",
     "LayerDistillation",
+    "LayerGate",
     "LearnedGates",
     "LinearGate",
     "LinearGateReport",
@@ -224,6 +232,7 @@ __all__ = [
     "feed_forward_backend",
     "feed_forward_flops",
     "fisher_information",
+    "fit_layer_gate",
     "fit_linear_gate",
     "fit_linear_probes",
     "gated_attention",
@@ -274,6 +283,7 @@ __all__ = [
     "removal_order",
     "run",
     "save",
+    "scalar_features",
     "score",
     "scorers",
     "sentence_embedding",
@@ -284,9 +294,12 @@ __all__ = [
     "slice_neurons",
     "spearman",
     "stability",
+    "static_gate",
     "top_k_overlap",
     "train_gates",
     "tune_hies",
+    "train_input_gates",
+    "train_ladder",
     "two_proportion_z",
     "unit_macs",
     "unit_parameters",

@@ -85,6 +85,78 @@ def fit_linear_gate(
         )
 
 
+def fit_layer_gate(
+    model: torch.nn.Module | _C.GatedModel,
+    train: Any,
+    calibration: Any,
+    *,
+    mean_heads: float,
+    objective: str | _C.Objective | None = None,
+    features: Sequence[str] = ("log_length",),
+    labels_of_data: bool = False,
+    scores: _C.HeadScores | None = None,
+    dropped_output: torch.Tensor | None = None,
+    ridge: float | None = None,
+    huber: float = 1.345,
+    min_heads: int = 0,
+    settled_share: float = 0.005,
+    progress: bool | Told = False,
+) -> tuple[_C.LayerGate, _C.LinearGateReport]:
+    """Fit a linear gate to each layer, decided from the state before it, and one threshold.
+
+    Args:
+        model, train, calibration, mean_heads, objective, scores, dropped_output, ridge, huber,
+            settled_share, progress: as for ``fit_linear_gate``.
+        features: scalars beside the pooled state (``scalar_features``); margin, entropy and
+            log_loss are those of linear probes that are fitted to ``train`` first.
+        labels_of_data: probes learn ``batch["labels"]`` instead of what the dense model says.
+        min_heads: heads of each layer that every input runs at least.
+
+    Returns:
+        tuple: LayerGate, LinearGateReport.
+
+    Raises:
+        ValueError: as ``fit_linear_gate``, and for unknown features.
+
+    Source:
+        As ``fit_linear_gate``.
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.BertConfig(
+        ...     vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4
+        ... )
+        >>> model = transformers.BertForSequenceClassification(config).eval()
+        >>> gated = headkit.attach(model)
+        >>> ids, labels = torch.randint(50, (24, 5)), torch.randint(2, (24,))
+        >>> data = [{"input_ids": ids[:16], "labels": labels[:16]}]
+        >>> rest = [{"input_ids": ids[16:], "labels": labels[16:]}]
+        >>> gate, report = headkit.fit_layer_gate(
+        ...     model, data, rest, mean_heads=4, features=["margin", "log_length"]
+        ... )
+        >>> [probe.layer for probe in gate.probes]
+        [0, 1]
+    """
+    gated = gated_model(model, "fit_layer_gate")
+    with reporting("fit: layer gate", progress) as tell:
+        return _C.fit_layer_gate(
+            gated,
+            train,
+            calibration,
+            mean_heads=mean_heads,
+            objective=as_objective(objective),
+            features=list(features),
+            labels_of_data=labels_of_data,
+            scores=scores,
+            dropped_output=dropped_output,
+            ridge=ridge,
+            huber=huber,
+            min_heads=min_heads,
+            settled_share=settled_share,
+            progress=tell,
+        )
+
+
 def fit_linear_probes(
     model: torch.nn.Module | _C.GatedModel,
     data: Any,

@@ -57,7 +57,8 @@ Json head_to_json(const HeadDecision& decision) {
   if (decision.base) {
     Json parts = Json::array();
     for (const LogitPart& part : decision.parts) {
-      parts.push_back({{"unit", part.token}, {"value", finite(part.value, "part")}});
+      parts.push_back({{"unit", part.feature.empty() ? Json(part.token) : Json(part.feature)},
+                       {"value", finite(part.value, "part")}});
     }
     head["why"] = {{"base", finite(*decision.base, "base")},
                    {"parts", std::move(parts)},
@@ -87,8 +88,11 @@ HeadDecision head_from_json(const Json& json) {
     const Json& parts = member(kOperation, why, "parts");
     HEADKIT_CHECK(parts.is_array(), kOperation, "an array as \"parts\"", parts.type_name());
     for (const Json& part : parts) {
-      decision.parts.push_back(
-          {integer_member(kOperation, part, "unit"), number_member(kOperation, part, "value")});
+      const double value = number_member(kOperation, part, "value");
+      const bool scalar = member(kOperation, part, "unit").is_string();
+      decision.parts.push_back(scalar
+                                   ? LogitPart{-1, value, string_member(kOperation, part, "unit")}
+                                   : LogitPart{integer_member(kOperation, part, "unit"), value});
     }
   }
   return decision;

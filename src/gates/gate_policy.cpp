@@ -6,6 +6,7 @@
 #include "headkit/core/error.h"
 #include "headkit/gates/calibrated_policy.h"
 #include "headkit/gates/escalation.h"
+#include "headkit/gates/layer_gate.h"
 #include "headkit/gates/linear_gate.h"
 #include "headkit/gates/mask_policy.h"
 
@@ -29,6 +30,14 @@ const std::vector<Entry>& entries() {
         "one pass over the layer-0 input and one [L*H, D] product per sample",
         "labelled examples to fit, others to calibrate", "before layer 0"},
        LinearGate::from_json},
+      {{"layer_gate",
+        "z_l = W_l (f_l - mu_l) + s_l with f_l the mean state before layer l and scalars beside "
+        "it; "
+        "on where z_l >= threshold",
+        "regression on per-input gate gradients after Akhauri et al. 2024; static logits as bias",
+        "one pass over the input of each layer and one [H, D] product per sample and layer",
+        "labelled examples to fit, others to calibrate", "before layers with contested heads"},
+       LayerGate::from_json},
       {{"escalation",
         "a low head set for all samples; those with a small margin run again on a high set",
         "two-rung cascade; threshold by conformal risk control, Angelopoulos et al. 2024",

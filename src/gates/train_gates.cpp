@@ -9,6 +9,7 @@
 
 #include "gates/adam.h"
 #include "gates/fitting.h"
+#include "gates/training_values.h"
 #include "headkit/core/error.h"
 
 namespace headkit {
@@ -34,35 +35,6 @@ void check_options(const TrainGatesOptions& options, const Objective& objective)
       options.distillation != nullptr ? "distillation" : objective.name(), " without one");
 }
 
-std::vector<at::Tensor> trainable(GatedModel& model) {
-  std::vector<at::Tensor> weights;
-  for (const auto& [name, value] : model.parameters()) {
-    if (value.is_leaf() && value.requires_grad()) weights.push_back(value);
-  }
-  HEADKIT_CHECK(!weights.empty(), kOperation,
-                "weights that require gradients, for weight_learning_rate > 0", "none");
-  return weights;
-}
-
-// Puts tensors back as they were unless told that all went well.
-class Restore {
- public:
-  explicit Restore(std::vector<at::Tensor> values) : values_(std::move(values)) {
-    for (const at::Tensor& value : values_) copies_.push_back(value.detach().clone());
-  }
-  ~Restore() {
-    if (copies_.empty()) return;
-    const c10::NoGradGuard no_grad;
-    for (size_t i = 0; i < values_.size(); ++i) values_[i].copy_(copies_[i]);
-  }
-  Restore(const Restore&) = delete;
-  Restore& operator=(const Restore&) = delete;
-  void keep() { copies_.clear(); }
-
- private:
-  std::vector<at::Tensor> values_, copies_;
-};
-
 class Training {
  public:
   Training(GatedModel& model, LearnedGates& gates, const Objective& objective,
@@ -76,7 +48,7 @@ class Training {
         projection_values_(options.distillation == nullptr
                                ? std::vector<at::Tensor>()
                                : std::vector<at::Tensor>{options.distillation->projection()}),
-        weight_values_(options.weight_learning_rate > 0 ? trainable(model)
+        weight_values_(options.weight_learning_rate > 0 ? trainable_weights(kOperation, model)
                                                         : std::vector<at::Tensor>()),
         gate_optimizer_(gate_values_,
                         {.learning_rate = options.learning_rate, .max_norm = options.max_norm}),

@@ -53,3 +53,103 @@ def test_probes_refuse_what_they_cannot_learn(model, batch):
         hk.fit_linear_probes(model, [batch], layers=[0], labels_of_data=True)
     with pytest.raises(ValueError, match="task, an objective"):
         hk.fit_linear_probes(model, [batch], layers=[0], task=False)
+
+
+def random_layer_gate(tiny, threshold=0.0, seed=0, **settings):
+    generator = torch.Generator().manual_seed(seed)
+    width = tiny.heads * tiny.head_dim
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return hk.LayerGate(
+        weight=normal(tiny.layers, tiny.heads, width),
+        reference=normal(tiny.layers, width),
+        static_logits=normal(tiny.layers, tiny.heads),
+        threshold=threshold,
+        **settings,
+    )
+
+
+def test_a_layer_gate_decides_before_each_layer_in_hooks_and_in_run(tiny, model, batch):
+    gate = random_layer_gate(tiny)
+    gated = hk.attach(model)
+    with torch.no_grad():
+        run = hk.run(gated, batch, gate, record=True)
+        with hk.gates(model, gate):
+            through_hooks = model(**batch).logits
+        with hk.gates(model, run.gates):
+            replayed = model(**batch).logits
+        state = gated.embed(batch)
+        for layer in range(tiny.layers):
+            z = gate.logits(layer, state.hidden, batch["attention_mask"].bool())
+            assert torch.equal((z >= 0).float(), run.gates.heads[:, layer])
+            state = gated.run(state, layer, layer + 1, run.gates)
+    assert len(set(run.heads_run.tolist())) > 1, "all inputs are treated alike"
+    torch.testing.assert_close(through_hooks, run.output, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(replayed, run.output, atol=1e-6, rtol=1e-5)
+    for record, gates in zip(hk.read_decision_records(run.records), run.gates.heads, strict=True):
+        assert torch.equal(record.gates(), gates)
+        for head in record.heads:
+            total = head.base + head.rest + sum(part.value for part in head.parts)
+            assert total == pytest.approx(head.logit, abs=1e-5 * max(1, abs(head.logit)))
+
+
+def test_decisions_of_each_layer_do_not_depend_on_the_batch_the_order_or_padding(
+    tiny, model, batch
+):
+    gate = random_layer_gate(tiny)
+    gated = hk.attach(model)
+    with torch.no_grad():
+        together = hk.run(gated, batch, gate).gates.heads
+        order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+        shuffled = {name: value[order] for name, value in batch.items()}
+        assert torch.equal(hk.run(gated, shuffled, gate).gates.heads, together[order])
+        for place in range(0, 24, 5):
+            length = int(batch["attention_mask"][place].sum())
+            alone = {name: value[place : place + 1, :length] for name, value in batch.items()}
+            assert torch.equal(hk.run(gated, alone, gate).gates.heads[0], together[place])
+        wider = {name: torch.nn.functional.pad(value, (0, 4)) for name, value in batch.items()}
+        assert torch.equal(hk.run(gated, wider, gate).gates.heads, together)
+
+
+def test_gates_train_from_a_static_start(tiny, model, batch):
+    gated = hk.attach(model)
+    before = gated.fingerprint()
+    start = hk.static_gate(model, torch.rand(tiny.layers, tiny.heads), 3, by_layer=True)
+    told = []
+    gate, report = hk.train_input_gates(
+        model,
+        start,
+        [batch],
+        [batch],
+        budget=0.5,
+        steps=4,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert isinstance(gate, hk.LayerGate) and len(report.loss) == 4
+    assert told == [(step, 4) for step in range(1, 5)]
+    assert gated.fingerprint() == before
+    assert report.mean_heads <= tiny.layers * tiny.heads / 2 + 1e-9
+    mean = hk.run(gated, batch, gate).heads_run.double().mean().item()
+    assert mean == pytest.approx(report.mean_heads)
+    with pytest.raises(ValueError, match="relaxation"):
+        hk.train_input_gates(model, start, [batch], [batch], budget=0.5, steps=4, relaxation="soft")
+    mask = hk.MaskPolicy(hk.HeadMask.all(tiny.layers, tiny.heads))
+    with pytest.raises(ValueError, match="LinearGate or LayerGate"):
+        hk.train_input_gates(model, mask, [batch], [batch], budget=0.5, steps=4)
+
+
+def test_a_ladder_is_trained_in_place(tiny, model, batch):
+    hk.attach(model)
+    data = [{**batch, "labels": torch.arange(24) % 5}]
+    low = torch.zeros(tiny.layers, tiny.heads)
+    low[:, 0] = 1
+    ladder = hk.Ladder(
+        [hk.Rung(hk.HeadMask(low)), hk.Rung(hk.HeadMask.all(tiny.layers, tiny.heads))]
+    )
+    done = hk.train_ladder(model, ladder, data, steps=20, learning_rate=1e-3, task=None)
+    assert len(done.low) == len(done.top) == 20
+    assert done.low[-1] < done.low[0]
+    with pytest.raises(ValueError, match="kl_to_dense"):
+        hk.train_ladder(model, ladder, data, steps=2, distillation="cross_entropy")

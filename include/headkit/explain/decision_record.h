@@ -17,8 +17,9 @@ inline constexpr const char* kRecordSchema = "1.0";
 
 /// One addend of a gate logit.
 struct LogitPart {
-  int64_t token = 0;  ///< position in the input
+  int64_t token = 0;  ///< position in the input; -1 where `feature` is set
   double value = 0;
+  std::string feature = {};  ///< name of a scalar that is of no token; empty = a token
   bool operator==(const LogitPart&) const = default;
 };
 

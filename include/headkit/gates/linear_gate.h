@@ -1,8 +1,13 @@
 #pragma once
 
+#include <optional>
+#include <string>
+#include <vector>
+
 #include "headkit/core/head_mask.h"
 #include "headkit/core/head_scores.h"
 #include "headkit/gates/adjustable_policy.h"
+#include "headkit/gates/linear_probe.h"
 #include "headkit/models/batch.h"
 #include "headkit/models/gated_model.h"
 #include "headkit/models/objective.h"
@@ -10,8 +15,8 @@
 namespace headkit {
 
 struct LinearGateSettings {
-  at::Tensor weight;         ///< W, double [L, H, D]
-  at::Tensor reference;      ///< mu, double [D]: mean feature of the calibration inputs
+  at::Tensor weight;         ///< W, double [L, H, D + S]: pooled state, then S scalars
+  at::Tensor reference;      ///< mu, double [D + S]: mean feature of the calibration inputs
   at::Tensor static_logits;  ///< s, double [L, H]: what the gate says of the average input
   /// int8 [L, H]: 0 = decided for each input, 1 = always on, -1 = pruned. Undefined = all 0.
   at::Tensor fixed;
@@ -19,16 +24,19 @@ struct LinearGateSettings {
   int64_t min_heads = 1;      ///< every sample runs at least so many heads (its best ones), >= 0
   at::Tensor dropped_output;  ///< [L, H, D] or undefined
   std::string calibration;    ///< free text: what set the threshold
+  /// Scalars beside the pooled state (gate_features.h).
+  std::vector<std::string> features = {};
+  std::optional<LinearProbe> probe = {};  ///< before layer 0, where a scalar needs one
 };
 
 /// One decision for all layers, taken before the first: u = mean of the layer-0 input over the
-/// valid tokens, z = W (u - mu) + s, head on where z >= threshold. With W = 0 it is static pruning
-/// by s.
+/// valid tokens (and scalars beside it), z = W (u - mu) + s, head on where z >= threshold. With W =
+/// 0 it is static pruning by s.
 ///
 /// z is computed in double in a fixed order over the sample's own tokens: a decision depends on the
 /// sample alone, not on padding, batch or threads. Cost: T*D additions and one product [L*H, D] per
 /// sample.
-/// Because z is linear, each logit is exactly a base value plus one part a token
+/// Because z is linear, each logit is exactly a base value plus one part a token and one a scalar
 /// (decision_record.h).
 class LinearGate final : public AdjustablePolicy {
  public:
@@ -47,6 +55,8 @@ class LinearGate final : public AdjustablePolicy {
   /// z, double [B, L, H], CPU, from hidden [B, T, D] and bool mask [B, T] (may be undefined). A
   /// sample without valid tokens gets the static logits.
   at::Tensor logits(const at::Tensor& hidden, const at::Tensor& attention_mask) const;
+  /// What z is linear in, double [B, D + S] (gate_features.h).
+  at::Tensor features(const at::Tensor& hidden, const at::Tensor& attention_mask) const;
   /// 0/1, double [B, L, H], from logits of that shape: threshold, fixed heads and floor.
   at::Tensor open_heads(const at::Tensor& logits) const;
   /// The same gate with another compensation, [L, H, D] or undefined.
@@ -57,6 +67,9 @@ class LinearGate final : public AdjustablePolicy {
   LinearGate with_mean_heads(const at::Tensor& logits, double mean_heads) const;
 
  private:
+  const LinearProbe* probe() const;
+  at::Tensor logits_of(const at::Tensor& features) const;
+
   LinearGateSettings settings_;
   at::Tensor weight_by_feature_;  // [D, L*H], so that a product runs along contiguous heads
 };
@@ -71,7 +84,9 @@ struct LinearGateFit {
   /// Heads that the threshold opens for less than this share of the calibration inputs are pruned,
   /// for more than 1 - share always on. 0 = only where all inputs agree.
   double settled_share = 0.005;
-  Progress progress{};  ///< batches done, over both data sources
+  std::vector<std::string> features{};  ///< scalars beside the pooled state (gate_features.h)
+  bool labels_of_data = false;  ///< what a probe learns, where a scalar needs one (linear_probe.h)
+  Progress progress{};          ///< batches done, over both data sources
 };
 
 /// What fitting found out.

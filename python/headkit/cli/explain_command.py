@@ -108,7 +108,8 @@ def _details(heads: list[Any], units: list[str]) -> Table:
     table.add_column("largest parts")
     for head in heads:
         parts = ", ".join(
-            f"{units[part.token].strip()} {part.value:+.3f}" for part in head.parts[:SHOWN_PARTS]
+            f"{part.feature or units[part.token].strip()} {part.value:+.3f}"
+            for part in head.parts[:SHOWN_PARTS]
         )
         numbers = (head.logit, head.threshold, head.margin, head.base)
         cells = ["" if number is None else f"{number:.3f}" for number in numbers]

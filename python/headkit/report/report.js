@@ -62,7 +62,7 @@
       const { base, parts, rest } = decision.why;
       card.append(element("p", "",
         `Logit ${signed(decision.logit)} = ${signed(base)} for the average sentence ` +
-        `${signed(parts.reduce((sum, part) => sum + part.value, 0))} for the words shown ` +
+        `${signed(parts.reduce((sum, part) => sum + part.value, 0))} for the parts shown ` +
         `${signed(rest)} for the rest; threshold ${signed(decision.threshold)}.`));
       const byPlace = new Map(parts.map((part) => [part.unit, part.value]));
       const largest = Math.max(...parts.map((part) => Math.abs(part.value)), 1e-9);
