@@ -48,6 +48,7 @@
 #include "headkit/gates/pooled_state.h"
 #include "headkit/gates/run_policy.h"
 #include "headkit/gates/rung.h"
+#include "headkit/gates/static_stage.h"
 #include "headkit/gates/subset_gates.h"
 #include "headkit/gates/train_gates.h"
 #include "headkit/gates/train_input_gates.h"

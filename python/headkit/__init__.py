@@ -59,6 +59,7 @@ from headkit._C import (
     ProbeSignals,
     Stability,
     StaticPruning,
+    StaticStage,
     Sublayers,
     Taps,
     TopKOverlap,
@@ -91,6 +92,7 @@ from headkit._C import (
     make_objective,
     make_work_list,
     mcnemar,
+    needed_units,
     objective_names,
     output_confidence,
     pair_statistics,
@@ -118,6 +120,7 @@ from headkit._C import (
     slice_heads,
     slice_neurons,
     spearman,
+    static_stage,
     top_k_overlap,
     two_proportion_z,
     unit_macs,
@@ -129,7 +132,7 @@ from headkit._C import (
 from headkit.agreements import agreement, plot_agreement, plot_stability, stability
 from headkit.fitting import fit_layer_gate, fit_linear_gate, fit_linear_probes
 from headkit.huggingface import attach, detach, gates, refresh
-from headkit.input_gates import static_gate, train_input_gates, train_ladder
+from headkit.input_gates import input_importance, static_gate, train_input_gates, train_ladder
 from headkit.learned_gates import (
     CofiGates,
     FixedTargetGates,
@@ -206,6 +209,7 @@ __all__ = [
     "ProbeSignals",
     "Stability",
     "StaticPruning",
+    "StaticStage",
     "Sublayers",
     "SubsetGates",
     "Taps",
@@ -247,6 +251,7 @@ __all__ = [
     "harden",
     "head_contexts",
     "holm",
+    "input_importance",
     "kendall_tau",
     "learned_gate_scores",
     "load",
@@ -257,6 +262,7 @@ __all__ = [
     "mean_head_outputs",
     "mean_neuron_activations",
     "measure_latency",
+    "needed_units",
     "nn",
     "objective_names",
     "output_confidence",
@@ -295,6 +301,7 @@ __all__ = [
     "spearman",
     "stability",
     "static_gate",
+    "static_stage",
     "top_k_overlap",
     "train_gates",
     "tune_hies",

@@ -9,6 +9,63 @@ from headkit.progress import Told, reporting
 from headkit.scoring import as_objective, gated_model
 
 
+def input_importance(
+    model: torch.nn.Module | _C.GatedModel,
+    data: Any,
+    objective: str | _C.Objective | None = None,
+    *,
+    blocks: bool = False,
+    dropped_output: torch.Tensor | None = None,
+    dropped_blocks: torch.Tensor | None = None,
+    progress: bool | Told = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """How much each head, and each block of neurons, matters to single examples.
+
+    Args:
+        model: an attached model, or a GatedModel; unchanged.
+        data: batches, as for ``score``.
+        objective: a loss with a gradient at the dense model; None = ``"cross_entropy"``.
+        blocks: also of blocks of 32 neurons, for a model attached with ``feed_forward=True``.
+        dropped_output: what closed heads would add, [layers, heads, model_dim].
+        dropped_blocks: the same of blocks, [layers, blocks, model_dim].
+        progress: as for ``score``.
+
+    Returns:
+        tuple: magnitude of the gate gradients, float64 [examples, layers, heads]; the same of
+        blocks or None.
+
+    Raises:
+        ValueError: for a model that is not attached, an objective without a gradient there, or data
+            that do not fit.
+
+    Source:
+        Michel, Levy, Neubig 2019, by example.
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.BertConfig(
+        ...     vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4
+        ... )
+        >>> model = transformers.BertForSequenceClassification(config).eval()
+        >>> gated = headkit.attach(model)
+        >>> data = [{"input_ids": torch.randint(50, (8, 5)), "labels": torch.randint(2, (8,))}]
+        >>> heads, _ = headkit.input_importance(model, data)
+        >>> headkit.static_stage(headkit.needed_units(heads, mean_units=4)).fixed.shape
+        torch.Size([2, 4])
+    """
+    gated = gated_model(model, "input_importance")
+    with reporting("importance of inputs", progress) as tell:
+        return _C.input_importance(
+            gated,
+            data,
+            objective=as_objective(objective),
+            blocks=blocks,
+            dropped_output=dropped_output,
+            dropped_blocks=dropped_blocks,
+            progress=tell,
+        )
+
+
 def static_gate(
     model: torch.nn.Module | _C.GatedModel,
     scores: _C.HeadScores | torch.Tensor,

@@ -6,6 +6,7 @@
 #include "headkit/core/flops.h"
 #include "headkit/gates/calibrated_policy.h"
 #include "headkit/gates/escalation.h"
+#include "headkit/gates/layer_gate.h"
 
 namespace headkit {
 
@@ -29,12 +30,27 @@ PolicyRun run_policy(GatedModel& model, const Batch& batch, const GatePolicy& po
   state->present = present;
   state->weights_sha256 = options.weights_sha256;
 
+  const auto* layered = dynamic_cast<const LayerGate*>(&policy);
+  const std::vector<int64_t> decisions =
+      layered != nullptr ? layered->decision_layers() : std::vector<int64_t>{0};
   PolicyRun run;
-  run.gates = policy.decide({0, embedded.hidden, embedded.attention_mask}, *state);
-  HEADKIT_CHECK(run.gates.heads.defined() && run.gates.heads.dim() == 3, "run_policy",
-                "a policy that gives gates of shape [batch, layers, heads]", policy.name());
-  run.gates.check("run_policy", samples, layout.layers, layout.heads);
-  run.output = model.head(model.run(embedded, 0, layout.layers, run.gates));
+  ModelState reached = embedded;
+  for (size_t i = 0; i < decisions.size(); ++i) {
+    const GateSet gates =
+        policy.decide({decisions[i], reached.hidden, reached.attention_mask}, *state);
+    HEADKIT_CHECK(gates.heads.defined() && gates.heads.dim() == 3, "run_policy",
+                  "a policy that gives gates of shape [batch, layers, heads]", policy.name());
+    gates.check("run_policy", samples, layout.layers, layout.heads);
+    if (i == 0) {
+      run.gates = gates;
+    } else {
+      run.gates.heads = at::cat(
+          {run.gates.heads.slice(1, 0, decisions[i]), gates.heads.slice(1, decisions[i])}, 1);
+    }
+    const int64_t end = i + 1 < decisions.size() ? decisions[i + 1] : layout.layers;
+    reached = model.run(reached, decisions[i], end, gates);
+  }
+  run.output = model.head(reached);
   const at::Tensor active = (run.gates.heads.cpu() != 0).logical_and(present.keep());
   run.heads_run = active.sum({1, 2}, false, at::kLong);
   run.kv_heads_run = active_kv_heads(layout, active);

@@ -153,3 +153,23 @@ def test_a_ladder_is_trained_in_place(tiny, model, batch):
     assert done.low[-1] < done.low[0]
     with pytest.raises(ValueError, match="kl_to_dense"):
         hk.train_ladder(model, ladder, data, steps=2, distillation="cross_entropy")
+
+
+def test_importance_of_blocks_is_the_slope_of_the_loss(tiny, batch):
+    model = tiny.make("Bert", "SequenceClassification").double()
+    hk.attach(model, feed_forward=True)
+    data = {name: value[:3] for name, value in batch.items()}
+    labels = torch.tensor([0, 2, 1])
+    heads, blocks = hk.input_importance(model, [{**data, "labels": labels}], blocks=True)
+    assert heads.shape == (3, tiny.layers, tiny.heads)
+
+    def losses(layer, block, gate):
+        gates = torch.ones(blocks.shape[1:], dtype=torch.float64)
+        gates[layer, block] = gate
+        with torch.no_grad(), hk.gates(model, hk.GateSet(blocks=gates)):
+            logits = model(**data).logits
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    for layer in range(blocks.shape[1]):
+        slope = (losses(layer, 0, 1 + 1e-6) - losses(layer, 0, 1 - 1e-6)) / 2e-6
+        torch.testing.assert_close(blocks[:, layer, 0], slope.abs(), atol=1e-7, rtol=1e-4)
