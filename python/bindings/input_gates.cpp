@@ -1,3 +1,4 @@
+#include <c10/core/GradMode.h>
 #include <headkit/gates/gate_features.h>
 #include <headkit/gates/layer_gate.h>
 #include <headkit/gates/linear_probe.h>
@@ -425,7 +426,7 @@ Attributes:
         if (teacher != nullptr) {
           options.dense = [teacher](const Batch& batch) {
             const auto mode = teacher->evaluating();
-            const at::NoGradGuard no_grad;
+            const c10::NoGradGuard no_grad;
             return (*teacher)(batch);
           };
         }

@@ -132,7 +132,7 @@ from headkit._C import (
 from headkit.agreements import agreement, plot_agreement, plot_stability, stability
 from headkit.fitting import fit_layer_gate, fit_linear_gate, fit_linear_probes
 from headkit.huggingface import attach, detach, gates, refresh
-from headkit.input_gates import input_importance, static_gate, train_input_gates, train_ladder
+from headkit.input_gates import input_importance, static_gate, train_input_gates
 from headkit.learned_gates import (
     CofiGates,
     FixedTargetGates,
@@ -304,9 +304,8 @@ __all__ = [
     "static_stage",
     "top_k_overlap",
     "train_gates",
-    "tune_hies",
     "train_input_gates",
-    "train_ladder",
+    "tune_hies",
     "two_proportion_z",
     "unit_macs",
     "unit_parameters",
