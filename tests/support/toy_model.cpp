@@ -114,8 +114,20 @@ at::Tensor ToyModel::feed(const at::Tensor& x, int64_t l, const GateSet& gates, 
     gate = gate.index_select(-1, at::tensor(kept_neurons_[l], at::kLong));
     values = values * (gate.dim() == 1 ? gate : gate.unsqueeze(1));
   }
+  at::Tensor dropped;  // what closed blocks add, [D] or [B, 1, D]
+  if (gates.blocks.defined()) {
+    at::Tensor gate = gates.blocks.select(-2, l);
+    const at::Tensor of_block = at::tensor(kept_neurons_[l], at::kLong).floor_divide(kNeuronBlock);
+    const at::Tensor wide = gate.index_select(-1, of_block);
+    values = values * (wide.dim() == 1 ? wide : wide.unsqueeze(1));
+    if (gates.dropped_blocks.defined()) {
+      dropped = at::matmul(1 - gate, gates.dropped_blocks[l]);
+      if (dropped.dim() == 2) dropped = dropped.unsqueeze(1);
+    }
+  }
   at::Tensor added =
       open_.feed_forward[l] ? at::linear(values, w.out, w.out_bias) : at::zeros_like(x);
+  if (dropped.defined()) added = added + dropped;
   if (const at::Tensor factor = gates.feed_forward_factor(l); factor.defined()) {
     added = added * factor;
   }
