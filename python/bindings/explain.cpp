@@ -1,5 +1,6 @@
 #include <headkit/explain/decision_record.h>
 
+#include "optional_tensor.h"
 #include "rooms.h"
 
 namespace py = pybind11;
@@ -45,6 +46,9 @@ Attributes:
     policy, mode, calibration: which policy, and whether static, dynamic or escalated.
     heads: HeadDecision of every head, by layer, then head.
     heads_run, flops_run, flops_dense: cost, re-runs included; None = not known.
+    confidence, signal, rung, rungs, decided_at: of a ladder, what was looked at, before which layer
+        (None = the output), and the rung that came of it.
+    open_blocks: blocks of 32 neurons that ran, for each layer; empty = not gated.
 )pbdoc")
       .def_static("from_json", &DecisionRecord::from_json, py::arg("text"))
       .def("to_json", &DecisionRecord::to_json)
@@ -63,6 +67,14 @@ Attributes:
       .def_readonly("flops_run", &DecisionRecord::flops_run)
       .def_readonly("flops_dense", &DecisionRecord::flops_dense)
       .def_readonly("heads", &DecisionRecord::heads)
+      .def_readonly("signal", &DecisionRecord::signal)
+      .def_readonly("rung", &DecisionRecord::rung)
+      .def_readonly("rungs", &DecisionRecord::rungs)
+      .def_readonly("decided_at", &DecisionRecord::decided_at)
+      .def_readonly("open_blocks", &DecisionRecord::open_blocks)
+      .def(
+          "block_gates", [](const DecisionRecord& record) { return or_none(record.block_gates()); },
+          "Float32 [layers, blocks]: replays the decision; None = not gated.")
       .def_property_readonly("active", &DecisionRecord::active, "Heads that are not closed.")
       .def("gates", &DecisionRecord::gates, "Float32 [layers, heads]: replays the decision.")
       .def("__eq__", [](const DecisionRecord& a, const DecisionRecord& b) { return a == b; });

@@ -1,5 +1,4 @@
 #include <headkit/gates/conformal.h>
-#include <headkit/gates/escalation.h>
 #include <headkit/gates/gate_policy.h>
 #include <headkit/gates/linear_gate.h>
 #include <headkit/gates/mask_policy.h>
@@ -9,6 +8,7 @@
 #include <optional>
 #include <variant>
 
+#include "ladders.h"
 #include "optional_tensor.h"
 #include "python_progress.h"
 #include "registry.h"
@@ -93,6 +93,28 @@ Returns:
 Raises:
     ValueError: on shapes that do not fit, and for escalation, which ``hk.run`` serves.
 )pbdoc")
+      .def(
+          "decide_parts",
+          [](const GatePolicy& policy, int64_t layer, const at::Tensor& hidden,
+             const std::optional<at::Tensor>& attention_mask, GatePolicy::State* state) {
+            const std::unique_ptr<GatePolicy::State> own = policy.start();
+            std::vector<std::pair<at::Tensor, GateSet>> parts;
+            for (GatePolicy::Part& part :
+                 policy.decide_parts({layer, hidden, or_undefined(attention_mask)},
+                                     state == nullptr ? *own : *state)) {
+              parts.emplace_back(std::move(part.samples), std::move(part.gates));
+            }
+            return parts;
+          },
+          py::arg("layer"), py::arg("hidden"), py::arg("attention_mask") = py::none(),
+          py::arg("state") = nullptr, Unlocked(), R"pbdoc(
+Gates for layers from ``layer`` on, in parts of the batch that share them.
+
+Returns:
+    list: of (places in the batch, int64; GateSet), each sample in one of them.
+)pbdoc")
+      .def_property_readonly("decision_layers", &GatePolicy::decision_layers,
+                             "Layers before which the policy is asked, ascending, the first 0.")
       .def("to_json", &GatePolicy::to_json, "Everything ``policy_from_json`` needs, bit for bit.")
       .def_static("from_json", &policy_from_json, py::arg("text"))
       .def("__repr__", [](const GatePolicy& policy) { return "<policy " + policy.name() + ">"; });
@@ -108,7 +130,7 @@ Returns:
     dict[str, dict[str, str]]: by registry name.
 Example:
     >>> sorted(headkit.policies())
-    ['calibrated', 'escalation', 'layer_gate', 'linear_gate', 'mask']
+    ['calibrated', 'escalation', 'layer_gate', 'linear_gate', 'mask', 'reactivation']
 )pbdoc");
 }
 
@@ -332,105 +354,18 @@ Example:
 )pbdoc");
 }
 
-void register_escalation(py::module_& m) {
-  py::class_<EscalationTrace>(m, "EscalationTrace", R"pbdoc(
-What both head sets say of a calibration set.
-
-Attributes:
-    confidence: float64 [examples], of the low run.
-    changed: float64 [examples], 1 where the low label differs from the high one.
-    low_heads, extra_heads: heads of a first run, and what a re-run adds.
-)pbdoc")
-      .def_readonly("confidence", &EscalationTrace::confidence)
-      .def_readonly("changed", &EscalationTrace::changed)
-      .def_readonly("low_heads", &EscalationTrace::low_heads)
-      .def_readonly("extra_heads", &EscalationTrace::extra_heads)
-      .def("threshold", &escalation_threshold, py::arg("mean_heads"),
-           "The threshold at which these examples run so many heads on average.")
-      .def("threshold_at_risk", &escalation_threshold_at_risk, py::arg("risk"),
-           py::arg("steps") = 64,
-           "ConformalResult: the threshold that promises this share of changed labels.");
-
-  py::class_<Escalation, GatePolicy, std::shared_ptr<Escalation>>(m, "Escalation", R"pbdoc(
-Runs all inputs on a low head set and the unsure ones again on a high one.
-
-Unsure: tanh(margin / 2) of the output logits is below the threshold. Run it with ``hk.run``; it
-cannot be a gate, because it decides after the output. A re-run repeats the feed-forward blocks.
-
-Args:
-    low: HeadMask of the first run.
-    high: HeadMask of the second, containing ``low``; None = all heads.
-    threshold: in [0, 1]; 1 = everything runs again.
-    dropped_output: what a closed head adds instead of nothing, [layers, heads, model_dim].
-    risk: promised share of changed labels, where the threshold was calibrated so.
-    calibration: free text, what set the threshold.
-Raises:
-    ValueError: if ``high`` does not contain ``low``.
-Example:
-    >>> low = headkit.HeadMask(torch.tensor([[1, 1], [0, 1]]))
-    >>> headkit.Escalation(low, threshold=0.5).shared_layers
-    1
-)pbdoc")
-      .def(py::init([](const HeadMask& low, const std::optional<HeadMask>& high, double threshold,
-                       const std::optional<at::Tensor>& dropped_output, std::optional<double> risk,
-                       std::string calibration) {
-             return std::make_shared<Escalation>(EscalationSettings{
-                 low, high.value_or(HeadMask::all(low.layers(), low.heads())), threshold,
-                 or_undefined(dropped_output), risk, std::move(calibration)});
-           }),
-           py::arg("low"), py::arg("high") = py::none(), py::kw_only(), py::arg("threshold"),
-           py::arg("dropped_output") = py::none(), py::arg("risk") = py::none(),
-           py::arg("calibration") = "")
-      .def_property_readonly("low", [](const Escalation& e) { return e.settings().low; })
-      .def_property_readonly("high", [](const Escalation& e) { return e.settings().high; })
-      .def_property_readonly("threshold",
-                             [](const Escalation& e) { return e.settings().threshold; })
-      .def_property_readonly("risk", [](const Escalation& e) { return e.settings().risk; })
-      .def_property_readonly(
-          "dropped_output",
-          [](const Escalation& e) { return or_none(e.settings().dropped_output); })
-      .def_property_readonly("shared_layers", &Escalation::shared_layers,
-                             "Layers that a re-run does not repeat.")
-      .def(
-          "trace",
-          [](const Escalation& escalation, GatedModel& model, const DataSource& data,
-             Progress progress) {
-            return trace_escalation(model, data, escalation.settings(),
-                                    interruptible(std::move(progress)));
-          },
-          py::arg("model"), py::arg("data"), py::kw_only(), py::arg("progress") = nullptr,
-          Unlocked(), "EscalationTrace of calibration batches, from which thresholds are set.")
-      .def(
-          "with_threshold",
-          [](const Escalation& escalation, double threshold, std::optional<double> risk,
-             std::string calibration) {
-            EscalationSettings settings = escalation.settings();
-            settings.threshold = threshold;
-            settings.risk = risk;
-            settings.calibration = std::move(calibration);
-            return std::make_shared<Escalation>(std::move(settings));
-          },
-          py::arg("threshold"), py::kw_only(), py::arg("risk") = py::none(),
-          py::arg("calibration") = "", "The same sets with another threshold.");
-  m.def("output_confidence", &output_confidence, py::arg("logits"), Unlocked(), R"pbdoc(
-tanh(margin / 2) of logits [batch, classes]: float64 [batch].
-
-Example:
-    >>> headkit.output_confidence(torch.tensor([[0.0, 0.0], [0.0, 100.0]])).tolist()
-    [0.0, 1.0]
-)pbdoc");
-}
-
 void register_run(py::module_& m) {
   py::class_<PolicyRun>(m, "PolicyRun", R"pbdoc(
 What came out of a run under a policy, and what it cost.
 
 Attributes:
     output: as the model's head gives it, in batch order.
-    gates: GateSet; ``heads`` [batch, layers, heads] are the gates behind each output.
+    gates: GateSet; ``heads`` [batch, layers, heads], and ``blocks`` where gated, are the gates
+        behind each output. Compensation that differs between samples is left out.
     heads_run: int64 [batch], heads computed, re-runs included.
     kv_heads_run: int64 [batch], KV heads computed, re-runs included.
-    layers_run: int64 [batch], layers and so feed-forward blocks computed, re-runs included.
+    layers_run: int64 [batch], layers computed, re-runs included.
+    neurons_run: int64 [batch], neurons of feed-forward blocks computed, re-runs included.
     records: JSON lines, one an example, where asked for (``read_decision_records``).
 )pbdoc")
       .def_readonly("output", &PolicyRun::output)
@@ -438,6 +373,7 @@ Attributes:
       .def_readonly("heads_run", &PolicyRun::heads_run)
       .def_readonly("kv_heads_run", &PolicyRun::kv_heads_run)
       .def_readonly("layers_run", &PolicyRun::layers_run)
+      .def_readonly("neurons_run", &PolicyRun::neurons_run)
       .def_readonly("records", &PolicyRun::records)
       .def(
           "flops",
@@ -446,6 +382,15 @@ Attributes:
           },
           py::arg("layout"), py::arg("tokens"),
           "Useful FLOPs of the whole encoder for each example, float64 [batch].");
+  m.def("join_gates", &join_gates, py::arg("before"), py::arg("after"), py::arg("layer"),
+        py::arg("samples"), R"pbdoc(
+GateSet of ``samples`` samples: layers below ``layer`` of one, the others of another.
+
+Example:
+    >>> first = headkit.GateSet(torch.zeros(2, 2))
+    >>> headkit.join_gates(first, headkit.GateSet(), 1, 1).heads.tolist()
+    [[[0.0, 0.0], [1.0, 1.0]]]
+)pbdoc");
   m.def(
       "run_policy",
       [](GatedModel& model, const Batch& batch, const GatePolicy& policy, bool record,
@@ -476,7 +421,7 @@ void register_gates(py::module_& m) {
   register_mask_policy(m);
   register_linear_gate(m);
   register_conformal(m);
-  register_escalation(m);
+  register_ladders(m);
   register_run(m);
 }
 

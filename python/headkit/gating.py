@@ -27,6 +27,9 @@ class Gating:
         neurons: gates of neurons, [L, F] or [B, L, F]; None = all run.
         attention_sublayers, feed_forward_sublayers: gates of whole blocks, [L] or [B, L].
         hidden: gates of the dimensions of the residual stream, [D]; None = all are open.
+        added_output: [B, L, D], what the closed heads of each sample add together, where that
+            differs between samples; beside ``dropped_output``.
+        added_blocks: [B, L, D], the same of closed blocks of neurons.
         skip: False computes closed heads and blocks and multiplies them by 0.
         policy: decides the rest for each call instead.
         state: what the policy writes its records to, or None.
@@ -46,6 +49,8 @@ class Gating:
     attention_sublayers: torch.Tensor | None = None
     feed_forward_sublayers: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
+    added_output: torch.Tensor | None = None
+    added_blocks: torch.Tensor | None = None
 
     @staticmethod
     def of(
@@ -99,8 +104,40 @@ class Gating:
         """
         if self.policy is None:
             return self
-        gates = self.policy.decide(hidden, padding, self.state)
-        gating = Gating.of_set(gates, self.every)
+        return self._decided(_C.GateSet(), 0, hidden, padding)
+
+    def decided_at(
+        self, layer: int, hidden: torch.Tensor, padding: torch.Tensor | None, before: "Gating"
+    ) -> "Gating":
+        """The gates of a call from a layer on: asks the policy again.
+
+        Args:
+            layer: attention block that runs next.
+            hidden: [B, T, D], its input.
+            padding: as for ``decided``.
+            before: the gates up to there.
+        """
+        gates = _C.GateSet(
+            before.heads,
+            dropped_output=before.dropped_output,
+            blocks=before.blocks,
+            dropped_blocks=before.dropped_blocks,
+            skip=before.skip,
+        )
+        return self._decided(gates, layer, hidden, padding)
+
+    def _decided(
+        self, before: Any, layer: int, hidden: torch.Tensor, padding: torch.Tensor | None
+    ) -> "Gating":
+        parts = self.policy.decide_parts(layer, hidden, padding, self.state)
+        gates, added = parts[0][1], {}
+        if layer:
+            if gates.heads is None or gates.heads.dim() == 2:
+                # What differs between samples is added apart, also where they happen to agree: a
+                # sample's output must not depend on its neighbours.
+                gates, added = _gathered(parts, layer, hidden)
+            gates = _C.join_gates(before, gates, layer, len(hidden))
+        gating = replace(Gating.of_set(gates, self.every), **added)
         if gating.needs_hooks:
             raise ValueError(
                 "[gates] expected a policy of heads, attention blocks and blocks of neurons; found "
@@ -179,6 +216,11 @@ class Gating:
         """What is written to the residual stream, [B, T, D], times its gates."""
         return written if self.hidden is None else written * self.hidden.to(written)
 
+    def with_added(self, layer: int, output: torch.Tensor, *, blocks: bool = False) -> torch.Tensor:
+        """The output of an attention or feed-forward block, [B, T, D], and what is added apart."""
+        added = self.added_blocks if blocks else self.added_output
+        return output if added is None else output + added[:, layer, None].to(output)
+
     def attention_factor(self, layer: int, like: torch.Tensor) -> torch.Tensor | None:
         """Gate of a whole attention block, [] or [B, 1, 1], dtype and device of ``like``."""
         return _factor(self.attention_sublayers, layer, like)
@@ -200,6 +242,40 @@ class Gating:
         }
 
 
+def _gathered(parts: Any, layer: int, hidden: torch.Tensor) -> tuple[Any, dict[str, Any]]:
+    """Gates [B, L, H] of a batch from those of its parts, and what closed units add to each sample.
+
+    Args:
+        parts: of places in the batch and their GateSet, [L, H].
+        layer: the gates of layers below it do not count.
+        hidden: [B, T, D].
+    """
+    batch, found = len(hidden), {}
+    for units, dropped in (("heads", "dropped_output"), ("blocks", "dropped_blocks")):
+        given = [
+            (places, getattr(gates, units), getattr(gates, dropped)) for places, gates in parts
+        ]
+        like = next((gate for _, gate, _ in given if gate is not None), None)
+        if like is None:
+            continue
+        whole = found[units] = like.new_ones(batch, *like.shape)
+        for places, gate, adds in given:
+            places = places.to(like.device)
+            if gate is not None:
+                whole[places] = gate
+            if gate is None or adds is None:
+                continue
+            closed = (1 - gate[layer:]).to(adds.dtype)
+            sums = torch.zeros(len(gate), adds.shape[2], dtype=adds.dtype, device=adds.device)
+            sums[layer:] = (closed[..., None] * adds[layer:]).sum(1)
+            name = "added_output" if units == "heads" else "added_blocks"
+            if name not in found:
+                found[name] = sums.new_zeros(batch, *sums.shape)
+            found[name][places] = sums
+    gates = _C.GateSet(found.get("heads"), blocks=found.get("blocks"))
+    return gates, {name: found[name] for name in found if name.startswith("added")}
+
+
 # Axes of gates that are the same for all samples; with one more the first counts these.
 _SHARED_AXES = {
     "heads": 2,
@@ -207,6 +283,8 @@ _SHARED_AXES = {
     "neurons": 2,
     "attention_sublayers": 1,
     "feed_forward_sublayers": 1,
+    "added_output": 2,
+    "added_blocks": 2,
 }
 _MEANINGS = {
     "heads": "",
@@ -214,6 +292,8 @@ _MEANINGS = {
     "neurons": " of neurons",
     "attention_sublayers": " of attention blocks",
     "feed_forward_sublayers": " of feed-forward blocks",
+    "added_output": " with what closed heads add",
+    "added_blocks": " with what closed blocks of neurons add",
 }
 
 
@@ -240,6 +320,7 @@ class Call:
         padding: bool [B, S], True = attend, as the model was given it; None = not known.
         given: what ``gating`` was before layer 0 began.
         begun: whether layer 0 has begun.
+        asked: the layer before which a policy was asked last.
         attentions: whether the model was asked for attention probabilities; None = it was not said.
         taps: what a caller wants to see of each block.
         tokens: bool [B, T], True = token, of the stack that runs, where there are taps; None = all.
@@ -250,6 +331,7 @@ class Call:
     padding: torch.Tensor | None = None
     given: Gating | None = None
     begun: bool = False
+    asked: int = 0
     attentions: bool | None = None
     taps: Any = None
     tokens: torch.Tensor | None = None
@@ -271,6 +353,15 @@ class Call:
             self.gating = self.gating.decided(hidden, padding)
             self.gating.check_batch(*hidden.shape[:2])
         self.begun = True
+
+    def decide_at(self, layer: int, hidden: torch.Tensor, padding: torch.Tensor | None) -> None:
+        """Ask the policy again before a layer, if it decides there; once for each layer."""
+        given = self.given
+        if given is None or given.policy is None or self.asked >= layer:
+            return
+        if layer in given.policy.decision_layers:
+            self.gating = given.decided_at(layer, hidden, padding, self.gating)
+            self.asked = layer
 
 
 class Attachment:

@@ -15,9 +15,9 @@ namespace {
 
 constexpr auto kOperation = "decision_record";
 constexpr std::array<std::string_view, 5> kStates{"on", "off", "pruned", "always_on", "collapsed"};
-constexpr std::array<const char*, 10> kMembers{"schema_version", "library",     "model", "input",
-                                               "policy",         "budget",      "mode",  "heads",
-                                               "run_time",       "not_computed"};
+constexpr std::array<const char*, 11> kMembers{
+    "schema_version", "library", "model",    "input",         "policy",      "budget",
+    "mode",           "heads",   "run_time", "neuron_blocks", "not_computed"};
 
 Json finite(double value, const char* what) {
   HEADKIT_CHECK(std::isfinite(value), kOperation, std::string("a finite ") + what, value);
@@ -39,6 +39,11 @@ std::string optional_text(const Json& value, const char* name) {
 }
 int64_t optional_size(const Json& value, const char* name) {
   if (!value.contains(name) || value.at(name).is_null()) return 0;
+  return integer_member(kOperation, value, name);
+}
+
+std::optional<int64_t> optional_integer(const Json& value, const char* name) {
+  if (!value.contains(name) || value.at(name).is_null()) return std::nullopt;
   return integer_member(kOperation, value, name);
 }
 
@@ -113,6 +118,40 @@ void check_heads(const DecisionRecord& record) {
   }
 }
 
+void check_blocks(const DecisionRecord& record) {
+  if (record.block_count == 0) {
+    HEADKIT_CHECK(record.open_blocks.empty(), kOperation, "no open blocks without a block_count",
+                  record.open_blocks.size(), " layers of them");
+    return;
+  }
+  HEADKIT_CHECK(static_cast<int64_t>(record.open_blocks.size()) == record.layout.layers, kOperation,
+                c10::str("open blocks of ", record.layout.layers, " layers"),
+                record.open_blocks.size());
+  for (const std::vector<int64_t>& open : record.open_blocks) {
+    int64_t previous = -1;
+    for (const int64_t block : open) {
+      HEADKIT_CHECK(block > previous && block < record.block_count, kOperation,
+                    c10::str("ascending blocks below ", record.block_count), block);
+      previous = block;
+    }
+  }
+}
+
+void read_blocks(const Json& json, DecisionRecord& record) {
+  record.block_count = integer_member(kOperation, json, "count");
+  const Json& layers = member(kOperation, json, "open");
+  HEADKIT_CHECK(record.block_count > 0 && layers.is_array(), kOperation,
+                "open blocks of at least one in a layer", json.dump().substr(0, 80));
+  for (const Json& open : layers) {
+    HEADKIT_CHECK(
+        open.is_array() && std::all_of(open.begin(), open.end(),
+                                       [](const Json& block) { return block.is_number_integer(); }),
+        kOperation, "lists of blocks", open.dump().substr(0, 80));
+    record.open_blocks.push_back(open.get<std::vector<int64_t>>());
+  }
+  check_blocks(record);
+}
+
 }  // namespace
 
 int64_t DecisionRecord::active() const {
@@ -128,8 +167,20 @@ at::Tensor DecisionRecord::gates() const {
   return values;
 }
 
+at::Tensor DecisionRecord::block_gates() const {
+  if (block_count == 0) return {};
+  check_blocks(*this);
+  at::Tensor values = at::zeros({layout.layers, block_count}, at::kFloat);
+  for (int64_t l = 0; l < layout.layers; ++l) {
+    const at::Tensor open = at::tensor(open_blocks[static_cast<size_t>(l)], at::kLong);
+    values[l].index_fill_(0, open, 1);
+  }
+  return values;
+}
+
 std::string DecisionRecord::to_json() const {
   check_heads(*this);
+  check_blocks(*this);
   Json all_heads = Json::array();
   for (const HeadDecision& decision : heads) all_heads.push_back(head_to_json(decision));
 
@@ -160,6 +211,10 @@ std::string DecisionRecord::to_json() const {
         {"threshold", nullable(threshold, "threshold")},
         {"lambda", nullable(lambda, "lambda")},
         {"confidence", nullable(confidence, "confidence")},
+        {"signal", nullable(signal)},
+        {"rung", rung ? Json(*rung) : Json(nullptr)},
+        {"rungs", rungs ? Json(*rungs) : Json(nullptr)},
+        {"decided_at", decided_at ? Json(*decided_at) : Json(nullptr)},
         {"reference", nullable(reference)}}},
       {"budget",
        {{"active", active()},
@@ -175,6 +230,8 @@ std::string DecisionRecord::to_json() const {
         {"ood_score", nullable(ood_score, "score")},
         {"audit_loss", nullable(audit_loss, "loss")}}},
       {"heads", std::move(all_heads)},
+      {"neuron_blocks",
+       block_count > 0 ? Json{{"count", block_count}, {"open", open_blocks}} : Json(nullptr)},
       {"not_computed", std::move(not_computed)},
   });
   return json.dump();
@@ -202,6 +259,10 @@ DecisionRecord DecisionRecord::from_json(const std::string& text) {
   record.threshold = optional_number(policy, "threshold");
   record.lambda = optional_number(policy, "lambda");
   record.confidence = optional_number(policy, "confidence");
+  record.signal = optional_text(policy, "signal");
+  record.rung = optional_integer(policy, "rung");
+  record.rungs = optional_integer(policy, "rungs");
+  record.decided_at = optional_integer(policy, "decided_at");
   record.reference = optional_text(policy, "reference");
   const Json& budget = member(kOperation, json, "budget");
   record.heads_run = integer_member(kOperation, budget, "heads_run");
@@ -223,6 +284,9 @@ DecisionRecord DecisionRecord::from_json(const std::string& text) {
   HEADKIT_CHECK(heads.is_array(), kOperation, "an array as \"heads\"", heads.type_name());
   for (const Json& head : heads) record.heads.push_back(head_from_json(head));
   check_heads(record);
+  if (json.contains("neuron_blocks") && !json.at("neuron_blocks").is_null()) {
+    read_blocks(json.at("neuron_blocks"), record);
+  }
   for (const char* name : kMembers) json.erase(name);
   if (!json.empty()) record.unknown = json.dump();
   return record;

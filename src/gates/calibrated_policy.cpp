@@ -1,5 +1,7 @@
 #include "headkit/gates/calibrated_policy.h"
 
+#include <utility>
+
 #include "gates/policy_json.h"
 #include "headkit/core/error.h"
 #include "headkit/explain/decision_record.h"
@@ -34,11 +36,18 @@ CalibratedPolicy::CalibratedPolicy(std::shared_ptr<const AdjustablePolicy> polic
 }
 
 GateSet CalibratedPolicy::decide(const GateInput& input, State& state) const {
-  const std::string before = std::move(state.records);
-  state.records.clear();
-  const GateSet gates = current_->decide(input, state);
+  const std::string before = std::exchange(state.records, {});
+  GateSet gates = current_->decide(input, state);
   state.records = before + with_promise(state.records, calibration_, lambda_);
   return gates;
+}
+
+std::vector<GatePolicy::Part> CalibratedPolicy::decide_parts(const GateInput& input,
+                                                             State& state) const {
+  const std::string before = std::exchange(state.records, {});
+  std::vector<Part> parts = current_->decide_parts(input, state);
+  state.records = before + with_promise(state.records, calibration_, lambda_);
+  return parts;
 }
 
 std::shared_ptr<GatePolicy> CalibratedPolicy::at(double lambda) const {

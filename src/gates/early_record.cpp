@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <set>
 #include <utility>
 
@@ -9,6 +10,26 @@
 #include "headkit/core/version.h"
 
 namespace headkit {
+
+namespace {
+
+// Neurons of the blocks that a record has open.
+double open_neurons(const DecisionRecord& record, const GatePolicy::State& state) {
+  const HeadLayout& layout = record.layout;
+  if (record.block_count == 0) {
+    return state.neurons >= 0 ? state.neurons
+                              : static_cast<double>(layout.layers * layout.feed_forward);
+  }
+  int64_t neurons = 0;
+  for (const std::vector<int64_t>& open : record.open_blocks) {
+    for (const int64_t block : open) {
+      neurons += std::min(kNeuronBlock, layout.feed_forward - block * kNeuronBlock);
+    }
+  }
+  return static_cast<double>(neurons);
+}
+
+}  // namespace
 
 at::TensorOptions gate_options(const at::Tensor& hidden) {
   return hidden.options().dtype(hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
@@ -45,8 +66,11 @@ void finish_record(DecisionRecord& record, GatePolicy::State& state) {
       if (decision.gate == 0) continue;
       kv_heads.insert({decision.layer, record.layout.kv_head(decision.head)});
     }
-    record.flops_run = encoder_flops(record.layout, static_cast<double>(record.heads_run),
-                                     record.tokens, static_cast<double>(kv_heads.size()));
+    record.flops_run =
+        unit_flops(record.layout,
+                   {static_cast<double>(record.heads_run), static_cast<double>(kv_heads.size()),
+                    open_neurons(record, state)},
+                   static_cast<double>(record.tokens));
     record.flops_dense = encoder_flops(
         record.layout, static_cast<double>(record.layout.total_heads()), record.tokens);
   }

@@ -3,10 +3,11 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
-#include <algorithm>
-#include <cmath>
+#include <map>
+#include <set>
 
 #include "gates/early_record.h"
+#include "gates/ladder_run.h"
 #include "gates/policy_json.h"
 #include "gates/tensor_text.h"
 #include "headkit/core/error.h"
@@ -16,118 +17,131 @@ namespace headkit {
 namespace {
 
 constexpr auto kOperation = "escalation";
+constexpr auto kOutputMargin = "output_margin";
 
-int64_t first_difference(const HeadMask& low, const HeadMask& high) {
-  int64_t layer = 0;
-  while (layer < low.layers() && low.layer_heads(layer) == high.layer_heads(layer)) ++layer;
-  return layer;
-}
+// One batch on its way up: the states of the samples that are left, where the rungs above go on.
+class Climb {
+ public:
+  struct Outcome {
+    at::Tensor output, confidence;
+  };
 
-GateSet rung(const HeadMask& mask, const at::Tensor& dropped_output, const at::Tensor& hidden) {
-  GateSet gates;
-  gates.heads = mask.keep().to(gate_options(hidden));
-  gates.dropped_output = fitting_dropped_output(dropped_output, hidden);
-  return gates;
-}
+  Climb(GatedModel& model, const Batch& batch, const EscalationSettings& settings)
+      : model_(model), settings_(settings), there_(model) {
+    settings.ladder.check_model(kOperation, model);
+    ladder_ = of_heads_there(settings.ladder, there_.heads());
+    if (settings.probe) {
+      HEADKIT_CHECK(settings.probe->layer() < ladder_.layers(), kOperation,
+                    c10::str("a probe before a layer below ", ladder_.layers()),
+                    settings.probe->layer());
+    }
+    states_[0] = model.embed(batch);
+    samples_ = states_[0].hidden.size(0);
+    tokens_ = valid_tokens(states_[0].hidden, states_[0].attention_mask);
+    for (int64_t r = 0; r < ladder_.size(); ++r) {
+      const int64_t first = r == 0 ? 0 : ladder_.shared_layers(r);
+      Step step = step_cost(there_, ladder_.rung(r), first, ladder_.layers());
+      if (r > 0) {
+        const Step& below = totals_.back();
+        step = {step.heads + below.heads, step.kv_heads + below.kv_heads,
+                step.neurons + below.neurons, step.layers + below.layers};
+      }
+      totals_.push_back(step);
+    }
+  }
 
-void check_model(const GatedModel& model, const EscalationSettings& settings) {
-  const HeadLayout layout = model.layout();
-  HEADKIT_CHECK(
-      settings.low.layers() == layout.layers && settings.low.heads() == layout.heads, kOperation,
-      c10::str("a model of ", settings.low.layers(), " layers of ", settings.low.heads(), " heads"),
-      layout.layers, " layers of ", layout.heads);
-}
+  int64_t samples() const { return samples_; }
+  const Ladder& ladder() const { return ladder_; }
+  const UnitsThere& there() const { return there_; }
+  const std::vector<int64_t>& tokens() const { return tokens_; }
+  const std::vector<Step>& totals() const { return totals_; }
+  const at::Tensor& embedded() const { return states_.at(0).hidden; }
 
-at::Tensor labels(const at::Tensor& logits) {
-  return logits.size(1) == 1 ? (logits.select(1, 0) > 0).to(at::kLong) : logits.argmax(1);
-}
+  // Runs the next rung for these of the samples that ran the last one.
+  Outcome next(const at::Tensor& samples) {
+    ++rung_;
+    const int64_t layers = ladder_.layers();
+    const int64_t first = rung_ == 0 ? 0 : ladder_.shared_layers(rung_);
+    states_.erase(states_.upper_bound(first), states_.end());
+    if (samples.size(0) < states_.at(first).hidden.size(0)) {
+      for (auto& [layer, state] : states_) state = model_.select(state, samples);
+      if (signal_.defined()) signal_ = signal_.index_select(0, samples);
+    }
+    std::set<int64_t> stops{layers};
+    for (int64_t r = rung_ + 1; r < ladder_.size(); ++r) stops.insert(ladder_.shared_layers(r));
+    if (settings_.probe) stops.insert(settings_.probe->layer());
+    const GateSet gates = ladder_.rung(rung_).gates(states_.at(first).hidden);
+    ModelState state = states_.at(first);
+    look(state);
+    for (const int64_t stop : stops) {
+      if (stop <= state.layer) continue;
+      state = model_.run(state, state.layer, stop, gates);
+      look(state);
+      states_[stop] = state;
+    }
+    Outcome outcome{model_.head(state), signal_};
+    if (settings_.signal == kOutputMargin) outcome.confidence = output_confidence(outcome.output);
+    return outcome;
+  }
 
-void check_logits(const at::Tensor& logits) {
-  HEADKIT_CHECK(logits.dim() == 2 && logits.size(1) >= 1, kOperation,
-                "a model whose output is logits [batch, classes]", "output of shape ",
-                logits.sizes());
-}
+ private:
+  void look(const ModelState& state) {
+    if (!settings_.probe || state.layer != settings_.probe->layer()) return;
+    signal_ =
+        probe_confidence(*settings_.probe, settings_.signal, state.hidden, state.attention_mask);
+  }
 
-// What the low set says of a batch, and where the high set goes on from.
-struct FirstRun {
-  HeadMask low, high;  // heads that are there
-  int64_t shared = 0;  // layers in which they agree
-  GateSet low_gates, high_gates;
-  ModelState prefix;            // after the shared layers
-  std::vector<int64_t> tokens;  // valid ones of each sample
-  at::Tensor output, confidence;
+  GatedModel& model_;
+  const EscalationSettings& settings_;
+  UnitsThere there_;
+  Ladder ladder_;
+  std::map<int64_t, ModelState> states_;  // by layer
+  std::vector<int64_t> tokens_;
+  std::vector<Step> totals_;
+  at::Tensor signal_;
+  int64_t rung_ = -1, samples_ = 0;
 };
 
-FirstRun run_low(GatedModel& model, const Batch& batch, const EscalationSettings& settings) {
-  check_model(model, settings);
-  FirstRun first;
-  first.low = settings.low.intersect(model.heads());
-  first.high = settings.high.intersect(model.heads());
-  first.shared = first_difference(first.low, first.high);
-  const ModelState embedded = model.embed(batch);
-  first.low_gates = rung(first.low, settings.dropped_output, embedded.hidden);
-  first.high_gates = rung(first.high, settings.dropped_output, embedded.hidden);
-  first.tokens = valid_tokens(embedded.hidden, embedded.attention_mask);
-  first.prefix = model.run(embedded, 0, first.shared, first.low_gates);
-  first.output =
-      model.head(model.run(first.prefix, first.shared, first.low.layers(), first.low_gates));
-  first.confidence = output_confidence(first.output);
-  return first;
+// Places of the samples that climb. Written so that a NaN does.
+at::Tensor unsure(const at::Tensor& confidence, double threshold) {
+  if (threshold >= 1) return at::arange(confidence.size(0), at::kLong);
+  return (confidence >= threshold).logical_not().nonzero().flatten();
 }
 
-at::Tensor run_high(GatedModel& model, const ModelState& prefix, const FirstRun& first) {
-  return model.head(model.run(prefix, first.shared, first.high.layers(), first.high_gates));
-}
-
-// The samples that run again. Written so that a NaN does.
-at::Tensor unsure(const FirstRun& first, double threshold) {
-  if (first.shared == first.low.layers()) return at::empty({0}, at::kLong);
-  if (threshold >= 1) return at::arange(first.confidence.size(0), at::kLong);
-  return (first.confidence >= threshold).logical_not().nonzero().flatten();
-}
-
-// `second`: outputs on the high set of the samples `again`; unused if there are none.
-PolicyRun outcome(const HeadLayout& layout, const FirstRun& first, const at::Tensor& again,
-                  const at::Tensor& second) {
-  const int64_t samples = first.output.size(0), layers = first.low.layers();
+PolicyRun outcome(const Climb& climb, const at::Tensor& output, const at::Tensor& reached) {
   PolicyRun run;
-  run.output = first.output;
-  run.gates = first.low_gates;
-  run.gates.heads = first.low_gates.heads.unsqueeze(0).repeat({samples, 1, 1});
-  run.heads_run = at::full({samples}, first.low.count(), at::kLong);
-  run.kv_heads_run = active_kv_heads(layout, first.low.keep()).expand({samples}).clone();
-  run.layers_run = at::full({samples}, layers, at::kLong);
-  const int64_t count = again.size(0);
-  if (count == 0) return run;
-  const at::Tensor index = again.to(run.output.device());
-  run.output = run.output.index_copy(0, index, second);
-  run.gates.heads.index_copy_(0, index, first.high_gates.heads.unsqueeze(0).repeat({count, 1, 1}));
-  const at::Tensor extra = first.high.keep().slice(0, first.shared);
-  run.heads_run.index_fill_(0, again, first.low.count() + extra.sum().item<int64_t>());
-  run.kv_heads_run.index_add_(0, again, active_kv_heads(layout, extra).expand({count}));
-  run.layers_run.index_fill_(0, again, 2 * layers - first.shared);
+  run.output = output;
+  run.gates = gates_reached(climb.ladder().rungs(), reached, climb.embedded());
+  fill_costs(run, climb.totals(), reached);
   return run;
+}
+
+// Outputs of all rungs, and confidence of all but the top, [B, R - 1].
+std::pair<std::vector<at::Tensor>, at::Tensor> run_all(Climb& climb) {
+  const at::Tensor all = at::arange(climb.samples(), at::kLong);
+  std::vector<at::Tensor> outputs, confidence;
+  for (int64_t r = 0; r < climb.ladder().size(); ++r) {
+    const Climb::Outcome rung = climb.next(all);
+    outputs.push_back(rung.output);
+    if (r + 1 < climb.ladder().size()) confidence.push_back(rung.confidence);
+  }
+  return {outputs, at::stack(confidence, 1)};
 }
 
 }  // namespace
 
 Escalation::Escalation(EscalationSettings settings) : settings_(std::move(settings)) {
-  const HeadMask &low = settings_.low, &high = settings_.high;
-  HEADKIT_CHECK(low.layers() > 0 && low.layers() == high.layers() && low.heads() == high.heads(),
-                kOperation, "two masks of the same layers and heads", low.layers(), " x ",
-                low.heads(), " and ", high.layers(), " x ", high.heads());
-  if (!low.is_subset_of(high)) {
-    std::string missing;
-    for (const HeadId& id : high.removed()) {
-      if (low.contains(id)) {
-        missing += c10::str(missing.empty() ? "" : ", ", "layer ", id.layer, " head ", id.head);
-      }
-    }
-    HEADKIT_CHECK(false, kOperation, "a high set that contains the low one", "it lacks ", missing);
-  }
+  HEADKIT_CHECK(settings_.ladder.size() > 0, kOperation, "a ladder of at least two rungs", "none");
   HEADKIT_CHECK(settings_.threshold >= 0 && settings_.threshold <= 1, kOperation,
                 "a threshold in [0, 1]", settings_.threshold);
-  GateSet{{}, settings_.dropped_output}.check(kOperation, -1, low.layers(), low.heads());
+  if (settings_.signal == kOutputMargin) {
+    HEADKIT_CHECK(!settings_.probe, kOperation, "no probe beside the signal output_margin",
+                  "a probe");
+    return;
+  }
+  HEADKIT_CHECK(settings_.probe != nullptr, kOperation,
+                "a signal of output_margin, or a probe beside it", settings_.signal);
+  check_signal(kOperation, *settings_.probe, settings_.signal);
 }
 
 GateSet Escalation::decide(const GateInput& input, State& state) const {
@@ -136,70 +150,70 @@ GateSet Escalation::decide(const GateInput& input, State& state) const {
       "a question for gates; it decides after the output of a first run"));
 }
 
-int64_t Escalation::shared_layers() const {
-  return first_difference(settings_.low, settings_.high);
-}
-
 at::Tensor output_confidence(const at::Tensor& logits) {
-  check_logits(logits);
+  check_logits(kOperation, logits);
   const at::Tensor values = logits.detach().to(at::kCPU, at::kDouble);
   if (values.size(1) == 1) return (values.select(1, 0).abs() / 2).tanh();
   const at::Tensor best = std::get<0>(values.topk(2, 1));
   return ((best.select(1, 0) - best.select(1, 1)) / 2).tanh();
 }
 
+Ladder ladder_of_masks(const std::vector<HeadMask>& masks, const at::Tensor& dropped_output) {
+  std::vector<Rung> rungs;
+  for (const HeadMask& mask : masks) rungs.push_back({mask, {}, dropped_output, {}});
+  return Ladder(std::move(rungs));
+}
+
 PolicyRun Escalation::run(GatedModel& model, const Batch& batch, const RunOptions& options) const {
-  const FirstRun first = run_low(model, batch, settings_);
-  const int64_t samples = first.output.size(0), layers = first.low.layers();
-  const at::Tensor again = unsure(first, settings_.threshold);
-  at::Tensor second;
-  if (again.size(0) > 0) second = run_high(model, model.select(first.prefix, again), first);
-  PolicyRun run = outcome(model.layout(), first, again, second);
+  Climb climb(model, batch, settings_);
+  const int64_t samples = climb.samples(), top = settings_.ladder.size() - 1;
+  at::Tensor current = at::arange(samples, at::kLong);  // samples on the rung that ran last
+  Climb::Outcome rung = climb.next(current);
+  at::Tensor output = rung.output, confidence = rung.confidence.clone();
+  at::Tensor reached = at::zeros({samples}, at::kLong);
+  for (int64_t r = 0; r < top; ++r) {
+    confidence.index_copy_(0, current, rung.confidence);
+    const at::Tensor places = unsure(rung.confidence, settings_.threshold);
+    if (places.size(0) == 0) break;
+    current = current.index_select(0, places);
+    rung = climb.next(places);
+    output = output.index_copy(0, current.to(output.device()), rung.output);
+    reached.index_fill_(0, current, r + 1);
+  }
+  PolicyRun run = outcome(climb, output, reached);
   if (!options.record) return run;
 
-  const HeadLayout layout = model.layout();
-  const HeadMask &low = first.low, &high = first.high;
-  const at::Tensor& confidence = first.confidence;
-  const std::vector<int64_t>& tokens = first.tokens;
+  const UnitsThere& there = climb.there();
+  const HeadLayout& layout = there.layout();
+  const std::vector<int64_t>& tokens = climb.tokens();
+  const Ladder& ladder = settings_.ladder;
   GatePolicy::State state;
   state.next_input = options.first_input;
   state.layout = layout;
   state.weights_sha256 = options.weights_sha256;
   for (int64_t b = 0; b < samples; ++b) {
-    DecisionRecord record = start_record(*this, state, layers, layout.heads, tokens[b]);
+    DecisionRecord record = start_record(*this, state, layout.layers, layout.heads, tokens[b]);
     state.next_input += 1;
-    const bool escalated = run.layers_run[b].item<int64_t>() > layers;
+    const int64_t at = reached[b].item<int64_t>();
     record.calibration = settings_.calibration;
-    record.mode = escalated ? "escalated" : "dynamic";
+    record.mode = at > 0 ? "escalated" : "dynamic";
     record.confidence = confidence[b].item<double>();
     record.threshold = settings_.threshold;
+    record.signal = settings_.signal;
+    record.rung = at;
+    record.rungs = ladder.size();
+    if (settings_.probe) record.decided_at = settings_.probe->layer();
     record.risk_bound = settings_.risk;
-    record.heads_run = run.heads_run[b].item<int64_t>();
-    record.flops_run = attention_flops(layout, static_cast<double>(record.heads_run), tokens[b],
-                                       run.kv_heads_run[b].item<double>()) +
-                       run.layers_run[b].item<double>() * feed_forward_flops(layout, tokens[b]);
+    const Step& total = climb.totals()[static_cast<size_t>(at)];
+    record.heads_run = total.heads;
+    record.flops_run =
+        unit_flops(layout,
+                   {static_cast<double>(total.heads), static_cast<double>(total.kv_heads),
+                    static_cast<double>(total.neurons)},
+                   static_cast<double>(tokens[b]));
     record.flops_dense =
         encoder_flops(layout, static_cast<double>(layout.total_heads()), tokens[b]);
-    for (int64_t l = 0; l < layers; ++l) {
-      for (int64_t h = 0; h < layout.heads; ++h) {
-        const HeadId id{l, h};
-        HeadDecision decision;
-        decision.layer = l;
-        decision.head = h;
-        decision.reason = "mask";
-        if (low.contains(id)) {
-          decision.state = "always_on";
-        } else if (high.contains(id)) {
-          decision.state = escalated ? "on" : "off";
-          decision.reason = "confidence";
-        } else {
-          decision.state = "pruned";
-          if (settings_.high.contains(id)) decision.reason = "removed";
-        }
-        decision.gate = low.contains(id) || (escalated && high.contains(id)) ? 1 : 0;
-        record.heads.push_back(std::move(decision));
-      }
-    }
+    record_rung(record, ladder.rung(0), ladder.rung(top), ladder.rung(at), there.heads());
     run.records += record.to_json() + "\n";
   }
   return run;
@@ -208,14 +222,21 @@ PolicyRun Escalation::run(GatedModel& model, const Batch& batch, const RunOption
 std::vector<PolicyRun> Escalation::sweep(GatedModel& model, const Batch& batch,
                                          const std::vector<double>& lambdas) const {
   for (const double lambda : lambdas) check_lambda(kOperation, lambda);
-  const FirstRun first = run_low(model, batch, settings_);
-  at::Tensor all;
+  if (lambdas.empty()) return {};
+  Climb climb(model, batch, settings_);
+  const auto [outputs, confidence] = run_all(climb);
+  LadderTrace trace;
+  trace.confidence = confidence;
   std::vector<PolicyRun> runs;
   for (const double lambda : lambdas) {
-    const at::Tensor again = unsure(first, lambda);
-    if (again.size(0) > 0 && !all.defined()) all = run_high(model, first.prefix, first);
-    runs.push_back(outcome(model.layout(), first, again,
-                           all.defined() ? all.index_select(0, again.to(all.device())) : all));
+    const at::Tensor reached =
+        climb.samples() > 0 ? trace.reached({lambda}) : at::zeros({0}, at::kLong);
+    at::Tensor output = outputs.front();
+    for (int64_t r = 1; r < settings_.ladder.size(); ++r) {
+      const at::Tensor there = (reached == r).nonzero().flatten().to(output.device());
+      output = output.index_copy(0, there, outputs[static_cast<size_t>(r)].index_select(0, there));
+    }
+    runs.push_back(outcome(climb, output, reached));
   }
   return runs;
 }
@@ -229,81 +250,57 @@ std::shared_ptr<GatePolicy> Escalation::at(double lambda) const {
 }
 
 std::string Escalation::to_json() const {
-  Json json = policy_json("escalation");
-  json["low"] = parse_json(kOperation, settings_.low.to_json());
-  json["high"] = parse_json(kOperation, settings_.high.to_json());
+  Json json = policy_json(kOperation, 2);
+  json["ladder"] = parse_json(kOperation, settings_.ladder.to_json());
   json["threshold"] = settings_.threshold;
+  json["signal"] = settings_.signal;
+  json["probe"] =
+      settings_.probe ? parse_json(kOperation, settings_.probe->to_json()) : Json(nullptr);
   json["risk"] = settings_.risk ? Json(*settings_.risk) : Json(nullptr);
-  json["dropped_output"] = tensor_to_text(kOperation, settings_.dropped_output);
   json["calibration"] = settings_.calibration;
   return json.dump();
 }
 
 std::shared_ptr<Escalation> Escalation::from_json(const std::string& text) {
-  const Json json = read_policy_json("escalation", text);
+  const Json json = read_policy_json(kOperation, text, 2);
   EscalationSettings settings;
-  settings.low = HeadMask::from_json(member(kOperation, json, "low").dump());
-  settings.high = HeadMask::from_json(member(kOperation, json, "high").dump());
+  if (integer_member(kOperation, json, "version") == 1) {
+    settings.ladder =
+        ladder_of_masks({HeadMask::from_json(member(kOperation, json, "low").dump()),
+                         HeadMask::from_json(member(kOperation, json, "high").dump())},
+                        tensor_from_text(kOperation, member(kOperation, json, "dropped_output")));
+  } else {
+    settings.ladder = Ladder::from_json(member(kOperation, json, "ladder").dump());
+    settings.signal = string_member(kOperation, json, "signal");
+    if (const Json& probe = member(kOperation, json, "probe"); !probe.is_null()) {
+      settings.probe = std::make_shared<LinearProbe>(LinearProbe::from_json(probe.dump()));
+    }
+  }
   settings.threshold = number_member(kOperation, json, "threshold");
   if (!member(kOperation, json, "risk").is_null()) {
     settings.risk = number_member(kOperation, json, "risk");
   }
-  settings.dropped_output =
-      tensor_from_text(kOperation, member(kOperation, json, "dropped_output"));
   settings.calibration = string_member(kOperation, json, "calibration");
   return std::make_shared<Escalation>(std::move(settings));
 }
 
-EscalationTrace trace_escalation(GatedModel& model, const DataSource& data,
-                                 const EscalationSettings& settings, const Progress& progress) {
+LadderTrace trace_escalation(GatedModel& model, const DataSource& data,
+                             const EscalationSettings& settings, const Progress& progress) {
   const Escalation checked(settings);
-  check_model(model, settings);
-  EscalationTrace trace;
-  std::vector<at::Tensor> confidence, changed;
-  const int64_t total = data.size().value_or(-1);
+  settings.ladder.check_model(kOperation, model);
+  const at::NoGradGuard no_grad;
+  const UnitsThere there(model);
+  std::optional<TraceBuilder> trace;
+  int64_t done = 0;
   data.for_each([&](const Batch& batch) {
-    const at::NoGradGuard no_grad;
-    const FirstRun first = run_low(model, batch, settings);
-    trace.low_heads = first.low.count();
-    trace.extra_heads = first.high.keep().slice(0, first.shared).sum().item<int64_t>();
-    const at::Tensor second = run_high(model, first.prefix, first);
-    confidence.push_back(first.confidence);
-    changed.push_back((labels(first.output) != labels(second)).to(at::kCPU, at::kDouble));
-    if (progress) progress(static_cast<int64_t>(confidence.size()), total);
+    Climb climb(model, batch, settings);
+    const auto [outputs, confidence] = run_all(climb);
+    if (!trace) trace.emplace(there, climb.totals());
+    trace->add(batch, confidence, outputs, outputs.back(), climb.tokens());
+    if (progress) progress(++done, data.size().value_or(-1));
   });
-  HEADKIT_CHECK(!confidence.empty(), kOperation, "calibration examples", "none");
-  trace.confidence = at::cat(confidence);
-  trace.changed = at::cat(changed);
-  return trace;
-}
-
-double escalation_threshold(const EscalationTrace& trace, double mean_heads) {
-  const int64_t samples = trace.confidence.size(0);
-  const double low = static_cast<double>(trace.low_heads);
-  const double extra = static_cast<double>(trace.extra_heads);
-  HEADKIT_CHECK(samples > 0, kOperation, "a trace of calibration examples", "none");
-  HEADKIT_CHECK(mean_heads >= low && mean_heads <= low + extra, kOperation,
-                c10::str("mean_heads from ", low, " to ", low + extra), mean_heads);
-  const at::Tensor sorted = std::get<0>(trace.confidence.sort());
-  const double* const c = sorted.const_data_ptr<double>();
-  int64_t again = extra > 0 ? static_cast<int64_t>(std::floor(
-                                  (mean_heads - low) / extra * static_cast<double>(samples) + 1e-9))
-                            : 0;
-  if (again >= samples) return 1;
-  while (again > 0 && !(c[again - 1] < c[again])) --again;
-  if (again == 0) return 0;
-  const double middle = c[again - 1] + (c[again] - c[again - 1]) / 2;
-  return middle > c[again - 1] ? middle : c[again];
-}
-
-ConformalResult escalation_threshold_at_risk(const EscalationTrace& trace, double risk,
-                                             int64_t steps) {
-  HEADKIT_CHECK(steps >= 1, kOperation, "at least one step", steps);
-  const at::Tensor grid = at::arange(steps + 1, at::kDouble) / static_cast<double>(steps);
-  at::Tensor losses = trace.changed.unsqueeze(1) *
-                      (trace.confidence.unsqueeze(1) >= grid.unsqueeze(0)).to(at::kDouble);
-  losses.select(1, steps).zero_();  // threshold 1 runs everything on the high set
-  return conformal_risk_control(losses, grid, {.risk = risk, .bound = 1.0});
+  HEADKIT_CHECK(trace.has_value(), kOperation, "calibration examples", "none");
+  return trace->finish(kOperation);
 }
 
 }  // namespace headkit

@@ -9,6 +9,7 @@
 #include "headkit/gates/layer_gate.h"
 #include "headkit/gates/linear_gate.h"
 #include "headkit/gates/mask_policy.h"
+#include "headkit/gates/reactivation.h"
 
 namespace headkit {
 namespace {
@@ -39,9 +40,10 @@ const std::vector<Entry>& entries() {
         "labelled examples to fit, others to calibrate", "before layers with contested heads"},
        LayerGate::from_json},
       {{"escalation",
-        "a low head set for all samples; those with a small margin run again on a high set",
-        "two-rung cascade; threshold by conformal risk control, Angelopoulos et al. 2024",
-        "a second run, feed-forward blocks included, for the samples that escalate",
+        "the lowest rung of a ladder for all samples; those with low confidence run again on the "
+        "next one, and so on",
+        "cascade of nested rungs; threshold by conformal risk control, Angelopoulos et al. 2024",
+        "further runs, without the layers that rungs share, for the samples that climb",
         "unlabelled examples to calibrate", "after the output"},
        Escalation::from_json},
       {{"calibrated", "another policy whose lambda stays at or above the value that was calibrated",
@@ -50,6 +52,13 @@ const std::vector<Entry>& entries() {
         "the calibration the model at each grid value on examples of its own",
         "as the policy does"},
        CalibratedPolicy::from_json},
+      {{"reactivation",
+        "first layers on the lowest rung of a ladder; from the state there a linear probe picks "
+        "the rung of the others",
+        "linear probe after Alain, Bengio 2017, or predicted loss after Yoo, Kweon 2019",
+        "one product of the pooled state with the probe per sample",
+        "unlabelled examples to fit, others to calibrate", "before a layer midway"},
+       Reactivation::from_json},
   };
   return all;
 }

@@ -13,7 +13,7 @@ namespace headkit {
 
 /// Version of the JSON schema of decision records. A reader refuses a newer major number and keeps
 /// fields it does not know.
-inline constexpr const char* kRecordSchema = "1.0";
+inline constexpr const char* kRecordSchema = "1.1";
 
 /// One addend of a gate logit.
 struct LogitPart {
@@ -55,7 +55,12 @@ struct DecisionRecord {
   std::string calibration;      ///< what set the threshold; empty = unknown
   std::string mode;             ///< static, dynamic, escalated
   std::string reference;        ///< what the parts of a logit are measured against; empty = none
-  std::optional<double> confidence;  ///< escalation: of the first run
+  std::optional<double> confidence;  ///< of a ladder: what the last decision looked at
+  std::string signal;                ///< what the confidence is; empty = none
+  std::optional<int64_t> rung;       ///< of a ladder: where the input ended; lowest 0
+  std::optional<int64_t> rungs;      ///< of a ladder: how many there are
+  std::optional<int64_t>
+      decided_at;                    ///< layer before which the rung was decided; null = the output
   std::optional<double> threshold;   ///< of the policy
   std::optional<double> risk_bound;  ///< promised mean loss, where calibrated so
   std::optional<double> lambda;      ///< where the policy's knob stood
@@ -67,11 +72,15 @@ struct DecisionRecord {
   std::optional<double> flops_run;   ///< of the whole encoder, re-runs included
   std::optional<double> flops_dense;
   std::vector<HeadDecision> heads;  ///< all heads, by layer, then head
-  std::string unknown;              ///< JSON object of top-level fields the reader did not know
+  int64_t block_count = 0;          ///< blocks of 32 neurons in a layer; 0 = not gated, all open
+  std::vector<std::vector<int64_t>> open_blocks;  ///< ascending, for each layer; empty if not gated
+  std::string unknown;  ///< JSON object of top-level fields the reader did not know
 
   int64_t active() const;  ///< heads with a gate other than 0
   /// Gates [L, H], float32: running the input under them gives the output again.
   at::Tensor gates() const;
+  /// Gates of blocks of neurons [L, N], float32; undefined = all open.
+  at::Tensor block_gates() const;
 
   /// One line of JSON. Throws std::invalid_argument on NaN, infinity, an unknown state or heads
   /// that do not cover the layout.

@@ -16,12 +16,15 @@ class CalibratedPolicy final : public AdjustablePolicy {
                    double lambda = 0);
   std::string name() const override { return "calibrated"; }
   GateSet decide(const GateInput& input, State& state) const override;
+  std::vector<Part> decide_parts(const GateInput& input, State& state) const override;
+  std::vector<int64_t> decision_layers() const override { return current_->decision_layers(); }
   /// Never below the calibrated lambda, whatever is asked for.
   std::shared_ptr<GatePolicy> at(double lambda) const override;
   std::vector<PolicyRun> sweep(GatedModel& model, const Batch& batch,
                                const std::vector<double>& lambdas) const override;
   /// Records tell lambda, the calibration and its promise.
-  PolicyRun run(GatedModel& model, const Batch& batch, const RunOptions& options = {}) const;
+  PolicyRun run(GatedModel& model, const Batch& batch,
+                const RunOptions& options = {}) const override;
   std::string to_json() const override;
   static std::shared_ptr<CalibratedPolicy> from_json(const std::string& text);
 

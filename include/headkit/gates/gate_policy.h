@@ -8,8 +8,13 @@
 #include <vector>
 
 #include "headkit/core/gate_set.h"
+#include "headkit/models/batch.h"
 
 namespace headkit {
+
+class GatedModel;
+struct PolicyRun;
+struct RunOptions;
 
 /// What a policy sees when it is asked before layer `layer`.
 struct GateInput {
@@ -30,6 +35,12 @@ class GatePolicy {
     HeadLayout layout;           ///< of the model, for the records' FLOPs; zeros = unknown
     HeadMask present;            ///< heads physically there; empty = all
     std::string weights_sha256;  ///< for the records; empty = unknown
+    double neurons = -1;         ///< of all feed-forward blocks; < 0 = as many as in the layout
+  };
+  /// Some samples of a batch and the gates that they share.
+  struct Part {
+    at::Tensor samples;  ///< int64 [n], places in the batch
+    GateSet gates;       ///< [n, L, H] or [L, H]
   };
 
   virtual ~GatePolicy() = default;
@@ -40,6 +51,16 @@ class GatePolicy {
   /// std::invalid_argument for a policy that needs outputs, not hidden states, to decide
   /// (escalation): `run_policy` serves those and all others.
   virtual GateSet decide(const GateInput& input, State& state) const = 0;
+  /// The same in parts, for policies whose closed heads or blocks add different things for
+  /// different samples; together the parts hold each sample once. Default: one part.
+  virtual std::vector<Part> decide_parts(const GateInput& input, State& state) const;
+  /// Layers before which the policy is asked, ascending, the first 0. What it says holds up to the
+  /// next.
+  virtual std::vector<int64_t> decision_layers() const { return {0}; }
+  /// Runs a batch: embeds it, asks before each decision layer and runs on. Nothing is run twice,
+  /// unless a policy that overrides it says so. Gates are in original indices; heads that are
+  /// physically gone do not run or count.
+  virtual PolicyRun run(GatedModel& model, const Batch& batch, const RunOptions& options) const;
   /// {"policy": name, "version": 1, ...}: everything that `policy_from_json` needs, bit for bit.
   virtual std::string to_json() const = 0;
 };

@@ -40,7 +40,7 @@ class LayerGate final : public AdjustablePolicy {
   std::string name() const override { return "layer_gate"; }
   std::unique_ptr<State> start() const override;
   /// 0 and every layer with a head that is decided for each input.
-  std::vector<int64_t> decision_layers() const { return decision_layers_; }
+  std::vector<int64_t> decision_layers() const override { return decision_layers_; }
   /// Decides the heads of `input.layer`, and of the layers after it up to the next decision.
   GateSet decide(const GateInput& input, State& state) const override;
   /// Lambda sets the threshold, as that of LinearGate.

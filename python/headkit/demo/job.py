@@ -312,14 +312,14 @@ def run(
             (outcomes["attached"].embedding - dense.embedding).abs().max()
         ),
         "escalation": {
-            "low_heads": rung.trace.low_heads,
+            "low_heads": int(rung.trace.heads[0]),
             "threshold": rung.policy.threshold,
             "rerun_share": float(
-                (outcomes["escalation@0.5"].heads > rung.trace.low_heads).double().mean()
+                (outcomes["escalation@0.5"].heads > int(rung.trace.heads[0])).double().mean()
             ),
             "candidates": [
                 {
-                    "low_heads": each.trace.low_heads,
+                    "low_heads": int(each.trace.heads[0]),
                     "calibration_agreement": each.agreement,
                     "calibration_flops": each.flops,
                 }

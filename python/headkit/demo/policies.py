@@ -77,7 +77,7 @@ class Rung:
     """One candidate for the low set of an escalation, as the calibration part sees it."""
 
     policy: _C.Escalation
-    trace: _C.EscalationTrace
+    trace: _C.LadderTrace
     agreement: float
     error: float
     flops: float
@@ -116,22 +116,11 @@ def fit_escalation(
             threshold,
             calibration=f"mean of {mean_heads:g} heads over {len(trace.confidence)} examples",
         )
-        again = trace.confidence < threshold
-        agrees = torch.where(again, 0.0, trace.changed).neg().add(1)
-        flops = sum(
-            _C.attention_flops(
-                layout, trace.low_heads + (trace.extra_heads if rerun else 0), tokens
-            )
-            + (2 * layout.layers - draft.shared_layers if rerun else layout.layers)
-            * _C.feed_forward_flops(layout, tokens)
-            for rerun, tokens in zip(
-                again.tolist(),
-                torch.cat([b["attention_mask"].sum(1) for b in calibration.batches]).tolist(),
-                strict=True,
-            )
-        )
+        reached = trace.reached([threshold])
+        agrees = 1 - trace.changed.gather(1, reached[:, None])[:, 0]
+        flops = trace.flops.gather(1, reached[:, None])[:, 0]
         error = float(agrees.std() / len(agrees) ** 0.5)
-        rungs.append(Rung(policy, trace, float(agrees.mean()), error, flops / len(agrees)))
+        rungs.append(Rung(policy, trace, float(agrees.mean()), error, float(flops.mean())))
     best = max(rungs, key=lambda rung: rung.agreement)
     close = [rung for rung in rungs if rung.agreement >= best.agreement - best.error]
     return min(close, key=lambda rung: rung.flops), rungs

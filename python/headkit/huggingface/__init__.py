@@ -46,6 +46,8 @@ from headkit.huggingface.swapping import original_class
 from headkit.huggingface.verification import verify
 
 PART = "headkit_part"
+# On a layer before which a policy may decide: number of its first attention block, and its Part.
+DECIDES = "headkit_decides"
 
 
 @dataclass
@@ -249,6 +251,8 @@ def gates(
             has two. A GateSet may also gate neurons, whole blocks, the dimensions of the residual
             stream (encoders of the BERT line) and, if the model was attached with
             ``feed_forward=True``, blocks of neurons: there L counts the layers.
+            A policy that decides midway is asked where that layer begins; calls with a cache are
+            then refused.
         state: a PolicyState that collects the records of a policy's decisions; for one thread.
         every: for models that generate with a cache. None: what is decided on the prompt holds for
             the sequence, and closed heads write no keys and values. A number of tokens: a policy is
@@ -273,6 +277,8 @@ def gates(
     attachment.check_gates(gating)
     if gating.needs_hooks:
         attach(model).hook_for(gating)
+    if gating.policy is not None:
+        _hook_decisions(attach(model).structure, attachment, gating.policy.decision_layers[1:])
     return bind(attachment, gating)
 
 
@@ -386,6 +392,31 @@ def _swap(structure: Structure) -> None:
                 layer.register_forward_pre_hook(hook, with_kwargs=True)
 
 
+def _hook_decisions(structure: Structure, attachment: Attachment, layers: list[int]) -> None:
+    """Put hooks where a policy decides midway; they stay until ``detach``.
+
+    Raises:
+        ValueError: if a layer is not one of a single stack, or inside one.
+    """
+    if not layers:
+        return
+    paths = {structure.blocks_of(path)[0]: path for path in structure.layers()}
+    for number in layers:
+        if len(structure.stacks) != 1 or number not in paths:
+            raise ValueError(
+                "[gates] expected a policy that decides midway to do so before a layer of a model "
+                f"with one stack; found block {number} of a model of {len(structure.stacks)} "
+                f"stacks with layers before blocks {sorted(paths)}"
+            )
+    for number in layers:
+        layer = structure.module(paths[number])
+        if DECIDES in vars(layer):
+            continue
+        part = Part.of(layer, attachment, block=structure.sites[number])
+        setattr(layer, DECIDES, (number, part))
+        layer.register_forward_pre_hook(_decide_midway, with_kwargs=True)
+
+
 def _drops_layers(model: nn.Module) -> bool:
     """Whether a training step may leave out layers, the first ones too."""
     settings = vars(getattr(model, "config", model)).items()
@@ -421,6 +452,7 @@ def _origin(site: Site) -> Origin:
 def _remove_hooks(module: nn.Module) -> None:
     vars(module).pop(PART, None)
     forget_replicas(module)
+    vars(module).pop(DECIDES, None)
     unhook_neurons(module)
     unhook_stream(module)
     for hooks, flags in (
@@ -484,6 +516,8 @@ def _begin_layers(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
     if call.gating is not None and call.gating.policy is not None:
         padding = _tokens(part, call, hidden, args, kwargs)
     sequence.begin(call, hidden, padding, cache)
+    if call.gating is not None and call.given is not None and call.given.policy is not None:
+        part.attachment.check_gates(call.gating)
     return None
 
 
@@ -491,6 +525,15 @@ def _begin_later_layers(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
     call = _call_of(getattr(layer, PART), kwargs)
     if call is not None and not call.begun:
         _begin_layers(layer, args, kwargs)
+    return None
+
+
+def _decide_midway(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
+    number, part = getattr(layer, DECIDES)
+    call = _call_of(part, kwargs)
+    if call is not None and call.begun:
+        hidden = part.hidden(args, kwargs)
+        call.decide_at(number, hidden, _tokens(part, call, hidden, args, kwargs))
     return None
 
 
@@ -505,4 +548,4 @@ def _tokens(
     return read_mask(mask, hidden, keys).padding
 
 
-_HOOKS = (_begin_call, _end_call, _begin_layers, _begin_later_layers)
+_HOOKS = (_begin_call, _end_call, _begin_layers, _begin_later_layers, _decide_midway)

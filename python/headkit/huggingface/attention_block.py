@@ -158,6 +158,7 @@ def gate_whole(block: Block, call: Call, output: torch.Tensor) -> torch.Tensor:
     if not block.origin.open:
         output = torch.zeros_like(output)
     elif call.gating is not None:
+        output = call.gating.with_added(block.number, output)
         factor = call.gating.attention_factor(block.number, output)
         output = call.gating.of_stream(output if factor is None else output * factor)
     if call.taps is not None and call.taps.attention_outputs:

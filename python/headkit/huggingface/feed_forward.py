@@ -151,6 +151,8 @@ def run_feed_forward(owner: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
             block_size=NEURON_BLOCK,
             **gates,
         )
+    if gating is not None:
+        output = gating.with_added(block.number, output, blocks=True)
     output = gate_whole(gating, block.number, origin, output)
     if taps is not None and taps.feed_forward_outputs:
         taps.feed_forward_output = [*taps.feed_forward_output, output]

@@ -51,12 +51,18 @@ def begin(call: Call, hidden: torch.Tensor, padding: torch.Tensor | None, cache:
 
     Raises:
         ValueError: if the gates do not fit the batch, or are others than those that the cache was
-            filled under.
+            filled under, or a policy decides midway where a cache is filled.
     """
     if cache is None:
         call.begin(hidden, padding)
         return
     given = call.given if call.begun else call.gating
+    if given is not None and given.policy is not None and len(given.policy.decision_layers) > 1:
+        raise ValueError(
+            "[gates] expected a call without a cache (use_cache=False) under a policy that decides "
+            "midway; found a cache, whose keys and values belong to gates that hold for the "
+            "sequence"
+        )
     length = int(cache.get_seq_length())
     padding = None if padding is None else padding[:, : length + hidden.shape[1]]
     memory: Memory | None = getattr(cache, MEMORY, None) if length else None

@@ -22,7 +22,7 @@ std::shared_ptr<AdjustablePolicy> make(const std::string& name) {
   if (name == "escalation") {
     const HeadMask high = random_mask(1, 0.9);
     return std::make_shared<Escalation>(
-        EscalationSettings{random_mask(2, 0.5).intersect(high), high, 0.5, {}, 0.1, ""});
+        EscalationSettings{ladder_of_masks({random_mask(2, 0.5).intersect(high), high})});
   }
   at::manual_seed(3);
   LinearGateSettings settings;
@@ -61,7 +61,7 @@ TEST_P(AdjustablePolicyTest, OneRunsAllThatMayRun) {
   const PolicyRun run = run_policy(*model_, batch_, *policy_->at(1));
   at::Tensor all = at::ones({3, 4}, at::kBool);
   if (const auto* escalation = dynamic_cast<const Escalation*>(policy_.get())) {
-    all = escalation->settings().high.keep();
+    all = escalation->settings().ladder.rungs().back().heads.keep();
   } else {
     all[2][3] = false;
   }

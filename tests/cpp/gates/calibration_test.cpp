@@ -23,7 +23,7 @@ const std::vector<double> kGrid{0, 0.2, 0.4, 0.6, 0.8, 1};
 std::shared_ptr<Escalation> escalation() {
   const HeadMask low(at::tensor({1, 1, 1, 0, 1, 0, 0, 1, 0, 0, 1, 0}, at::kLong).reshape({3, 4}));
   const HeadMask high(at::tensor({1, 1, 1, 0, 1, 1, 0, 1, 1, 1, 1, 1}, at::kLong).reshape({3, 4}));
-  return std::make_shared<Escalation>(EscalationSettings{low, high, 0.5, {}, std::nullopt, ""});
+  return std::make_shared<Escalation>(EscalationSettings{.ladder = ladder_of_masks({low, high})});
 }
 
 std::shared_ptr<LinearGate> linear_gate() {
