@@ -138,7 +138,7 @@ from headkit._C import (
 from headkit.agreements import agreement, plot_agreement, plot_stability, stability
 from headkit.fitting import fit_layer_gate, fit_linear_gate, fit_linear_probes
 from headkit.huggingface import attach, detach, gates, refresh
-from headkit.input_gates import input_importance, static_gate, train_input_gates
+from headkit.input_gates import input_importance, static_gate, train_input_gates, train_ladder
 from headkit.ladders import fit_reactivation, make_ladder, order_neurons, sort_neurons
 from headkit.learned_gates import (
     CofiGates,
@@ -322,6 +322,7 @@ __all__ = [
     "top_k_overlap",
     "train_gates",
     "train_input_gates",
+    "train_ladder",
     "tune_hies",
     "two_proportion_z",
     "unit_macs",

@@ -1,4 +1,4 @@
-"""Gates that read the input, trained end to end."""
+"""Gates that read the input, and the rungs of a ladder, trained end to end."""
 
 from typing import Any
 
@@ -209,5 +209,85 @@ def train_input_gates(
             draws=draws,
             seed=seed,
             teacher=None if teacher is None else gated_model(teacher, "train_input_gates"),
+            progress=tell,
+        )
+
+
+def train_ladder(
+    model: torch.nn.Module | _C.GatedModel,
+    ladder: Any,
+    data: Any,
+    *,
+    steps: int,
+    distillation: str | _C.Objective = "kl_to_dense",
+    learning_rate: float = 4e-5,
+    weight_decay: float = 0.01,
+    max_norm: float = 1.0,
+    task: str | _C.Objective | None = "cross_entropy",
+    task_weight: float = 0.5,
+    teacher: torch.nn.Module | _C.GatedModel | None = None,
+    compensate: bool = True,
+    seed: int = 0,
+    progress: bool | Told = False,
+) -> _C.LadderTraining:
+    """Train the rungs of a ladder together, on the weights that they share.
+
+    Each step runs the lowest, the top and a random rung between on the same batch. Each learns from
+    the outputs of the dense model, those below the top from the task too.
+
+    Args:
+        model: an attached model, or a GatedModel; its weights change in place, in the mode it has.
+        ladder: Ladder.
+        data: batches, as for ``score``; walked anew until there were enough steps.
+        steps: optimiser steps, one a batch.
+        distillation: how outputs are compared with those of the dense model.
+        learning_rate, weight_decay, max_norm: of AdamW; a norm of 0 does not clip.
+        task: loss of the rungs below the top; None = none.
+        task_weight: times the task loss.
+        teacher: an attached frozen copy that gives the dense outputs; None = the model's own before
+            training, which are kept in memory.
+        compensate: measure what closed heads and blocks add anew, where a rung has that.
+        seed: draws the random rung.
+        progress: as for ``score``.
+
+    Returns:
+        LadderTraining: losses by step, and the ladder.
+
+    Raises:
+        ValueError: for a model that is not attached, or options and data that do not fit.
+        RuntimeError: if a loss is not finite; the model is as it was then.
+
+    Source:
+        Sandwich rule: Yu, Huang 2019.
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.BertConfig(
+        ...     vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4
+        ... )
+        >>> model = transformers.BertForSequenceClassification(config).eval()
+        >>> gated = headkit.attach(model)
+        >>> low = headkit.Rung(headkit.HeadMask(torch.tensor([[1, 0, 0, 0], [0, 1, 1, 0]])))
+        >>> ladder = headkit.Ladder([low, headkit.Rung(headkit.HeadMask.all(2, 4))])
+        >>> data = [{"input_ids": torch.randint(50, (8, 5)), "labels": torch.randint(2, (8,))}]
+        >>> len(headkit.train_ladder(model, ladder, data, steps=3).low)
+        3
+    """
+    gated = gated_model(model, "train_ladder")
+    with reporting("train: ladder", progress) as tell:
+        return _C.train_ladder(
+            gated,
+            ladder,
+            data,
+            distillation=as_objective(distillation),
+            steps=steps,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            max_norm=max_norm,
+            task=None if task is None else as_objective(task),
+            task_weight=task_weight,
+            teacher=None if teacher is None else gated_model(teacher, "train_ladder"),
+            compensate=compensate,
+            seed=seed,
             progress=tell,
         )

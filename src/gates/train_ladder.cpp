@@ -10,6 +10,7 @@
 #include "gates/adam.h"
 #include "gates/training_values.h"
 #include "headkit/core/error.h"
+#include "headkit/pruners/mean_activation.h"
 #include "headkit/pruners/mean_output.h"
 
 namespace headkit {
@@ -112,10 +113,14 @@ std::vector<at::Tensor> dense_outputs(GatedModel& model, const DataSource& data,
 Ladder with_measured_outputs(GatedModel& model, const Ladder& ladder, const DataSource& data) {
   std::vector<Rung> rungs = ladder.rungs();
   for (Rung& rung : rungs) {
-    if (!rung.dropped_output.defined()) continue;
     MeanOutputOptions measure;
     measure.decide = [&](const ModelState& state) { return rung.gates(state.hidden); };
-    rung.dropped_output = mean_head_outputs(model, data, measure);
+    if (rung.dropped_output.defined()) {
+      rung.dropped_output = mean_head_outputs(model, data, measure);
+    }
+    if (rung.dropped_blocks.defined()) {
+      rung.dropped_blocks = mean_block_outputs(model, data, measure);
+    }
   }
   return Ladder(std::move(rungs));
 }

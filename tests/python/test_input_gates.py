@@ -71,11 +71,13 @@ def random_layer_gate(tiny, threshold=0.0, seed=0, **settings):
     )
 
 
-def test_a_layer_gate_decides_before_each_layer(tiny, model, batch):
+def test_a_layer_gate_decides_before_each_layer_in_hooks_and_in_run(tiny, model, batch):
     gate = random_layer_gate(tiny)
     gated = hk.attach(model)
     with torch.no_grad():
         run = hk.run(gated, batch, gate, record=True)
+        with hk.gates(model, gate):
+            through_hooks = model(**batch).logits
         with hk.gates(model, run.gates):
             replayed = model(**batch).logits
         state = gated.embed(batch)
@@ -84,6 +86,7 @@ def test_a_layer_gate_decides_before_each_layer(tiny, model, batch):
             assert torch.equal((z >= 0).float(), run.gates.heads[:, layer])
             state = gated.run(state, layer, layer + 1, run.gates)
     assert len(set(run.heads_run.tolist())) > 1, "all inputs are treated alike"
+    torch.testing.assert_close(through_hooks, run.output, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(replayed, run.output, atol=1e-6, rtol=1e-5)
     for record, gates in zip(hk.read_decision_records(run.records), run.gates.heads, strict=True):
         assert torch.equal(record.gates(), gates)
@@ -135,6 +138,38 @@ def test_gates_train_from_a_static_start(tiny, model, batch):
     mask = hk.MaskPolicy(hk.HeadMask.all(tiny.layers, tiny.heads))
     with pytest.raises(ValueError, match="LinearGate or LayerGate"):
         hk.train_input_gates(model, mask, [batch], [batch], budget=0.5, steps=4)
+
+
+def test_a_ladder_is_trained_in_place(tiny, model, batch):
+    hk.attach(model)
+    data = [{**batch, "labels": torch.arange(24) % 5}]
+    low = torch.zeros(tiny.layers, tiny.heads)
+    low[:, 0] = 1
+    ladder = hk.Ladder(
+        [hk.Rung(hk.HeadMask(low)), hk.Rung(hk.HeadMask.all(tiny.layers, tiny.heads))]
+    )
+    done = hk.train_ladder(model, ladder, data, steps=20, learning_rate=1e-3, task=None)
+    assert len(done.low) == len(done.top) == 20
+    assert done.low[-1] < done.low[0]
+    with pytest.raises(ValueError, match="kl_to_dense"):
+        hk.train_ladder(model, ladder, data, steps=2, distillation="cross_entropy")
+
+
+def test_training_a_ladder_measures_blocks_anew(tiny, model, batch):
+    hk.attach(model, feed_forward=True)
+    data = [{**batch, "labels": torch.arange(24) % 5}]
+    width = tiny.heads * tiny.head_dim
+    heads = hk.HeadMask.all(tiny.layers, tiny.heads)
+    _, importance = hk.input_importance(model, data, blocks=True)
+    count = importance.shape[2]
+    low = hk.Rung(
+        heads,
+        blocks=torch.zeros(tiny.layers, count, dtype=torch.bool),
+        dropped_blocks=torch.zeros(tiny.layers, count, width),
+    )
+    done = hk.train_ladder(model, hk.Ladder([low, hk.Rung(heads)]), data, steps=2)
+    assert done.ladder.rungs[0].dropped_blocks.abs().sum() > 0
+    assert done.ladder.rungs[1].dropped_blocks is None
 
 
 def test_importance_of_blocks_is_the_slope_of_the_loss(tiny, batch):

@@ -21,7 +21,7 @@ struct TrainLadderOptions {
   /// Outputs of the model that the rungs learn from, for a batch: a frozen copy's. Empty = the
   /// outputs of the model itself before training, without dropout, kept in memory.
   std::function<at::Tensor(const Batch& batch)> dense = {};
-  bool compensate = true;  ///< measure what closed heads add anew, where a rung has that
+  bool compensate = true;  ///< measure what closed units add anew, where a rung has that
   uint64_t seed = 0;       ///< draws the random rung
   Progress progress = {};  ///< steps done
 };
