@@ -118,6 +118,15 @@ Returns:
       .def("to_json", &GatePolicy::to_json, "Everything ``policy_from_json`` needs, bit for bit.")
       .def_static("from_json", &policy_from_json, py::arg("text"))
       .def("__repr__", [](const GatePolicy& policy) { return "<policy " + policy.name() + ">"; });
+  py::class_<AdjustablePolicy, GatePolicy, std::shared_ptr<AdjustablePolicy>>(m, "AdjustablePolicy",
+                                                                              R"pbdoc(
+A policy with one knob, lambda in [0, 1]: 1 runs all that the policy may run, smaller values never
+run more. Calibration and the budget controller turn it.
+)pbdoc")
+      .def("at", &AdjustablePolicy::at, py::arg("lambda_"),
+           "The same policy with its knob there; ValueError outside [0, 1].")
+      .def("sweep", &AdjustablePolicy::sweep, py::arg("model"), py::arg("batch"),
+           py::arg("lambdas"), Unlocked(), "A PolicyRun of the batch at each of these lambdas.");
   m.def("policy_from_json", &policy_from_json, py::arg("text"),
         "The policy that ``to_json`` wrote; ValueError on anything else.");
 
@@ -130,7 +139,7 @@ Returns:
     dict[str, dict[str, str]]: by registry name.
 Example:
     >>> sorted(headkit.policies())
-    ['calibrated', 'escalation', 'layer_gate', 'linear_gate', 'mask', 'reactivation']
+    ['calibrated', 'escalation', 'hysteresis', 'layer_gate', 'linear_gate', 'mask', 'reactivation']
 )pbdoc");
 }
 
@@ -156,7 +165,7 @@ Example:
 }
 
 void register_linear_gate(py::module_& m) {
-  py::class_<LinearGate, GatePolicy, std::shared_ptr<LinearGate>>(m, "LinearGate", R"pbdoc(
+  py::class_<LinearGate, AdjustablePolicy, std::shared_ptr<LinearGate>>(m, "LinearGate", R"pbdoc(
 One decision for all layers before the first: z = W (u - mu) + s, on where z >= threshold.
 
 u is the mean of the layer-0 input over valid tokens. With W = 0 the gate is static pruning by s.

@@ -177,7 +177,7 @@ Example:
     ['log_length', 'margin', 'entropy', 'log_loss']
 )pbdoc");
 
-  py::class_<LayerGate, GatePolicy, std::shared_ptr<LayerGate>>(m, "LayerGate", R"pbdoc(
+  py::class_<LayerGate, AdjustablePolicy, std::shared_ptr<LayerGate>>(m, "LayerGate", R"pbdoc(
 A linear gate for each layer, decided from the state before it: z = W (f - mu) + s, on where
 z >= threshold.
 

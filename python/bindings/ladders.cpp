@@ -205,7 +205,7 @@ void register_escalation(py::module_& m) {
   const auto copied = [](const LinearProbe* probe) {
     return probe == nullptr ? Probe() : std::make_shared<LinearProbe>(*probe);
   };
-  py::class_<Escalation, GatePolicy, std::shared_ptr<Escalation>>(m, "Escalation", R"pbdoc(
+  py::class_<Escalation, AdjustablePolicy, std::shared_ptr<Escalation>>(m, "Escalation", R"pbdoc(
 Runs all inputs on the lowest rung of a ladder and the unsure ones again on the next, and so on.
 
 Unsure: the confidence is below the threshold. Layers that compute the same on both rungs are not
@@ -305,7 +305,8 @@ Example:
 }
 
 void register_reactivation(py::module_& m) {
-  py::class_<Reactivation, GatePolicy, std::shared_ptr<Reactivation>>(m, "Reactivation", R"pbdoc(
+  py::class_<Reactivation, AdjustablePolicy, std::shared_ptr<Reactivation>>(m, "Reactivation",
+                                                                            R"pbdoc(
 Runs the first layers on the lowest rung of a ladder; the state there decides how the rest runs.
 
 A linear probe reads the state before its layer j and says how sure it is: an input goes on above

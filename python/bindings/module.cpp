@@ -13,7 +13,9 @@ PYBIND11_MODULE(_C, m) {
   register_gates(m);
   register_learned_gates(m);
   register_input_gates(m);
+  register_calibration(m);
   register_pruners(m);
+  register_control(m);
   register_persistence(m);
   register_explain(m);
 }

@@ -16,6 +16,8 @@ void register_agreement(pybind11::module_& m);
 void register_gates(pybind11::module_& m);
 void register_learned_gates(pybind11::module_& m);
 void register_input_gates(pybind11::module_& m);
+void register_calibration(pybind11::module_& m);
+void register_control(pybind11::module_& m);
 void register_pruners(pybind11::module_& m);
 void register_persistence(pybind11::module_& m);
 void register_explain(pybind11::module_& m);

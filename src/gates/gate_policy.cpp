@@ -6,6 +6,7 @@
 #include "headkit/core/error.h"
 #include "headkit/gates/calibrated_policy.h"
 #include "headkit/gates/escalation.h"
+#include "headkit/gates/hysteresis_gate.h"
 #include "headkit/gates/layer_gate.h"
 #include "headkit/gates/linear_gate.h"
 #include "headkit/gates/mask_policy.h"
@@ -59,6 +60,13 @@ const std::vector<Entry>& entries() {
         "one product of the pooled state with the probe per sample",
         "unlabelled examples to fit, others to calibrate", "before a layer midway"},
        Reactivation::from_json},
+      {{"hysteresis",
+        "a linear gate whose heads switch only beyond a margin around the threshold, from the "
+        "second "
+        "decision of a sequence on",
+        "Schmitt trigger", "that of the linear gate", "none beside those of the linear gate",
+        "before layer 0"},
+       HysteresisGate::from_json},
   };
   return all;
 }

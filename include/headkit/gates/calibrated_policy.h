@@ -15,6 +15,7 @@ class CalibratedPolicy final : public AdjustablePolicy {
   CalibratedPolicy(std::shared_ptr<const AdjustablePolicy> policy, Calibration calibration,
                    double lambda = 0);
   std::string name() const override { return "calibrated"; }
+  std::unique_ptr<State> start() const override { return current_->start(); }
   GateSet decide(const GateInput& input, State& state) const override;
   std::vector<Part> decide_parts(const GateInput& input, State& state) const override;
   std::vector<int64_t> decision_layers() const override { return current_->decision_layers(); }
