@@ -41,6 +41,34 @@ class Recipe:
         """Steps of the whole fine-tuning."""
         return self.epochs * -(-sentences // self.batch_size)
 
+    def optimizer(self, model: torch.nn.Module, steps: int) -> tuple[Any, Any]:
+        """AdamW over all parameters of a model, and the schedule of its learning rate."""
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
+        warm = max(1, round(self.warmup * steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm + 1)),
+        )
+        return optimizer, schedule
+
+    def step(
+        self, model: torch.nn.Module, loss: torch.Tensor, optimizer: Any, schedule: Any
+    ) -> None:
+        """One step down a loss.
+
+        Raises:
+            RuntimeError: if it is not finite.
+        """
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"[fine_tune] expected a finite loss; found {float(loss)}")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)
+        optimizer.step()
+        schedule.step()
+
     def to_json(self) -> dict[str, Any]:
         """All settings."""
         return asdict(self)
@@ -86,31 +114,18 @@ def fine_tune(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     steps = recipe.steps(len(sentences))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    warm = max(1, round(recipe.warmup * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm + 1))
-    )
-    first = _resume(checkpoint, model, optimizer, schedule)
+    optimizer, schedule = recipe.optimizer(model, steps)
+    first = resume(checkpoint, model, optimizer, schedule)
     done = first * -(-len(sentences) // recipe.batch_size)
     model.train()
     for epoch in range(first, recipe.epochs):
         torch.manual_seed(1_000_003 * seed + epoch)
-        for group in _groups(sentences, recipe.batch_size, random.Random(f"{seed}-{epoch}")):
-            loss = model(**encode(tokenizer, group)).loss
-            if not torch.isfinite(loss):
-                raise RuntimeError(f"[fine_tune] expected a finite loss; found {float(loss)}")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-            optimizer.step()
-            schedule.step()
+        for group in groups_of(sentences, recipe.batch_size, random.Random(f"{seed}-{epoch}")):
+            recipe.step(model, model(**encode(tokenizer, group)).loss, optimizer, schedule)
             done += 1
             if show:
                 show(done, steps)
-        _keep(checkpoint, model, optimizer, schedule, epoch + 1)
+        keep(checkpoint, model, optimizer, schedule, epoch + 1)
     optimizer.zero_grad(set_to_none=True)
     model.eval()
     for parameter in model.parameters():
@@ -118,7 +133,10 @@ def fine_tune(
     return done
 
 
-def _groups(sentences: Sequence[Sentence], size: int, order: random.Random) -> list[list[Sentence]]:
+def groups_of(
+    sentences: Sequence[Sentence], size: int, order: random.Random
+) -> list[list[Sentence]]:
+    """Batches in a random order, sentences of similar length together."""
     shuffled = list(sentences)
     order.shuffle(shuffled)
     groups = []
@@ -130,18 +148,20 @@ def _groups(sentences: Sequence[Sentence], size: int, order: random.Random) -> l
     return groups
 
 
-def _keep(path: Path | None, model: Any, optimizer: Any, schedule: Any, epochs: int) -> None:
+def keep(path: Path | None, model: Any, optimizer: Any, schedule: Any, done: int) -> None:
+    """Write how far training has come, whole or not at all; nothing without a path."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     states = {name: part.state_dict() for name, part in parts.items()}
-    torch.save({**states, "epochs": epochs}, beside)
+    torch.save({**states, "epochs": done}, beside)
     os.replace(beside, path)
 
 
-def _resume(path: Path | None, model: Any, optimizer: Any, schedule: Any) -> int:
+def resume(path: Path | None, model: Any, optimizer: Any, schedule: Any) -> int:
+    """Go on from what ``keep`` wrote: how far training has come, 0 if nothing is there."""
     if path is None or not path.is_file():
         return 0
     saved = torch.load(path, weights_only=True)

@@ -238,3 +238,95 @@ def static(
             print_json(report)
         else:
             Console().print(Markdown(static_markdown(report)))
+
+
+@app.command()
+def dynamic(
+    cache: Annotated[
+        Path,
+        typer.Option("--cache", help="Folder of results, that of the static study for its models."),
+    ],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="As for static; not needed by digits alone.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for dynamic.json, tables.md and pictures.")
+    ] = None,
+    test: Test = None,
+    model: Model = "minilm",
+    tasks: Annotated[
+        str, typer.Option("--tasks", help="Of sst2, embedding, digits, with commas.")
+    ] = "sst2,embedding,digits",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Of fine-tuning.")] = 3,
+    budgets: Annotated[
+        str, typer.Option("--budgets", help="Shares of the dense FLOPs, without training.")
+    ] = "0.75,0.6,0.5,0.4,0.3",
+    trained_budgets: Annotated[
+        str, typer.Option("--trained-budgets", help="The same of trained arms; empty = none.")
+    ] = "0.5,0.4,0.6",
+    orders: Annotated[
+        str, typer.Option("--orders", help="Orders in which heads may go, with commas.")
+    ] = "gate_gradient,ablation,backward_elimination",
+    draws: Annotated[int, typer.Option("--draws", min=0, help="Random rungs for each seed.")] = 3,
+    oracle: Annotated[
+        int, typer.Option("--oracle", min=0, help="Inputs of the greedy oracle; 0 = none.")
+    ] = 64,
+    epochs: Epochs = None,
+    learning_rate: Rate = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=0, help="Of the measurement of time; 0 = none.")
+    ] = 5,
+    calibration: Calibration = 512,
+    validation: Validation = 512,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", help="Fill the places of this page, and put pictures beside it."),
+    ] = None,
+    found_only: Annotated[
+        bool, typer.Option("--found-only", help="Compute nothing: report what is there.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare policies that decide by input with static masks at equal measured time."""
+    with _resumable():
+        from headkit.files import write_json, write_text
+        from headkit.studies import Results, read_splits
+        from headkit.studies.dynamic import DynamicStudy, run_dynamic
+        from headkit.studies.dynamic_arms import Choices
+        from headkit.studies.dynamic_report import dynamic_markdown, dynamic_parts, plot_dynamic
+        from headkit.studies.tables import fill
+
+        asked = DynamicStudy(
+            tasks=tuple(tasks.split(",")),
+            model=model,
+            seeds=tuple(range(seeds)),
+            budgets=_numbers(budgets, float, "--budgets"),
+            trained_budgets=(
+                _numbers(trained_budgets, float, "--trained-budgets") if trained_budgets else ()
+            ),
+            draws=draws,
+            oracle=oracle,
+            rounds=rounds,
+            recipe=_recipe(model, epochs, learning_rate),
+            choices=Choices(metrics=tuple(orders.split(","))),
+        )
+        asked.check()
+        if data is None and set(asked.tasks) - {"digits"}:
+            raise ValueError("[experiment] expected --data for tasks of sentences; found none")
+        splits = None
+        if data is not None:
+            splits = read_splits(data, test, calibration=calibration, validation=validation)
+        with quiet_transformers(), shown_progress() as show:
+            report = run_dynamic(asked, splits, Results(cache, frozen=found_only), show)
+        if out is not None:
+            write_json(out / "dynamic.json", report)
+            write_text(out / "tables.md", dynamic_markdown(report))
+            plot_dynamic(report, out)
+        if page is not None:
+            text = page.read_text(encoding="utf-8")
+            write_text(page, fill(text, dynamic_parts(report)))
+            plot_dynamic(report, page.parent)
+        if as_json:
+            print_json(report)
+        else:
+            Console().print(Markdown(dynamic_markdown(report)))
