@@ -450,10 +450,10 @@ def _inputs(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
         pairs: dict[str, list[float]] = {"length": [], "confidence": []}
         for subject in having:
             part, arm = subject.task.part("test"), subject.found[name]
-            pairs["length"].append(_rank(arm.flops, part.tokens))
+            pairs["length"].append(_rank(arm.heads, part.tokens))
             if subject.task.classifies:
                 sure = _C.output_confidence(subject.found["dense"].outputs)
-                pairs["confidence"].append(_rank(arm.flops, sure))
+                pairs["confidence"].append(_rank(arm.heads, sure))
         for what, values in pairs.items():
             known = [value for value in values if not math.isnan(value)]
             entry[what] = _mean(known)
