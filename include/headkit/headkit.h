@@ -78,6 +78,7 @@
 #include "headkit/pruners/fixed_target.h"
 #include "headkit/pruners/flap_joint.h"
 #include "headkit/pruners/hies_tuning.h"
+#include "headkit/pruners/hybrid_pruner.h"
 #include "headkit/pruners/iterative.h"
 #include "headkit/pruners/kwon.h"
 #include "headkit/pruners/latency_table.h"
