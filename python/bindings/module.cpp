@@ -16,6 +16,7 @@ PYBIND11_MODULE(_C, m) {
   register_calibration(m);
   register_pruners(m);
   register_control(m);
+  register_hybrid(m);
   register_persistence(m);
   register_explain(m);
 }

@@ -19,6 +19,7 @@ void register_input_gates(pybind11::module_& m);
 void register_calibration(pybind11::module_& m);
 void register_control(pybind11::module_& m);
 void register_pruners(pybind11::module_& m);
+void register_hybrid(pybind11::module_& m);
 void register_persistence(pybind11::module_& m);
 void register_explain(pybind11::module_& m);
 

@@ -160,6 +160,7 @@ from headkit.agreements import agreement, plot_agreement, plot_stability, stabil
 from headkit.calibrating import calibrate, trace_policy
 from headkit.fitting import fit_layer_gate, fit_linear_gate, fit_linear_probes
 from headkit.huggingface import attach, detach, gates, refresh
+from headkit.hybrid import Budget, HybridPruner, HybridReport
 from headkit.input_gates import input_importance, static_gate, train_input_gates, train_ladder
 from headkit.ladders import fit_reactivation, make_ladder, order_neurons, sort_neurons
 from headkit.learned_gates import (
@@ -181,7 +182,7 @@ from headkit.pruning import (
     prune,
 )
 from headkit.running import run
-from headkit.saving import load, save
+from headkit.saving import load, load_policy, save
 from headkit.scoring import fisher_information, plot_scores, score
 from headkit.tuning import tune_hies
 
@@ -195,6 +196,7 @@ __all__ = [
     "AuditState",
     "BackendChoice",
     "BootstrapInterval",
+    "Budget",
     "BudgetController",
     "BudgetState",
     "CalibratedPolicy",
@@ -226,6 +228,8 @@ __all__ = [
     "HeadMask",
     "HeadScores",
     "HiesTuning",
+    "HybridPruner",
+    "HybridReport",
     "HysteresisGate",
     "InputGateReport",
     "IsotonicMap",
@@ -312,6 +316,7 @@ __all__ = [
     "learn_then_test_samples_needed",
     "learned_gate_scores",
     "load",
+    "load_policy",
     "make_ladder",
     "make_objective",
     "make_work_list",

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 
 from headkit import _C
+from headkit.hybrid import HybridPruner, as_policy
 from headkit.scoring import gated_model
 
 
 def run(
     model: torch.nn.Module | _C.GatedModel,
     batch: Mapping[str, torch.Tensor],
-    policy: _C.GatePolicy,
+    policy: _C.GatePolicy | HybridPruner,
     *,
     record: bool = False,
     first_input: int = 0,
@@ -23,7 +24,7 @@ def run(
     Args:
         model: an attached model, or a GatedModel.
         batch: name -> tensor.
-        policy: GatePolicy.
+        policy: GatePolicy, or a fitted HybridPruner.
         record: ask for decision records.
         first_input: number of the first example, for the records.
         weights_sha256: the model's ``fingerprint()``, for the records.
@@ -51,7 +52,7 @@ def run(
         "first_input": first_input,
         "weights_sha256": weights_sha256,
     }
-    return _under(policy, gated_model(model, "run"), dict(batch), options)
+    return _under(as_policy(policy), gated_model(model, "run"), dict(batch), options)
 
 
 def _under(

@@ -118,6 +118,38 @@ def load(folder: str | os.PathLike, model: torch.nn.Module | None = None) -> tor
     return model
 
 
+def load_policy(
+    folder: str | os.PathLike, model: torch.nn.Module | _C.GatedModel | None = None
+) -> _C.GatePolicy:
+    """The policy that was saved with a model.
+
+    Args:
+        folder: what ``save`` wrote.
+        model: what ``load`` gave; where given, the calibration of the policy must be of it.
+
+    Raises:
+        ValueError: if the folder has no policy, or its calibration is of another model.
+        RuntimeError: if the folder is truncated, changed, or of a newer headkit.
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.BertConfig(
+        ...     vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4
+        ... )
+        >>> gated = headkit.attach(transformers.BertModel(config).eval())
+        >>> headkit.save(gated, "gated", policy=headkit.MaskPolicy(headkit.HeadMask.all(2, 4)))
+        >>> headkit.load_policy("gated").name
+        'mask'
+    """
+    text = _C.read_model_folder(os.fspath(folder)).policy
+    if not text:
+        raise ValueError(f"[load_policy] expected a folder with a policy; found none in {folder}")
+    policy = _C.policy_from_json(text)
+    if model is not None and isinstance(policy, _C.CalibratedPolicy):
+        policy.calibration.check_model(gated_model(model, "load_policy"))
+    return policy
+
+
 def base_fingerprint(gated: _C.GatedModel) -> str:
     """Fingerprint of the model before anything was removed; "" if nothing was.
 

@@ -44,6 +44,7 @@ from headkit.huggingface.structure import (
 )
 from headkit.huggingface.swapping import original_class
 from headkit.huggingface.verification import verify
+from headkit.hybrid import as_policy
 
 PART = "headkit_part"
 # On a layer before which a policy may decide: number of its first attention block, and its Part.
@@ -246,10 +247,10 @@ def gates(
     Args:
         model: an attached model, or what ``attach`` returned.
         gates: a tensor [L, H] or [B, L, H] (1 = the head as it is, 0 = it does not run), a
-            HeadMask, a GateSet or a GatePolicy; always in original head indices. L counts the
-            attention blocks in the order in which they run: a decoder layer with cross-attention
-            has two. A GateSet may also gate neurons, whole blocks, the dimensions of the residual
-            stream (encoders of the BERT line) and, if the model was attached with
+            HeadMask, a GateSet, a GatePolicy or a fitted HybridPruner; always in original indices.
+            L counts the attention blocks in the order in which they run: a decoder layer with
+            cross-attention has two. A GateSet may also gate neurons, whole blocks, the dimensions
+            of the residual stream (encoders of the BERT line) and, if the model was attached with
             ``feed_forward=True``, blocks of neurons: there L counts the layers.
             A policy that decides midway is asked where that layer begins; calls with a cache are
             then refused.
@@ -273,7 +274,7 @@ def gates(
     """
     model = model.model if isinstance(model, StagedModel) else _plain(model)
     attachment = _check_attached(model, "gates")
-    gating = Gating.of(gates, attachment.layers, attachment.heads, state, every)
+    gating = Gating.of(as_policy(gates), attachment.layers, attachment.heads, state, every)
     attachment.check_gates(gating)
     if gating.needs_hooks:
         attach(model).hook_for(gating)
