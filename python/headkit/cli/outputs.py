@@ -6,23 +6,30 @@ import torch
 
 import headkit
 from headkit import _C
+from headkit.cli.governing import Governing
 from headkit.cli.inputs import Prepared
 from headkit.cli.job import Show
 
 
 @torch.no_grad()
 def run_inputs(
-    prepared: Prepared, max_new_tokens: int, every: int | None, show: Show
-) -> list[dict[str, Any]]:
+    prepared: Prepared,
+    max_new_tokens: int,
+    every: int | None,
+    show: Show,
+    governing: Governing | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Output and cost of each input, in the order in which they were given.
 
     Args:
         prepared: model, policy and inputs.
         max_new_tokens: of tasks that generate.
         every: tokens after which these decide anew; None = once.
+        governing: budget, audit and records; None = none of them.
 
     Returns:
-        list: ``input``, ``output``, ``heads_run`` and, where it is known, ``label``.
+        tuple: of each input ``input``, ``output``, ``heads_run`` and, where it is known, ``label``;
+        and what came of budget, audit and records.
 
     Raises:
         ValueError: if the policy cannot run such a model.
@@ -35,10 +42,15 @@ def run_inputs(
         )
     running = task.running(opened)
     rows: list[dict[str, Any]] = [{} for _ in prepared.examples]
-    done = 0
+    governed, done = None, 0
     for places, tensors in _batches(prepared):
+        if governing is not None and governing.asked and governed is None:
+            governed = governing.runner(prepared, tensors)
         if task.GENERATES:
             output, heads = _generate(prepared, tensors, max_new_tokens, every)
+        elif governed is not None:
+            result = governed.run(tensors, places)
+            output, heads = result.output, result.heads_run.tolist()
         else:
             result = headkit.run(running, tensors, prepared.policy)
             output, heads = result.output, result.heads_run.tolist()
@@ -50,7 +62,7 @@ def run_inputs(
                 rows[place]["label"] = example.label
         done += len(places)
         show("running", done, len(rows))
-    return rows
+    return rows, {} if governed is None else governed.told()
 
 
 def _batches(prepared: Prepared) -> Any:

@@ -40,15 +40,33 @@ def run(
             "holds.",
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            help="Mean of an input that lambda is steered to: heads:36, flops:0.5 (share of the "
+            "whole encoder's), ms:12 or joules:0.3. A calibrated promise goes first.",
+        ),
+    ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option("--records", help="Append decision records, a JSON line an input."),
+    ] = None,
+    audit: Annotated[
+        float,
+        typer.Option("--audit", help="Share of inputs that also run in full, to watch a promise."),
+    ] = 0.0,
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Run a model under the policy saved with it, and say how many heads each input used."""
     with exit_codes():
+        from headkit.cli.governing import Governing
         from headkit.cli.inputs import prepare
         from headkit.cli.job import rounded
         from headkit.cli.outputs import run_inputs
 
+        governing = Governing.read(budget, records, audit)
         given = {"text": text, "image": image, "audio": audio}
         with quiet_transformers(), shown_progress() as show:
             prepared = prepare("run", model, task, given, data, keep_all, show, limit)
@@ -57,7 +75,7 @@ def run(
                     f"[run] expected a task that generates beside --every; found "
                     f"{prepared.task.NAME}"
                 )
-            rows = run_inputs(prepared, max_new_tokens, every, show)
+            rows, told = run_inputs(prepared, max_new_tokens, every, show, governing)
         total = prepared.opened.gated.layout().total_heads
         mean = sum(row["heads_run"] for row in rows) / len(rows)
         result = {
@@ -66,6 +84,7 @@ def run(
             "policy": prepared.policy.name if prepared.saved_policy else None,
             "heads": total,
             "mean_heads_run": rounded(mean),
+            **told,
             "inputs": rows,
         }
         if as_json:
@@ -79,6 +98,9 @@ def run(
             else "all heads that are there"
         )
         console.print(f"\n{mean:.1f} of {total} heads run on average: {why}")
+        for name, found in told.items():
+            words = ", ".join(f"{key} {value}" for key, value in found.items())
+            console.print(f"{name}: {words}", markup=False)
 
 
 def _table(task: Any, rows: list[dict[str, Any]]) -> Table:
