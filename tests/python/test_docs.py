@@ -5,6 +5,7 @@ import importlib
 import pathlib
 import pkgutil
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -54,6 +55,13 @@ def test_the_python_examples_of_a_page_run(page, tmp_path, monkeypatch):
 def test_the_readme_shows_the_python_example():
     example = (ROOT / "examples" / "python" / "quickstart.py").read_text()
     assert example.endswith(f'"""\n\n{blocks(ROOT / "README.md", "python")[0]}')
+
+
+def test_the_example_of_the_hybrid_pruner_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / "python" / "hybrid_pruner.py"))
+    said = capsys.readouterr().out
+    assert "static" in said and "of the labels stay as they were" in said
 
 
 def test_the_guide_shows_the_whole_file_of_a_family():

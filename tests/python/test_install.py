@@ -13,7 +13,7 @@ import headkit as hk
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def configure(build, *options):
+def configure(build, *options, program="quickstart"):
     return subprocess.run(
         [
             "cmake",
@@ -23,7 +23,7 @@ def configure(build, *options):
             str(build),
             f"-DCMAKE_PREFIX_PATH={hk.cmake_prefix_path}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DCONSUMER_SOURCE={ROOT / 'examples' / 'cpp' / 'quickstart.cpp'}",
+            f"-DCONSUMER_SOURCE={ROOT / 'examples' / 'cpp' / f'{program}.cpp'}",
             *options,
         ],
         capture_output=True,
@@ -38,15 +38,27 @@ def installed():
         pytest.skip("headkit runs from its build tree; the package is not installed")
 
 
-def test_the_readme_program_builds_by_find_package_and_runs(installed, tmp_path):
-    configured = configure(tmp_path)
+def built_and_run(build, program):
+    """What an example prints that is built by find_package."""
+    configured = configure(build, program=program)
     assert configured.returncode == 0, configured.stderr
-    built = subprocess.run(["cmake", "--build", str(tmp_path)], capture_output=True, text=True)
+    built = subprocess.run(["cmake", "--build", str(build)], capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
-    run = subprocess.run([str(tmp_path / "consumer")], capture_output=True, text=True)
+    run = subprocess.run([str(build / "consumer")], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    heads = re.fullmatch(r"\[8, 128, 768\] from (\d+) of 96 heads\n", run.stdout)
+    return run.stdout
+
+
+def test_the_readme_program_builds_by_find_package_and_runs(installed, tmp_path):
+    said = built_and_run(tmp_path, "quickstart")
+    heads = re.fullmatch(r"\[8, 128, 768\] from (\d+) of 96 heads\n", said)
     assert heads and 0 < int(heads[1]) < 96
+
+
+def test_the_program_of_the_hybrid_pruner_keeps_its_budget(installed, tmp_path):
+    said = built_and_run(tmp_path, "hybrid_pruner")
+    heads = {name: float(count) for name, count in re.findall(r"(.+): ([\d.]+) heads", said)}
+    assert heads["dense"] == 16 and heads["policy"] <= 12
 
 
 def test_another_torch_minor_is_refused(installed, tmp_path):
