@@ -134,7 +134,7 @@ INSTANTIATE_TEST_SUITE_P(Mechanisms, HybridPrunerTest,
                          ::testing::Values(Case{"escalation", {0, 1}, 5},
                                            Case{"reactivation", {1}, 3},
                                            Case{"linear_gate", {0, 1}, 4},
-                                           Case{"layer_gate", {0, 1}, 4}),
+                                           Case{"layer_gate", {0, 1}, 5}),
                          [](const auto& info) { return info.param.mechanism; });
 
 const HeadLayout kLayout{2, 4, 2, 6, 128};
