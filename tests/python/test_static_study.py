@@ -18,12 +18,13 @@ from headkit.studies.tables import fill
 from .cli_models import call, refused, said
 from .study_data import CALIBRATION, QUICK, VALIDATION, asked_of, quiet
 
-METHODS = ("random", "gate_gradient", "ablation", "gate_gradient+mean", "backward_elimination")
+METHODS = ("random", "michel", "ablation", "michel+mean", "backward_elimination")
+ARGUMENTS = {"granularity", "normalization"}  # of hk.score, whatever the metric
 STANDARD = {
     "seeds": (0, 1, 2),
     "keeps": (0.75, 0.5),
     "methods": METHODS,
-    "tuned": ("random", "gate_gradient"),
+    "tuned": ("random", "michel"),
     "tuned_keeps": (0.5,),
     "rounds": 2,
 }
@@ -44,15 +45,13 @@ def test_the_whole_study(report):
         assert method == "random" or 0 <= row["against_random"]["holm_p"] <= 1
     assert len(rows["random", 0.5]["draws"]) == 3 * 5
     assert rows["random", 0.5]["parameters"] < rows["random", 0.75]["parameters"]
-    assert report["agreement"]["names"] == ["random", "gate_gradient", "ablation"]
+    assert report["agreement"]["names"] == ["random", "michel", "ablation"]
     assert report["agreement"]["runs"] == 3
     assert report["agreement"]["between_runs"][0] < 0.9, "random scores are drawn for each seed"
-    assert {row["method"] for row in report["stability"]} == set(METHODS) - {"gate_gradient+mean"}
+    assert {row["method"] for row in report["stability"]} == set(METHODS) - {"michel+mean"}
     assert {each["batch"] for each in report["latency"]} == {1, 32}
     assert all(set(each["ms"]) == {"dense", *METHODS} for each in report["latency"])
-    assert [row["method"] for row in report["tuned"]["rows"]] == [
-        *("dense", "random", "gate_gradient")
-    ]
+    assert [row["method"] for row in report["tuned"]["rows"]] == [*("dense", "random", "michel")]
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
@@ -142,15 +141,15 @@ def test_every_method_that_is_registered_is_in_the_study():
         given = set(method_of(label).settings)
         name = method_of(label).name
         known = hk.scorers() if method_of(label).one_shot else hk.pruners()
-        assert not given or given <= set(known[name]["settings"])
+        assert not given or given <= set(known[name]["settings"]) | ARGUMENTS
 
 
 def test_rules_of_the_study():
     for expected, options in {
         "different seeds": {"seeds": (0, 1)},
         "random draws": {"draws": 4},
-        "among the methods": {"methods": ("ablation", "gate_gradient")},
-        "with or without": {"methods": ("random", "gate_gradient", "magic")},
+        "among the methods": {"methods": ("ablation", "michel")},
+        "with or without": {"methods": ("random", "michel", "magic")},
         "between 0 and 1": {"keeps": (1.5,)},
     }.items():
         with pytest.raises(ValueError, match=expected):
@@ -218,5 +217,5 @@ def test_the_command(study, tmp_path, report):
     for name in PICTURES:
         assert (out / name).stat().st_size > 1000 and (tmp_path / name).is_file()
     assert "| `ablation` |" in page.read_text()
-    assert "gate_gradient" in said(call(*arguments, "--found-only"))
+    assert "michel" in said(call(*arguments, "--found-only"))
     refused("at least 3", "experiment", "static", *arguments[2:6], "--seeds", 2)

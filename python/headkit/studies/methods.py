@@ -25,6 +25,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "subset": {"steps": 100},
     "voita": {"rounds": 3, "steps": 60},
 }
+# Methods that are another one with settings of its own. Michel 2019 ranks all heads of a model
+# after dividing by the norm of their layer; absolute values are by token in the released code.
+MICHEL = "michel"
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    MICHEL: ("gate_gradient", {"granularity": "token", "normalization": "layer_l2"}),
+}
 COMPENSATED = "+mean"
 
 
@@ -33,9 +39,9 @@ class Method:
     """A pruning method and how it is called.
 
     Attributes:
-        label: in tables: its name in ``headkit.pruners()``, ``+mean`` where mean outputs replace
-            what goes.
-        name: that name.
+        label: in tables: its name in ``headkit.pruners()`` or that of a variant, ``+mean`` where
+            mean outputs replace what goes.
+        name: in ``headkit.pruners()``.
         sentences: calibration sentences that it sees at most; None = all.
         settings: its own, as ``headkit.prune`` takes them.
     """
@@ -74,7 +80,7 @@ def method_of(label: str) -> Method:
     """A method as the study calls it.
 
     Args:
-        label: a name in ``headkit.pruners()``, with or without ``+mean``.
+        label: a name in ``headkit.pruners()`` or ``michel``, with or without ``+mean``.
 
     Raises:
         ValueError: for another name.
@@ -83,26 +89,27 @@ def method_of(label: str) -> Method:
         >>> method_of("ablation+mean").compensate
         True
     """
-    name = label.removesuffix(COMPENSATED)
+    plain = label.removesuffix(COMPENSATED)
+    name, own = VARIANTS.get(plain, (plain, {}))
     if name not in _C.pruners():
         raise ValueError(
-            f"[static] expected methods among {', '.join(_C.pruners())}, with or without "
-            f"{COMPENSATED}; found {label!r}"
+            f"[static] expected methods among {', '.join((*VARIANTS, *_C.pruners()))}, with or "
+            f"without {COMPENSATED}; found {label!r}"
         )
-    return Method(label, name, SENTENCES.get(name), SETTINGS.get(name, {}))
+    return Method(label, name, SENTENCES.get(name), SETTINGS.get(name, {}) | own)
 
 
 def all_methods() -> tuple[str, ...]:
     """Labels of everything that is registered, and of some with mean outputs beside."""
-    names = tuple(_C.pruners())
-    beside = (RANDOM, "gate_gradient", "ablation", "backward_elimination")
+    names = (*VARIANTS, *_C.pruners())
+    beside = (RANDOM, MICHEL, "gate_gradient", "ablation", "backward_elimination")
     return names + tuple(name + COMPENSATED for name in beside if name in names)
 
 
 def tuned_methods() -> tuple[str, ...]:
     """Labels of the six methods that are fine-tuned after pruning, as far as registered."""
     wanted = (
-        *(RANDOM, "gate_gradient", "ablation", "backward_elimination"),
+        *(RANDOM, MICHEL, "flap", "backward_elimination"),
         *("backward_elimination+mean", "subset", "fixed_target", "fisher"),
     )
     known = set(all_methods())

@@ -17,14 +17,21 @@ from headkit.pruning import apply, prune
 from headkit.scoring import gated_model, score
 from headkit.studies.comparison import accuracy_interval, compare, with_holm
 from headkit.studies.fine_tuned import FineTuned, Show
-from headkit.studies.methods import RANDOM, Method, all_methods, method_of, tuned_methods
+from headkit.studies.methods import (
+    COMPENSATED,
+    MICHEL,
+    RANDOM,
+    Method,
+    all_methods,
+    method_of,
+    tuned_methods,
+)
 from headkit.studies.outcome import Outcome, outcome_of
 from headkit.studies.recipe import Recipe, fine_tune
 from headkit.studies.results import Missing, Results
 from headkit.studies.splits import Splits
 
 OBJECTIVE = "cross_entropy"
-BASELINE = "gate_gradient"
 CUT = ("mask", "units", "kept_heads", "parameters")
 UNITS = ("neurons", "attention_sublayers", "feed_forward_sublayers", "hidden")
 LEAST_DRAWS, LEAST_SEEDS = 5, 3
@@ -74,9 +81,9 @@ class StaticStudy:
             raise ValueError(
                 f"[static] expected at least {LEAST_DRAWS} random draws; found {self.draws}"
             )
-        if RANDOM not in self.methods or BASELINE not in self.methods:
+        if RANDOM not in self.methods or MICHEL not in self.methods:
             raise ValueError(
-                f"[static] expected {RANDOM} and {BASELINE} among the methods; found "
+                f"[static] expected {RANDOM} and {MICHEL} among the methods; found "
                 f"{', '.join(self.methods) or 'none'}"
             )
         for label in (*self.methods, *self.tuned):
@@ -216,7 +223,7 @@ class StudySubject(FineTuned):
         if method.name == RANDOM:
             options: dict[str, Any] = {"seed": 1000 * self.seed + draw}
         elif method.one_shot:
-            options = {"scores": self.scores(method.name)}
+            options = {"scores": self.scores(method.label.removesuffix(COMPENSATED))}
         else:
             options = method.settings
         found = prune(
@@ -371,13 +378,11 @@ def _all_scores(
         if not method.one_shot or method.compensate:
             continue
         try:
-            runs = [
-                _there(lambda s=subject, name=method.name: s.scores(name)) for subject in subjects
-            ]
+            runs = [_there(lambda s=subject, label=label: s.scores(label)) for subject in subjects]
         except ValueError:
             continue
         if None not in runs:
-            found[method.name] = runs
+            found[label] = runs
     return found
 
 
@@ -388,7 +393,7 @@ def _all_rows(
     for keep in asked.keeps:
         right: dict[str, list[torch.Tensor]] = {}
         here: dict[str, dict[str, Any]] = {}
-        for label in (RANDOM, BASELINE, *asked.methods):
+        for label in (RANDOM, MICHEL, *asked.methods):
             if label in here:
                 continue
             draws = asked.draws if method_of(label).name == RANDOM else 1
@@ -436,7 +441,7 @@ def _counts_heads(label: str) -> bool:
 
 def _compare_all(rows: dict[str, dict[str, Any]], right: dict[str, list[torch.Tensor]]) -> None:
     """Add to rows of one share how much better they are than random and than Michel's."""
-    for against in (RANDOM, BASELINE):
+    for against in (RANDOM, MICHEL):
         if against not in right:
             continue
         family = {

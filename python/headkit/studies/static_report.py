@@ -7,6 +7,7 @@ import torch
 
 from headkit.agreements import agreement, plot_agreement
 from headkit.plotting import COLOURS, DENSE, RANDOM, pyplot_for, save_figure
+from headkit.studies.methods import MICHEL
 from headkit.studies.tables import interval, p_value, signed, table
 
 MARKERS = "osD^vPX*"
@@ -21,7 +22,7 @@ def static_parts(report: dict[str, Any]) -> dict[str, str]:
         "pictures": _pictures(report),
         "kl": _grid(report, lambda row: f"{row['kl']:.3f}"),
         "random": _against(report, "random"),
-        "michel": _against(report, "gate_gradient"),
+        "michel": _against(report, MICHEL),
         "tuned": _tuned(report),
         "latency": _latency(report),
         "agreement": _agreement(report),
