@@ -15,11 +15,14 @@ StaticPruning prune_by_scores(GatedModel& model, const DataSource& data, const H
         model, data,
         {.gates = GateSet::from_mask(pruning.heads), .progress = options.score.progress});
   }
-  pruning.details = Json{{"method", scores.metric},
-                         {"objective", scores.objective},
-                         {"compensate", options.compensate},
-                         {"scores", parse_json("prune", scores.to_json())}}
-                        .dump();
+  Json details = {{"method", scores.metric},
+                  {"objective", scores.objective},
+                  {"compensate", options.compensate},
+                  {"scores", parse_json("prune", scores.to_json())}};
+  const Json settings =
+      scores.settings.empty() ? Json::object() : parse_json("prune", scores.settings);
+  if (settings.contains("data_hash")) details["data_hash"] = settings["data_hash"];
+  pruning.details = details.dump();
   return pruning;
 }
 
