@@ -36,6 +36,13 @@ Model = Annotated[
         "small-distilbert (trained from configuration).",
     ),
 ]
+Page = Annotated[
+    Path | None,
+    typer.Option("--page", help="Fill the places of this page, and put pictures beside it."),
+]
+FoundOnly = Annotated[
+    bool, typer.Option("--found-only", help="Compute nothing: report what is there.")
+]
 Calibration = Annotated[
     int, typer.Option("--calibration", min=8, help="Training sentences that heads are scored on.")
 ]
@@ -191,13 +198,8 @@ def static(
     ] = 30,
     calibration: Calibration = 512,
     validation: Validation = 512,
-    page: Annotated[
-        Path | None,
-        typer.Option("--page", help="Fill the places of this page, and put pictures beside it."),
-    ] = None,
-    found_only: Annotated[
-        bool, typer.Option("--found-only", help="Compute nothing: report what is there.")
-    ] = False,
+    page: Page = None,
+    found_only: FoundOnly = False,
     as_json: Json = False,
 ) -> None:
     """Run every static pruning method on one fine-tuned model, at several shares and seeds."""
@@ -278,13 +280,8 @@ def dynamic(
     ] = 5,
     calibration: Calibration = 512,
     validation: Validation = 512,
-    page: Annotated[
-        Path | None,
-        typer.Option("--page", help="Fill the places of this page, and put pictures beside it."),
-    ] = None,
-    found_only: Annotated[
-        bool, typer.Option("--found-only", help="Compute nothing: report what is there.")
-    ] = False,
+    page: Page = None,
+    found_only: FoundOnly = False,
     as_json: Json = False,
 ) -> None:
     """Compare policies that decide by input with static masks at equal measured time."""
