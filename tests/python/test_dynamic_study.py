@@ -13,8 +13,8 @@ from headkit.studies import Results
 from headkit.studies.digits import DigitSizes
 from headkit.studies.distillation import distilled
 from headkit.studies.dynamic import DynamicStudy, Subject, run_dynamic, subjects_of
-from headkit.studies.dynamic_arms import Choices
 from headkit.studies.dynamic_report import PICTURES, dynamic_markdown, dynamic_parts
+from headkit.studies.dynamic_rungs import Choices
 from headkit.studies.equal_cost import Point, against, at_cost
 from headkit.studies.recipe import Recipe
 from headkit.studies.results import Missing
@@ -27,7 +27,7 @@ from .study_data import CALIBRATION, QUICK, VALIDATION, quiet
 LAYERS, HEADS = 3, 4
 PAGE = Path(__file__).parents[2] / "docs" / "studies" / "dynamic.md"
 CHOICES = Choices(
-    metrics=("gate_gradient", "backward_elimination"),
+    metrics=("michel", "backward_elimination"),
     mixes=(1.0, 0.5),
     lows=(0.3,),
     layers=(0.34,),

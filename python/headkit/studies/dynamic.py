@@ -11,10 +11,12 @@ import torch
 
 from headkit import _C
 from headkit.demo.timing import interleaved
-from headkit.studies.dynamic_arms import GREEDY, Arm, Arms, Choices
+from headkit.studies.dynamic_arms import Arm, Arms
+from headkit.studies.dynamic_rungs import GREEDY, Choices
 from headkit.studies.dynamic_task import BATCH, DigitsTask, EmbeddingTask, SentenceTask, Task
 from headkit.studies.equal_cost import Point, against
 from headkit.studies.fine_tuned import Show
+from headkit.studies.methods import VARIANTS
 from headkit.studies.recipe import Recipe
 from headkit.studies.results import Missing, Results
 from headkit.studies.splits import Splits
@@ -74,7 +76,7 @@ class DynamicStudy:
             for budget in getattr(self, name):
                 if not 0 < budget < 1:
                     raise ValueError(f"[dynamic] expected {name} between 0 and 1; found {budget:g}")
-        known = (GREEDY, *(name for name in _C.scorers() if name != "random"))
+        known = (GREEDY, *VARIANTS, *(name for name in _C.scorers() if name != "random"))
         for name in self.choices.metrics or ("none",):
             if name not in known:
                 raise ValueError(f"[dynamic] expected orders of {', '.join(known)}; found {name!r}")

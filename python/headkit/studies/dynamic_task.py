@@ -106,13 +106,13 @@ class Task(ABC):
 
         def compute() -> Any:
             found = score(
-                self.open().scored, batches, metric, "cross_entropy", seed=self.seed,
+                self.open().scored, batches, method.name, "cross_entropy", seed=self.seed,
                 progress=lambda done, total: self.tell(f"scoring: {metric}", done, total),
                 **method.settings,
             )  # fmt: skip
             return json.loads(found.to_json())
 
-        asked = {"metric": metric, "settings": method.settings, "sentences": method.sentences}
+        asked = {"metric": method.name, "settings": method.settings, "sentences": method.sentences}
         return _C.HeadScores.from_json(json.dumps(self.get("dynamic_scores", asked, compute)))
 
     def get(self, kind: str, asked: dict[str, Any], compute: Callable[[], Any]) -> Any:

@@ -268,7 +268,7 @@ def dynamic(
     ] = "0.5,0.4,0.6",
     orders: Annotated[
         str, typer.Option("--orders", help="Orders in which heads may go, with commas.")
-    ] = "gate_gradient,ablation,backward_elimination",
+    ] = "michel,ablation,backward_elimination",
     draws: Annotated[int, typer.Option("--draws", min=0, help="Random rungs for each seed.")] = 3,
     oracle: Annotated[
         int, typer.Option("--oracle", min=0, help="Inputs of the greedy oracle; 0 = none.")
@@ -289,8 +289,8 @@ def dynamic(
         from headkit.files import write_json, write_text
         from headkit.studies import Results, read_splits
         from headkit.studies.dynamic import DynamicStudy, run_dynamic
-        from headkit.studies.dynamic_arms import Choices
         from headkit.studies.dynamic_report import dynamic_markdown, dynamic_parts, plot_dynamic
+        from headkit.studies.dynamic_rungs import Choices
         from headkit.studies.tables import fill
 
         asked = DynamicStudy(
