@@ -13,7 +13,7 @@ SENTENCES = {
     "backward_elimination": 128,
     "greedy_gnorm": 64,
     "iterative": 256,
-    "shapley": 128,
+    "shapley": 64,
 }
 # What keeps a method within minutes for one model and share.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -21,7 +21,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cofi": {"steps": 100},
     "fixed_target": {"steps": 100},
     "iterative": {"step": 6},
-    "shapley": {"permutations": 8},
+    "shapley": {"permutations": 4},
     "subset": {"steps": 100},
     "voita": {"rounds": 3, "steps": 60},
 }
