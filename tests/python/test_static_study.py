@@ -72,6 +72,25 @@ def test_figures_of_a_mask_are_those_of_gates(study, splits, report):
     torch.testing.assert_close(found.outcome.kl_from(dense), kl, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("label", ["iterative", "backward_elimination+mean"])
+def test_one_search_serves_every_share(study, splits, label):
+    subject = StudySubject(asked(study), splits, Results(study / "cache"), 1, quiet)
+    method = method_of(label)
+    model, _ = subject.trained.load()
+    for keep in (0.75, 0.5):
+        alone = hk.prune(
+            model,
+            keep,
+            method.name,
+            subject._calibration(method.sentences).batches,
+            objective="cross_entropy",
+            compensate=method.compensate,
+            **method.settings,
+        )
+        mask = alone.heads if method.compensate else alone
+        assert subject.pruned(label, keep).found["mask"] == mask.keep.int().tolist()
+
+
 def test_a_second_run_finds_everything_and_a_frozen_one_computes_nothing(
     study,
     splits,

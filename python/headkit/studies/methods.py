@@ -17,7 +17,7 @@ SENTENCES = {
 }
 # What keeps a method within minutes for one model and share.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "backward_elimination": {"step": 4, "shortlist": 16},
+    "backward_elimination": {"step": 6, "shortlist": 18},
     "cofi": {"steps": 100},
     "fixed_target": {"steps": 100},
     "iterative": {"step": 6},
@@ -32,6 +32,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     MICHEL: ("gate_gradient", {"granularity": "token", "normalization": "layer_l2"}),
 }
 COMPENSATED = "+mean"
+# Heads go one after the other: a larger share is the beginning of the way to a smaller one.
+BY_REMOVAL = ("backward_elimination", "iterative")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Method:
     def one_shot(self) -> bool:
         """Whether it scores once, so that one scoring serves every budget."""
         return self.name in _C.scorers()
+
+    @property
+    def by_removal(self) -> bool:
+        """Whether one search, to the smallest share, serves every budget."""
+        return self.name in BY_REMOVAL
 
     @property
     def budget(self) -> str:

@@ -14,7 +14,7 @@ from headkit.agreements import agreement, stability
 from headkit.demo.encoder import encode
 from headkit.demo.timing import interleaved
 from headkit.pruning import apply, prune
-from headkit.scoring import gated_model, score
+from headkit.scoring import as_objective, gated_model, score
 from headkit.studies.comparison import accuracy_interval, compare, with_holm
 from headkit.studies.fine_tuned import FineTuned, Show
 from headkit.studies.methods import (
@@ -162,6 +162,34 @@ class StudySubject(FineTuned):
             raise ValueError(found["refused"])
         return _C.HeadScores.from_json(json.dumps(found["scores"]))
 
+    def removal(self, method: Method) -> dict[str, Any]:
+        """Heads in the order in which a search removes them, down to the smallest share."""
+        least = min(*self.asked.keeps, *self.asked.tuned_keeps)
+
+        def compute() -> dict[str, Any]:
+            started = time.process_time()
+            found = _C.prune(
+                gated_model(self._fresh[0], "static"),
+                self._calibration(method.sentences).batches,
+                method.name,
+                as_objective(OBJECTIVE),
+                keep=least,
+                per_layer=False,
+                min_per_layer=0,
+                rounding="nearest",
+                compensate=method.compensate,
+                settings=json.dumps(method.settings),
+                progress=lambda done, total: self.show(
+                    f"seed {self.seed}, {method.label}", done, total
+                ),
+            )
+            return {
+                "order": found.details["order"],
+                "seconds": time.process_time() - started,
+            }
+
+        return self._get("removal", {"method": method.to_json(), "keep": least}, compute)
+
     def pruned(self, label: str, keep: float, draw: int = 0, *, tuned: bool = False) -> Pruned:
         """The test part after pruning, and after training on where that is asked for."""
         method = method_of(label)
@@ -204,6 +232,15 @@ class StudySubject(FineTuned):
         check_cut(model, found["kept_heads"], found["parameters"])
         return model
 
+    def _removal_scores(self, method: Method) -> _C.HeadScores:
+        """Scores whose ranking is the order of removal, last first."""
+        order = self.removal(method)["order"]
+        heads = gated_model(self._fresh[0], "static").heads().keep
+        values = torch.where(heads, float(len(order)), -1.0).double()
+        for place, (layer, head) in enumerate(order):
+            values[layer, head] = place
+        return _C.HeadScores(values, metric=method.name)
+
     def _train_on(self, model: torch.nn.Module, tokenizer: Any) -> int:
         return fine_tune(
             model,
@@ -224,6 +261,8 @@ class StudySubject(FineTuned):
             options: dict[str, Any] = {"seed": 1000 * self.seed + draw}
         elif method.one_shot:
             options = {"scores": self.scores(method.label.removesuffix(COMPENSATED))}
+        elif method.by_removal:
+            options = {"scores": self._removal_scores(method)}
         else:
             options = method.settings
         found = prune(
@@ -236,6 +275,8 @@ class StudySubject(FineTuned):
             **options,
         )
         seconds = time.process_time() - started
+        if method.by_removal:
+            seconds += self.removal(method)["seconds"]
         apply(model, found)
         whole = isinstance(found, _C.StaticPruning)
         mask = found.heads if whole else found
