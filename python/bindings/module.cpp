@@ -19,4 +19,5 @@ PYBIND11_MODULE(_C, m) {
   register_hybrid(m);
   register_persistence(m);
   register_explain(m);
+  register_roles(m);
 }

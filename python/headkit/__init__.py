@@ -78,7 +78,11 @@ from headkit._C import (
     Reactivation,
     ReactivationReport,
     RecordFile,
+    RoleNull,
+    RoleScore,
+    RoleTable,
     Rung,
+    SampleAttention,
     ShadowAudit,
     Stability,
     StaticPruning,
@@ -137,6 +141,7 @@ from headkit._C import (
     reference_feed_forward,
     relaxed_subset,
     removal_order,
+    role_registry,
     rung_flops,
     scalar_features,
     scorers,
@@ -159,6 +164,7 @@ from headkit._C import (
 from headkit.agreements import agreement, plot_agreement, plot_stability, stability
 from headkit.calibrating import calibrate, trace_policy
 from headkit.fitting import fit_layer_gate, fit_linear_gate, fit_linear_probes
+from headkit.head_roles import for_each_attention
 from headkit.huggingface import attach, detach, gates, refresh
 from headkit.hybrid import Budget, HybridPruner, HybridReport
 from headkit.input_gates import input_importance, static_gate, train_input_gates, train_ladder
@@ -261,7 +267,11 @@ __all__ = [
     "Reactivation",
     "ReactivationReport",
     "RecordFile",
+    "RoleNull",
+    "RoleScore",
+    "RoleTable",
     "Rung",
+    "SampleAttention",
     "ShadowAudit",
     "Stability",
     "StaticPruning",
@@ -297,6 +307,7 @@ __all__ = [
     "fit_linear_gate",
     "fit_linear_probes",
     "fit_reactivation",
+    "for_each_attention",
     "gated_attention",
     "gated_feed_forward",
     "gates",
@@ -351,6 +362,7 @@ __all__ = [
     "refresh",
     "relaxed_subset",
     "removal_order",
+    "role_registry",
     "run",
     "rung_flops",
     "save",
