@@ -1,4 +1,5 @@
 #include "rooms.h"
+#include "syntax.h"
 
 PYBIND11_MODULE(_C, m) {
   using namespace headkit::bindings;
@@ -20,4 +21,5 @@ PYBIND11_MODULE(_C, m) {
   register_persistence(m);
   register_explain(m);
   register_roles(m);
+  register_syntax(m);
 }
