@@ -1,5 +1,6 @@
 #include <headkit/explain/attention_rows.h>
 #include <headkit/explain/role_score.h>
+#include <headkit/explain/roles.h>
 #include <pybind11/functional.h>
 
 #include <cmath>
@@ -192,11 +193,58 @@ Attributes:
       py::arg("progress") = Progress(), Unlocked(), "See headkit.for_each_attention.");
 }
 
+// The options of both functions, by keyword.
+using Delimiters = std::vector<std::pair<std::string, std::vector<int64_t>>>;
+RoleOptions options_of(const GateSet& gates, const std::vector<int64_t>& special_tokens,
+                       const Delimiters& delimiters, const std::optional<at::Tensor>& embedding,
+                       const std::optional<at::Tensor>& unembedding,
+                       std::optional<double> inactive_threshold, int64_t random_sequences,
+                       int64_t begin_token, int64_t max_tokens, const RoleMeasure& measure,
+                       const Progress& progress) {
+  RoleOptions options{.gates = gates, .special_tokens = special_tokens};
+  for (const auto& [name, ids] : delimiters) options.delimiters.push_back({name, ids});
+  options.embedding = or_undefined(embedding);
+  options.unembedding = or_undefined(unembedding);
+  options.inactive_threshold = inactive_threshold;
+  options.random_sequences = random_sequences;
+  options.begin_token = begin_token;
+  options.max_tokens = max_tokens;
+  options.measure = measure;
+  options.progress = interruptible(progress);
+  return options;
+}
+
+void register_functions(py::module_& m) {
+  py::class_<RoleOptions>(m, "RoleOptions", "Options of head_roles and input_roles.")
+      .def(py::init([](const GateSet& gates, const std::vector<int64_t>& special_tokens,
+                       const Delimiters& delimiters, const std::optional<at::Tensor>& embedding,
+                       const std::optional<at::Tensor>& unembedding,
+                       std::optional<double> inactive_threshold, int64_t random_sequences,
+                       int64_t begin_token, int64_t max_tokens, int64_t draws, int64_t bootstrap,
+                       double confidence, uint64_t seed, const Progress& progress) {
+             return options_of(gates, special_tokens, delimiters, embedding, unembedding,
+                               inactive_threshold, random_sequences, begin_token, max_tokens,
+                               {draws, bootstrap, confidence, seed}, progress);
+           }),
+           py::kw_only(), py::arg("gates") = GateSet(),
+           py::arg("special_tokens") = std::vector<int64_t>(), py::arg("delimiters") = Delimiters(),
+           py::arg("embedding") = py::none(), py::arg("unembedding") = py::none(),
+           py::arg("inactive_threshold") = py::none(), py::arg("random_sequences") = 32,
+           py::arg("begin_token") = -1, py::arg("max_tokens") = 0, py::arg("draws") = 200,
+           py::arg("bootstrap") = 1000, py::arg("confidence") = 0.95, py::arg("seed") = 0,
+           py::arg("progress") = Progress());
+  m.def("head_roles", &roles, py::arg("model"), py::arg("data"), py::arg("options"), Unlocked(),
+        "See headkit.roles.");
+  m.def("input_roles", &input_roles, py::arg("model"), py::arg("data"), py::arg("dataset"),
+        py::arg("options"), Unlocked(), "See headkit.input_roles.");
+}
+
 }  // namespace
 
 void register_roles(py::module_& m) {
   register_rows(m);
   register_scores(m);
+  register_functions(m);
 }
 
 }  // namespace headkit::bindings

@@ -171,7 +171,7 @@ from headkit._C import (
 from headkit.agreements import agreement, plot_agreement, plot_stability, stability
 from headkit.calibrating import calibrate, trace_policy
 from headkit.fitting import fit_layer_gate, fit_linear_gate, fit_linear_probes
-from headkit.head_roles import for_each_attention
+from headkit.head_roles import for_each_attention, input_roles, plot_roles, roles
 from headkit.huggingface import attach, detach, gates, refresh
 from headkit.hybrid import Budget, HybridPruner, HybridReport
 from headkit.input_gates import input_importance, static_gate, train_input_gates, train_ladder
@@ -332,6 +332,7 @@ __all__ = [
     "head_contexts",
     "holm",
     "input_importance",
+    "input_roles",
     "join_gates",
     "kendall_tau",
     "learn_then_test",
@@ -359,6 +360,7 @@ __all__ = [
     "peak_flops",
     "pearson",
     "plot_agreement",
+    "plot_roles",
     "plot_scores",
     "plot_stability",
     "policies",
@@ -377,6 +379,7 @@ __all__ = [
     "relaxed_subset",
     "removal_order",
     "role_registry",
+    "roles",
     "run",
     "rung_flops",
     "save",

@@ -49,6 +49,7 @@ def test_help_and_version_of_every_command():
         ("fit",),
         ("run",),
         ("explain",),
+        ("roles",),
         ("bench",),
         ("experiment",),
         ("experiment", "topk"),
@@ -343,3 +344,20 @@ def test_the_hub_is_asked_last_and_told_apart(data, monkeypatch):
     refused("no network", "score", "--model", "owner/name", "--data", data)
     refused("no such folder", "score", "--model", "name", "--data", data)
     assert asked == ["owner/name"]
+
+
+def test_roles_are_shown_written_and_drawn(folders, tmp_path):
+    lines = tmp_path / "lines.txt"
+    lines.write_text("\n".join(f"{WORDS[n % 50]} {WORDS[(7 * n) % 50]} w1" for n in range(12)))
+    out, picture = tmp_path / "roles.json", tmp_path / "roles.svg"
+    given = ("roles", "--model", folders["base"], "--task", "embedding", "--data", lines)
+    result = call(*given, "--limit", 6, "--out", out, "--plot", picture)
+    assert result.exit_code == 0, said(result)
+    assert "on 6 sequences" in said(result) and "A role is a description" in said(result)
+    table = hk.RoleTable.from_json(out.read_text())
+    delimiters = {score.variant for score in table.heads[0][0] if score.role == "delimiter"}
+    assert {"cls", "sep"} <= delimiters
+    assert picture.stat().st_size > 0
+    shown = call(*given, "--limit", 6, "--json")
+    assert json.loads(shown.stdout) == json.loads(out.read_text())
+    refused("*.json", *given, "--out", tmp_path / "roles.txt")

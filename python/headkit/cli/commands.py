@@ -13,6 +13,7 @@ from headkit.cli.experiment.command import app as experiment
 from headkit.cli.explain_command import explain
 from headkit.cli.fit_command import fit
 from headkit.cli.options import Json
+from headkit.cli.roles_command import roles
 from headkit.cli.run_command import run
 from headkit.cli.scoring_command import prune, score
 from headkit.cli.terminal import exit_codes, print_json, shown_progress
@@ -130,7 +131,7 @@ def rows_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-for _command in (score, prune, fit, run, explain):
+for _command in (score, prune, fit, run, explain, roles):
     app.command()(_command)
 app.add_typer(bench, name="bench")
 app.add_typer(experiment, name="experiment")
