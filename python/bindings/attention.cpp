@@ -8,7 +8,7 @@
 #include "headkit/attention/reference.h"
 #include "headkit/models/gated_model.h"
 #include "optional_tensor.h"
-#include "rooms.h"
+#include "tensor_binding.h"
 
 namespace py = pybind11;
 

@@ -8,7 +8,7 @@
 
 #include "optional_tensor.h"
 #include "python_progress.h"
-#include "rooms.h"
+#include "tensor_binding.h"
 
 namespace py = pybind11;
 

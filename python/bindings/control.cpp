@@ -11,7 +11,7 @@
 #include <optional>
 
 #include "optional_tensor.h"
-#include "rooms.h"
+#include "tensor_binding.h"
 
 namespace py = pybind11;
 

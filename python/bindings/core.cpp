@@ -9,7 +9,7 @@
 #include <headkit/plan/work_list.h>
 
 #include "optional_tensor.h"
-#include "rooms.h"
+#include "tensor_binding.h"
 
 namespace py = pybind11;
 

@@ -1,7 +1,7 @@
 #include <headkit/explain/decision_record.h>
 
 #include "optional_tensor.h"
-#include "rooms.h"
+#include "tensor_binding.h"
 
 namespace py = pybind11;
 

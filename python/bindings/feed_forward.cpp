@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "optional_tensor.h"
-#include "rooms.h"
+#include "tensor_binding.h"
 
 namespace py = pybind11;
 

@@ -12,7 +12,7 @@
 #include "optional_tensor.h"
 #include "python_progress.h"
 #include "registry.h"
-#include "rooms.h"
+#include "tensor_binding.h"
 
 namespace py = pybind11;
 

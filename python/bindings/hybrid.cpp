@@ -5,7 +5,7 @@
 
 #include "python_data.h"
 #include "python_progress.h"
-#include "rooms.h"
+#include "tensor_binding.h"
 
 namespace py = pybind11;
 

@@ -1,6 +1,6 @@
 #include <headkit/core/system.h>
 
-#include "rooms.h"
+#include "tensor_binding.h"
 
 namespace py = pybind11;
 

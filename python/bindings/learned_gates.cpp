@@ -12,7 +12,7 @@
 #include <optional>
 
 #include "python_progress.h"
-#include "rooms.h"
+#include "tensor_binding.h"
 
 namespace py = pybind11;
 

@@ -10,7 +10,7 @@
 
 #include "optional_tensor.h"
 #include "python_data.h"
-#include "rooms.h"
+#include "tensor_binding.h"
 
 namespace py = pybind11;
 

@@ -5,7 +5,7 @@
 #include <filesystem>
 
 #include "optional_tensor.h"
-#include "rooms.h"
+#include "tensor_binding.h"
 
 namespace py = pybind11;
 

@@ -1,9 +1,8 @@
 #pragma once
 
-#include <ATen/ATen.h>
-#include <pybind11/stl.h>
-#include <torch/csrc/utils/pybind.h>
+#include "tensor_binding.h"
 
+// For module.cpp alone, so that a new room rebuilds one file.
 namespace headkit::bindings {
 
 void register_core(pybind11::module_& m);
