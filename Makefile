@@ -37,7 +37,7 @@ demo: setup
 
 test: setup
 	ctest --test-dir $(BUILD) --output-on-failure
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: setup
 	$(BIN)/headkit bench attention
