@@ -1,5 +1,6 @@
 #include <headkit/core/error.h>
 #include <headkit/models/data_hash.h>
+#include <headkit/models/direct_paths.h>
 #include <headkit/models/gated_model.h>
 #include <headkit/models/objective.h>
 #include <headkit/models/sentence_probe.h>
@@ -8,6 +9,7 @@
 
 #include <variant>
 
+#include "any_gates.h"
 #include "optional_tensor.h"
 #include "python_data.h"
 #include "tensor_binding.h"
@@ -43,7 +45,9 @@ std::shared_ptr<void> entered(py::object manager) {
 }
 
 // Sends the calls of C++ to a Python subclass. Overrides take the GIL; callers have let go of it.
-class PythonGatedModel final : public GatedModel, public py::trampoline_self_life_support {
+class PythonGatedModel final : public GatedModel,
+                               public DirectPaths,
+                               public py::trampoline_self_life_support {
  public:
   using GatedModel::GatedModel;
   HeadLayout layout() const override { PYBIND11_OVERRIDE_PURE(HeadLayout, GatedModel, layout); }
@@ -89,22 +93,19 @@ class PythonGatedModel final : public GatedModel, public py::trampoline_self_lif
         py::get_override(static_cast<const GatedModel*>(this), "evaluating");
     return override ? entered(override()) : nullptr;
   }
+  std::shared_ptr<void> direct_paths() override {
+    py::gil_scoped_acquire gil;
+    const py::function override =
+        py::get_override(static_cast<const GatedModel*>(this), "direct_paths");
+    if (!override) return nullptr;
+    py::object context = override();
+    return context.is_none() ? nullptr : entered(std::move(context));
+  }
   std::vector<std::pair<std::string, at::Tensor>> parameters() override {
     using Named = std::vector<std::pair<std::string, at::Tensor>>;
     PYBIND11_OVERRIDE_PURE(Named, GatedModel, parameters, );
   }
 };
-
-// What Python callers give as gates.
-using AnyGates = std::variant<GateSet, HeadMask, at::Tensor>;
-
-GateSet gates_of(const AnyGates& gates) {
-  if (const auto* set = std::get_if<GateSet>(&gates)) return *set;
-  if (const auto* mask = std::get_if<HeadMask>(&gates)) return GateSet::from_mask(*mask);
-  const at::Tensor& heads = std::get<at::Tensor>(gates);
-  const bool wide = heads.scalar_type() == at::kDouble || heads.scalar_type() == at::kFloat;
-  return {.heads = wide ? heads : heads.to(at::kFloat), .dropped_output = {}};
-}
 
 void register_data(py::module_& m) {
   py::class_<DataSource, std::shared_ptr<DataSource>>(m, "DataSource", R"pbdoc(

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "headkit/core/error.h"
+#include "headkit/models/direct_paths.h"
 
 namespace headkit {
 
@@ -25,7 +26,7 @@ at::Tensor sentence_embedding(const at::Tensor& hidden, const at::Tensor& attent
 namespace {
 
 // Another head on a model; everything below it is the model's own.
-class OtherHead : public GatedModel {
+class OtherHead : public GatedModel, public DirectPaths {
  public:
   explicit OtherHead(std::shared_ptr<GatedModel> model) : model_(std::move(model)) {
     HEADKIT_CHECK(model_ != nullptr, "sentence_probe", "a model", "none");
@@ -55,6 +56,10 @@ class OtherHead : public GatedModel {
   Sublayers sublayers() override { return model_->sublayers(); }
   void set_sublayers(const Sublayers& open) override { model_->set_sublayers(open); }
   std::shared_ptr<void> evaluating() override { return model_->evaluating(); }
+  std::shared_ptr<void> direct_paths() override {
+    auto* const direct = dynamic_cast<DirectPaths*>(model_.get());
+    return direct == nullptr ? nullptr : direct->direct_paths();
+  }
   std::vector<std::pair<std::string, at::Tensor>> parameters() override {
     return model_->parameters();
   }

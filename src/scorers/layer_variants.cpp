@@ -6,12 +6,11 @@
 #include <algorithm>
 
 #include "models/dense_output.h"
+#include "models/prefix_runs.h"
 #include "scorers/score_sample.h"
 
 namespace headkit {
 namespace {
-
-constexpr int64_t kTokensAtOnce = 16384;  // bounds the memory of one gated forward
 
 // Class decisions, where the output holds logits for labelled examples; else undefined.
 at::Tensor predictions(const at::Tensor& output, const Batch& batch) {
@@ -40,14 +39,9 @@ VariantLosses variant_losses(const char* metric, GatedModel& model, const Batch&
   const c10::NoGradGuard no_grad;
   const HeadLayout layout = model.layout();
   const int64_t examples = batch_size(batch);
-  std::vector<ModelState> inputs;
-  ModelState state = model.embed(batch);
-  for (int64_t layer = 0; layer < layout.layers; ++layer) {
-    inputs.push_back(state);
-    state = model.run(state, layer, layer + 1, {});
-  }
-  const at::Tensor output = model.head(state);
-  const at::Tensor dense = dense_output(model, objective, inputs.front(), output);
+  const PrefixRuns runs(model, batch, {});
+  const at::Tensor& output = runs.output();
+  const at::Tensor dense = dense_output(model, objective, runs.before(0), output);
   const at::Tensor decided = predictions(output, batch);
   const auto count = static_cast<int64_t>(variants.size());
   VariantLosses losses;
@@ -55,23 +49,16 @@ VariantLosses variant_losses(const char* metric, GatedModel& model, const Batch&
   losses.closed = at::empty({count, examples}, at::kDouble);
   if (decided.defined()) losses.flips = at::zeros({count}, at::kLong);
 
-  const at::Tensor& hidden = inputs.front().hidden;
-  const at::TensorOptions options =
-      hidden.options().dtype(hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-  const int64_t at_once =
-      std::max<int64_t>(kTokensAtOnce / std::max<int64_t>(examples * hidden.size(1), 1), 1);
+  const int64_t at_once = runs.copies_at_once();
   for (int64_t first = 0, last = 0; first < count; first = last) {
     const int64_t layer = variants[static_cast<size_t>(first)].layer;
     while (last < count && last - first < at_once &&
            variants[static_cast<size_t>(last)].layer == layer) {
       ++last;
     }
-    const at::Tensor index = at::arange(examples).repeat({last - first});
-    GateSet gates;
-    gates.heads = gates_of(variants, first, last, examples, layout, options);
-    if (dropped_output.defined()) gates.dropped_output = dropped_output.to(hidden.options());
-    const at::Tensor changed = model.head(model.run(
-        model.select(inputs[static_cast<size_t>(layer)], index), layer, layout.layers, gates));
+    const at::Tensor index = runs.rows(last - first);
+    const at::Tensor heads = gates_of(variants, first, last, examples, layout, runs.gate_options());
+    const at::Tensor changed = runs.rerun(layer, runs.gates(heads, dropped_output));
     const Batch repeated = select_examples(batch, index);
     const at::Tensor compared =
         dense.defined() ? dense.index_select(0, index.to(dense.device())) : at::Tensor();

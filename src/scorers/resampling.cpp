@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <numeric>
 
 namespace headkit {
 
@@ -20,6 +21,17 @@ at::Tensor draw_counts(std::mt19937_64& random, int64_t rows, int64_t units) {
     }
   }
   return counts;
+}
+
+std::vector<int64_t> shuffled(std::mt19937_64& random, int64_t count) {
+  std::vector<int64_t> order(static_cast<size_t>(count));
+  std::iota(order.begin(), order.end(), 0);
+  for (int64_t last = count - 1; last > 0; --last) {
+    const auto other = static_cast<int64_t>(
+        (static_cast<unsigned __int128>(random()) * static_cast<uint64_t>(last + 1)) >> 64);
+    std::swap(order[static_cast<size_t>(last)], order[static_cast<size_t>(other)]);
+  }
+  return order;
 }
 
 at::Tensor percentile(const at::Tensor& sorted, double share) {

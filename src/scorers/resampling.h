@@ -4,11 +4,15 @@
 
 #include <cstdint>
 #include <random>
+#include <vector>
 
 namespace headkit {
 
 /// How often each of n units is drawn in a resample of n, double [rows, n].
 at::Tensor draw_counts(std::mt19937_64& random, int64_t rows, int64_t units);
+
+/// 0 .. count-1 in random order.
+std::vector<int64_t> shuffled(std::mt19937_64& random, int64_t count);
 
 /// The value below which `share` of the sorted rows lie; linear between the two nearest.
 at::Tensor percentile(const at::Tensor& sorted, double share);

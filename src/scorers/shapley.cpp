@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <random>
 #include <vector>
 
@@ -108,17 +107,6 @@ struct Course {
   int64_t step = 0;
   bool truncated = false;
 };
-
-std::vector<int64_t> shuffled(std::mt19937_64& random, int64_t count) {
-  std::vector<int64_t> order(static_cast<size_t>(count));
-  std::iota(order.begin(), order.end(), 0);
-  for (int64_t last = count - 1; last > 0; --last) {
-    const auto other = static_cast<int64_t>(
-        (static_cast<unsigned __int128>(random()) * static_cast<uint64_t>(last + 1)) >> 64);
-    std::swap(order[static_cast<size_t>(last)], order[static_cast<size_t>(other)]);
-  }
-  return order;
-}
 
 // Whether the `rank` best are apart from the rest at this level.
 bool separated(const at::Tensor& mean, const at::Tensor& half, int64_t rank) {

@@ -62,9 +62,14 @@ ModelState ToyModel::run(const ModelState& state, int64_t first, int64_t last, c
   HEADKIT_CHECK(state.layer == first && first <= last && last <= layout_.layers, "run",
                 "layers from " + std::to_string(state.layer), first, " to ", last);
   ModelState next = state;
+  const bool only_direct = !only_direct_.expired();
   for (int64_t l = first; l < last; ++l) {
-    next.hidden = next.hidden + attend(next, l, gates, taps);
-    if (!feed_forward_.empty()) next.hidden = next.hidden + feed(next.hidden, l, gates, taps);
+    ModelState read = next;
+    if (only_direct) read.hidden = read.hidden.detach();
+    next.hidden = next.hidden + attend(read, l, gates, taps);
+    if (feed_forward_.empty()) continue;
+    const at::Tensor x = only_direct ? next.hidden.detach() : next.hidden;
+    next.hidden = next.hidden + feed(x, l, gates, taps);
   }
   next.layer = last;
   return next;
@@ -143,6 +148,12 @@ at::Tensor ToyModel::pooled(const ModelState& state) const {
 
 at::Tensor ToyModel::head(const ModelState& state) {
   return at::linear(pooled(state), classifier_, classifier_bias_);
+}
+
+std::shared_ptr<void> ToyModel::direct_paths() {
+  const std::shared_ptr<void> held = std::make_shared<int>();
+  only_direct_ = held;
+  return held;
 }
 
 void ToyModel::replace_attention(int64_t layer, const AttentionWeights& weights,

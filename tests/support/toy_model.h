@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "headkit/models/direct_paths.h"
 #include "headkit/models/gated_model.h"
 
 namespace headkit::testing {
@@ -13,7 +14,7 @@ namespace headkit::testing {
 /// tokens, linear classifier; with a residual feed-forward block (GELU) after each attention block
 /// if the layout has neurons. A batch holds "x" [B, T, D], "attention_mask"
 /// [B, T] (bool) and "labels" [B].
-class ToyModel final : public GatedModel {
+class ToyModel final : public GatedModel, public DirectPaths {
  public:
   ToyModel(HeadLayout layout, std::vector<AttentionWeights> layers, at::Tensor classifier,
            at::Tensor classifier_bias, std::vector<FeedForwardWeights> feed_forward = {});
@@ -36,6 +37,8 @@ class ToyModel final : public GatedModel {
   void set_sublayers(const Sublayers& open) override { open_ = open; }
   std::vector<std::pair<std::string, at::Tensor>> parameters() override;
 
+  std::shared_ptr<void> direct_paths() override;
+
   /// Mean over the valid tokens of the last state, before the classifier, [B, D].
   at::Tensor pooled(const ModelState& state) const;
 
@@ -49,6 +52,7 @@ class ToyModel final : public GatedModel {
   std::vector<std::vector<int64_t>> kept_, kept_neurons_;
   Sublayers open_;
   at::Tensor classifier_, classifier_bias_;
+  std::weak_ptr<void> only_direct_;
 };
 
 /// Weights of toy.model, float64.

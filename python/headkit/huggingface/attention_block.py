@@ -1,6 +1,6 @@
 """What stands in for an attention block: same parameters, one operator call."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from headkit.gating import (
 )
 from headkit.huggingface.adapter import Adapter, refuse_altered
 from headkit.huggingface.block_arguments import mask_of_call, operator_arguments
+from headkit.huggingface.direct_paths import as_constant, reads_constants
 from headkit.huggingface.key_value_cache import run_cached_block
 from headkit.huggingface.probabilities import attention_probabilities, wants_probabilities
 
@@ -134,6 +135,9 @@ def run_block(module: nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Te
         ValueError: if the block's projections were altered, or it cannot run such a call.
     """
     block: Block = getattr(module, BLOCK)
+    if reads_constants():
+        hidden, source = as_constant(inputs.hidden), as_constant(inputs.source)
+        inputs = replace(inputs, hidden=hidden, source=source)
     adapter, hidden = block.adapter, inputs.hidden
     refuse_altered(adapter.projections(module), "attention")
     call = call_of_block(block, inputs.keywords)

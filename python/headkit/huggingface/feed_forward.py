@@ -13,6 +13,7 @@ from torch.nn import functional
 from headkit.gating import NEURON_BLOCK, Attachment, Call
 from headkit.huggingface.adapter import Adapter, refuse_altered
 from headkit.huggingface.attention_block import call_of_block
+from headkit.huggingface.direct_paths import as_constant, reads_constants
 from headkit.huggingface.neurons import (
     NEURON_ORIGIN,
     NeuronOrigin,
@@ -129,6 +130,7 @@ def run_feed_forward(owner: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     refuse_altered(tuple(one for one in (inner, out, up) if one is not None), "feed_forward")
     call = call_of_block(block, {})
     gating, taps, origin = call.gating, call.taps, getattr(out, NEURON_ORIGIN, None)
+    hidden = as_constant(hidden) if reads_constants() else hidden
     if taps is not None and taps.feed_forward_inputs:
         taps.feed_forward_input = [*taps.feed_forward_input, hidden]
     pruned = origin is not None and origin.is_pruned

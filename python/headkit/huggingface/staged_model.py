@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from headkit import _C
 from headkit.gating import CALL, Call, Gating, bind, enter_call, leave_call
 from headkit.huggingface.attention_block import BLOCK, Block
+from headkit.huggingface.direct_paths import only_direct_paths
 from headkit.huggingface.masks import read_mask
 from headkit.huggingface.neurons import find_neurons, hook_neurons
 from headkit.huggingface.shallow import with_modules
@@ -427,6 +428,15 @@ class StagedModel(_C.GatedModel):
         finally:
             for module in training:
                 module.training = True
+
+    def direct_paths(self) -> AbstractContextManager[None] | None:
+        """Gradients along the residual stream alone while open; None where it is not known."""
+        crossing = any(site.cross for site in self.structure.sites)
+        if not self.feed_forwards or crossing or len(self.structure.stacks) != 1:
+            return None
+        maps = [site.inner for site in self.feed_forwards]
+        maps += [site.up for site in self.feed_forwards if site.up is not None]
+        return only_direct_paths(self.model, maps)
 
     def parameters(self) -> list[tuple[str, torch.Tensor]]:
         """The state dictionary: parameters and persistent buffers, shared ones once."""

@@ -1,0 +1,221 @@
+#include "headkit/explain/head_effects.h"
+
+#include <cmath>
+
+#include "core/json.h"
+#include "headkit/core/error.h"
+
+namespace headkit {
+namespace {
+
+constexpr auto kOperation = "head_effects";
+
+Json finite(double value) {
+  HEADKIT_CHECK(std::isfinite(value), kOperation, "finite effects", value);
+  return value;
+}
+
+Json nullable(const std::optional<double>& value) { return value ? finite(*value) : Json(nullptr); }
+Json nullable(const std::optional<int64_t>& value) { return value ? Json(*value) : Json(nullptr); }
+Json nullable(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
+
+Json interval(const std::optional<double>& lower, const std::optional<double>& upper) {
+  return lower && upper ? Json{finite(*lower), finite(*upper)} : Json(nullptr);
+}
+
+bool known(const Json& json, const char* name) {
+  return json.contains(name) && !json.at(name).is_null();
+}
+
+std::optional<double> optional_number(const Json& json, const char* name) {
+  if (!known(json, name)) return std::nullopt;
+  return number_member(kOperation, json, name);
+}
+
+std::optional<int64_t> optional_integer(const Json& json, const char* name) {
+  if (!known(json, name)) return std::nullopt;
+  return integer_member(kOperation, json, name);
+}
+
+std::string optional_text(const Json& json, const char* name) {
+  return known(json, name) ? string_member(kOperation, json, name) : std::string();
+}
+
+void read_interval(const Json& json, const char* name, std::optional<double>& lower,
+                   std::optional<double>& upper) {
+  if (!known(json, name)) return;
+  const Json& ends = json.at(name);
+  HEADKIT_CHECK(ends.is_array() && ends.size() == 2 && ends[0].is_number() && ends[1].is_number(),
+                kOperation, "two numbers as an interval", ends.dump().substr(0, 80));
+  lower = ends[0].get<double>();
+  upper = ends[1].get<double>();
+}
+
+Json place(const HeadId& head) { return {{"layer", head.layer}, {"head", head.head}}; }
+
+HeadId read_place(const Json& json) {
+  return {integer_member(kOperation, json, "layer"), integer_member(kOperation, json, "head")};
+}
+
+const Json& list_member(const Json& json, const char* name) {
+  const Json& list = member(kOperation, json, name);
+  HEADKIT_CHECK(list.is_array(), kOperation, std::string("an array as \"") + name + "\"",
+                list.type_name());
+  return list;
+}
+
+bool flag_member(const Json& json, const char* name) {
+  const Json& flag = member(kOperation, json, name);
+  HEADKIT_CHECK(flag.is_boolean(), kOperation, std::string("true or false as \"") + name + "\"",
+                flag.type_name());
+  return flag.get<bool>();
+}
+
+Json to_json_of(const ToggleEffect& toggle) {
+  return {{"ablation", toggle.ablation},
+          {"frozen", finite(toggle.frozen)},
+          {"redecided", nullable(toggle.redecided)},
+          {"routing_mediated", nullable(toggle.routing_mediated())},
+          {"interval", interval(toggle.lower, toggle.upper)}};
+}
+
+ToggleEffect toggle_from_json(const Json& json) {
+  ToggleEffect toggle;
+  toggle.ablation = string_member(kOperation, json, "ablation");
+  toggle.frozen = number_member(kOperation, json, "frozen");
+  toggle.redecided = optional_number(json, "redecided");
+  read_interval(json, "interval", toggle.lower, toggle.upper);
+  return toggle;
+}
+
+Json to_json_of(const HeadEffects& effects) {
+  Json flipped = Json::array();
+  for (const FlippedGate& each : effects.flipped_gates) {
+    flipped.push_back(place(each.head));
+    flipped.back()["on"] = each.on;
+  }
+  Json json = place(effects.head);
+  json.update({{"gate", finite(effects.gate)},
+               {"write_norm", nullable(effects.write_norm)},
+               {"relative_write_norm", nullable(effects.relative_write_norm)},
+               {"direct", nullable(effects.direct)},
+               {"direct_linearised", effects.direct_linearised},
+               {"gate_gradient", nullable(effects.gate_gradient)},
+               {"integrated_gate_gradient", nullable(effects.integrated_gate_gradient)},
+               {"toggle", effects.toggle ? to_json_of(*effects.toggle) : Json(nullptr)},
+               {"repair", nullable(effects.repair())},
+               {"repair_interval", interval(effects.repair_lower, effects.repair_upper)},
+               {"shapley", nullable(effects.shapley)},
+               {"shapley_error", nullable(effects.shapley_error)},
+               {"flipped_gates", std::move(flipped)},
+               {"level", nullable(effects.level())}});
+  return json;
+}
+
+HeadEffects effects_from_json(const Json& json) {
+  HeadEffects effects;
+  effects.head = read_place(json);
+  effects.gate = number_member(kOperation, json, "gate");
+  effects.write_norm = optional_number(json, "write_norm");
+  effects.relative_write_norm = optional_number(json, "relative_write_norm");
+  effects.direct = optional_number(json, "direct");
+  effects.direct_linearised = flag_member(json, "direct_linearised");
+  effects.gate_gradient = optional_number(json, "gate_gradient");
+  effects.integrated_gate_gradient = optional_number(json, "integrated_gate_gradient");
+  if (known(json, "toggle")) effects.toggle = toggle_from_json(json.at("toggle"));
+  read_interval(json, "repair_interval", effects.repair_lower, effects.repair_upper);
+  effects.shapley = optional_number(json, "shapley");
+  effects.shapley_error = optional_number(json, "shapley_error");
+  for (const Json& each : list_member(json, "flipped_gates")) {
+    effects.flipped_gates.push_back({read_place(each), flag_member(each, "on")});
+  }
+  return effects;
+}
+
+Json to_json_of(const PairEffect& pair) {
+  return {{"a", place(pair.a)},        {"b", place(pair.b)},
+          {"index", pair.index},       {"value", finite(pair.value)},
+          {"ablation", pair.ablation}, {"interval", interval(pair.lower, pair.upper)}};
+}
+
+PairEffect pair_from_json(const Json& json) {
+  PairEffect pair;
+  pair.a = read_place(member(kOperation, json, "a"));
+  pair.b = read_place(member(kOperation, json, "b"));
+  pair.index = string_member(kOperation, json, "index");
+  pair.value = number_member(kOperation, json, "value");
+  pair.ablation = string_member(kOperation, json, "ablation");
+  read_interval(json, "interval", pair.lower, pair.upper);
+  return pair;
+}
+
+}  // namespace
+
+std::optional<double> ToggleEffect::routing_mediated() const {
+  if (!redecided) return std::nullopt;
+  return *redecided - frozen;
+}
+
+std::optional<double> HeadEffects::repair() const {
+  if (!direct || !toggle) return std::nullopt;
+  return *direct - toggle->frozen;
+}
+
+std::string HeadEffects::level() const {
+  if (toggle || shapley) return "L2";
+  if (direct || gate_gradient || integrated_gate_gradient) return "L1";
+  return write_norm ? "L0" : "";
+}
+
+std::string InputEffects::to_json() const {
+  Json all_heads = Json::array(), all_pairs = Json::array(), missing = Json::array();
+  for (const HeadEffects& each : heads) all_heads.push_back(to_json_of(each));
+  for (const PairEffect& each : pairs) all_pairs.push_back(to_json_of(each));
+  for (const NotComputed& each : not_computed) {
+    missing.push_back({{"quantity", each.quantity}, {"reason", each.reason}});
+  }
+  return Json{{"input", input},
+              {"metric", metric},
+              {"target", nullable(target)},
+              {"distractor", nullable(distractor)},
+              {"value", finite(value)},
+              {"value_without_heads", nullable(value_without_heads)},
+              {"ablation", nullable(ablation)},
+              {"reference", nullable(reference)},
+              {"routing", nullable(routing)},
+              {"path_gap", nullable(path_gap)},
+              {"direct_residual", nullable(direct_residual)},
+              {"heads", std::move(all_heads)},
+              {"pairs", std::move(all_pairs)},
+              {"not_computed", std::move(missing)}}
+      .dump();
+}
+
+InputEffects InputEffects::from_json(const std::string& text) {
+  const Json json = parse_json(kOperation, text);
+  InputEffects effects;
+  effects.input = integer_member(kOperation, json, "input");
+  effects.metric = string_member(kOperation, json, "metric");
+  effects.target = optional_integer(json, "target");
+  effects.distractor = optional_integer(json, "distractor");
+  effects.value = number_member(kOperation, json, "value");
+  effects.value_without_heads = optional_number(json, "value_without_heads");
+  effects.ablation = optional_text(json, "ablation");
+  effects.reference = optional_text(json, "reference");
+  effects.routing = optional_text(json, "routing");
+  effects.path_gap = optional_number(json, "path_gap");
+  effects.direct_residual = optional_number(json, "direct_residual");
+  for (const Json& each : list_member(json, "heads")) {
+    effects.heads.push_back(effects_from_json(each));
+  }
+  for (const Json& each : list_member(json, "pairs")) {
+    effects.pairs.push_back(pair_from_json(each));
+  }
+  for (const Json& each : list_member(json, "not_computed")) {
+    effects.not_computed.push_back(
+        {string_member(kOperation, each, "quantity"), string_member(kOperation, each, "reason")});
+  }
+  return effects;
+}
+
+}  // namespace headkit
