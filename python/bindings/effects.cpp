@@ -1,14 +1,16 @@
+#include "effects.h"
+
 #include <headkit/explain/head_effects.h>
 #include <headkit/explain/interactions.h>
 #include <headkit/explain/measure_effects.h>
 #include <headkit/explain/output_metric.h>
+#include <pybind11/stl.h>
 
 #include <sstream>
 
 #include "any_gates.h"
 #include "optional_tensor.h"
 #include "python_progress.h"
-#include "rooms.h"
 
 namespace py = pybind11;
 
@@ -16,6 +18,7 @@ namespace headkit::bindings {
 namespace {
 
 using Unlocked = py::call_guard<py::gil_scoped_release>;
+
 std::optional<std::pair<double, double>> interval_of(const std::optional<double>& lower,
                                                      const std::optional<double>& upper) {
   if (!lower || !upper) return std::nullopt;
@@ -84,13 +87,13 @@ void register_measuring(py::module_& m) {
       "measure_effects",
       [](GatedModel& model, const Batch& batch, const std::shared_ptr<OutputMetric>& metric,
          const std::string& ablation, const AnyGates& gates, const GatePolicy* policy,
-         const DataSource* reference, const std::optional<at::Tensor>& target,
-         const std::optional<at::Tensor>& distractor, const std::optional<at::Tensor>& position,
-         bool toggles, int64_t path_nodes, int64_t pair_heads, int64_t game_heads, int64_t orders,
-         const std::string& interaction, int64_t draws, double confidence, int64_t bootstrap,
-         uint64_t seed, Progress progress) {
+         const std::optional<std::shared_ptr<DataSource>>& reference,
+         const std::optional<at::Tensor>& target, const std::optional<at::Tensor>& distractor,
+         const std::optional<at::Tensor>& position, bool toggles, int64_t path_nodes,
+         int64_t pair_heads, int64_t game_heads, int64_t orders, const std::string& interaction,
+         int64_t draws, double confidence, int64_t bootstrap, uint64_t seed, Progress progress) {
         const EffectOptions options{.ablation = ablation,
-                                    .reference = reference,
+                                    .reference = reference ? reference->get() : nullptr,
                                     .draws = draws,
                                     .gates = gates_of(gates),
                                     .policy = policy,

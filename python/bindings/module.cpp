@@ -22,5 +22,4 @@ PYBIND11_MODULE(_C, m) {
   register_explain(m);
   register_roles(m);
   register_syntax(m);
-  register_effects(m);
 }

@@ -22,6 +22,5 @@ void register_hybrid(pybind11::module_& m);
 void register_persistence(pybind11::module_& m);
 void register_explain(pybind11::module_& m);
 void register_roles(pybind11::module_& m);
-void register_effects(pybind11::module_& m);
 
 }  // namespace headkit::bindings

@@ -118,6 +118,10 @@ InputEffects mean_effects(const std::vector<InputEffects>& inputs, double confid
     mean.pairs.push_back(whole);
   }
   mean.not_computed = first.not_computed;
+  if (inputs.size() > 1) {
+    std::erase_if(mean.not_computed,
+                  [](const NotComputed& each) { return each.quantity == "toggle.interval"; });
+  }
   return mean;
 }
 

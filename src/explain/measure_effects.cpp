@@ -358,6 +358,15 @@ InputEffects measure_input(GatedModel& model, const Batch& example, const GateSe
   if (options.toggles) measurement.toggles();
   if (options.pair_heads > 0) measurement.pairs();
   if (options.game_heads > 0) measurement.game();
+  const auto unasked = [&](bool unwanted, const char* quantity, const char* reason) {
+    if (unwanted) measurement.missing(quantity, reason);
+  };
+  unasked(options.path_nodes == 0, "integrated_gate_gradient", "not asked for");
+  unasked(!options.toggles, "toggle", "not asked for");
+  unasked(options.toggles && input.draws() < 2, "toggle.interval", "one input and one draw");
+  unasked(options.toggles && options.policy == nullptr, "toggle.redecided", "no policy decides");
+  unasked(options.pair_heads == 0, "synergy", "not asked for");
+  unasked(options.game_heads == 0, "shapley", "not asked for");
   return measurement.take();
 }
 

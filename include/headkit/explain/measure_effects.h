@@ -16,7 +16,7 @@ namespace headkit {
 struct EffectOptions {
   /// Required: what stands in for a head. zero = nothing; mean = its mean output over the tokens of
   /// `reference`; resample = its mean output over the tokens of another input of `reference`.
-  std::string ablation;
+  std::string ablation = {};
   const DataSource* reference = nullptr;  ///< for mean and resample
   int64_t draws = 8;                      ///< inputs that resample draws
 

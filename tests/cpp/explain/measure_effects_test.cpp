@@ -1,6 +1,7 @@
 #include "headkit/explain/measure_effects.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -118,7 +119,7 @@ TEST(MeasureEffectsTest, DirectEffectsSkipLaterBlocks) {
   const Batch batch = testing::random_toy_batch(layout, 2, 4, 3, 5);
   const auto metric = make_output_metric("class_margin");
   const auto found = measure_effects(*model, batch, *metric, {.ablation = "zero"});
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   Taps taps{.head_contexts = true};
   const at::Tensor output = (*model)(batch, {}, &taps);
   const MetricTarget target = metric->choose(output, {}, {}, {});
