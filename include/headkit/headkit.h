@@ -17,6 +17,7 @@
 #include "headkit/core/system.h"
 #include "headkit/core/version.h"
 #include "headkit/explain/attention_rows.h"
+#include "headkit/explain/causal_head_gating.h"
 #include "headkit/explain/conllu.h"
 #include "headkit/explain/decision_record.h"
 #include "headkit/explain/gate_decomposition.h"

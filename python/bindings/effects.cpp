@@ -1,16 +1,15 @@
-#include "effects.h"
-
+#include <headkit/explain/causal_head_gating.h>
 #include <headkit/explain/head_effects.h>
 #include <headkit/explain/interactions.h>
 #include <headkit/explain/measure_effects.h>
 #include <headkit/explain/output_metric.h>
-#include <pybind11/stl.h>
 
 #include <sstream>
 
 #include "any_gates.h"
 #include "optional_tensor.h"
 #include "python_progress.h"
+#include "tensor_binding.h"
 
 namespace py = pybind11;
 
@@ -144,6 +143,48 @@ Example:
     >>> headkit.shapley_interactions(worth)[0, 1].item()
     -1.0
 )pbdoc");
+  py::class_<CausalGating>(m, "CausalGating", R"pbdoc(
+What soft gates of heads that are pressed up and down settle at; a label holds for a data set, never
+for one input.
+
+Attributes:
+    pressed_up, pressed_down: gates by fit, float64, shape [fits, layers, heads].
+    facilitating, interfering, irrelevant: scores, mean over fits, float64, shape [layers, heads].
+    labels: by layer and head "facilitating" (ablating it hurts), "interfering" (helps), "irrelevant"
+        (changes nothing) or "inconsistent" (a failed fit, no label); "" = the head is gone.
+    agreement: share of fits that give the same label by themselves, shape [layers, heads].
+    inconsistent: heads with a failed fit.
+    objective, examples: what the gates were fitted on.
+)pbdoc")
+      .def_readonly("pressed_up", &CausalGating::pressed_up)
+      .def_readonly("pressed_down", &CausalGating::pressed_down)
+      .def_readonly("facilitating", &CausalGating::facilitating)
+      .def_readonly("interfering", &CausalGating::interfering)
+      .def_readonly("irrelevant", &CausalGating::irrelevant)
+      .def_readonly("labels", &CausalGating::labels)
+      .def_readonly("agreement", &CausalGating::agreement)
+      .def_property_readonly("inconsistent", &CausalGating::inconsistent)
+      .def_readonly("objective", &CausalGating::objective)
+      .def_readonly("examples", &CausalGating::examples)
+      .def("to_json", &CausalGating::to_json);
+  m.def(
+      "causal_head_gating",
+      [](GatedModel& model, const DataSource& data, const Objective& objective, int64_t fits,
+         int64_t start_steps, int64_t pressed_steps, double pressure, double learning_rate,
+         uint64_t seed, Progress progress) {
+        return causal_head_gating(model, data, objective,
+                                  {.fits = fits,
+                                   .start_steps = start_steps,
+                                   .pressed_steps = pressed_steps,
+                                   .pressure = pressure,
+                                   .learning_rate = learning_rate,
+                                   .seed = seed,
+                                   .progress = interruptible(std::move(progress))});
+      },
+      py::arg("model"), py::arg("data"), py::arg("objective"), py::kw_only(), py::arg("fits"),
+      py::arg("start_steps"), py::arg("pressed_steps"), py::arg("pressure"),
+      py::arg("learning_rate"), py::arg("seed"), py::arg("progress"), Unlocked(),
+      "See headkit.causal_head_gating.");
   py::class_<FaithfulInteractions>(m, "FaithfulInteractions", R"pbdoc(
 Faith-Shap of order two (FSII) of a game.
 

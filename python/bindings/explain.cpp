@@ -1,6 +1,5 @@
 #include <headkit/explain/decision_record.h>
 
-#include "effects.h"
 #include "optional_tensor.h"
 #include "tensor_binding.h"
 
@@ -81,7 +80,6 @@ Attributes:
       .def("__eq__", [](const DecisionRecord& a, const DecisionRecord& b) { return a == b; });
   m.def("read_decision_records", &read_decision_records, py::arg("lines"),
         "The records of JSON lines; ValueError names a bad line.");
-  register_effects(m);
 }
 
 }  // namespace headkit::bindings

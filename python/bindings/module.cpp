@@ -20,6 +20,7 @@ PYBIND11_MODULE(_C, m) {
   register_hybrid(m);
   register_persistence(m);
   register_explain(m);
+  register_effects(m);
   register_roles(m);
   register_syntax(m);
 }

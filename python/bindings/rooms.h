@@ -21,6 +21,7 @@ void register_pruners(pybind11::module_& m);
 void register_hybrid(pybind11::module_& m);
 void register_persistence(pybind11::module_& m);
 void register_explain(pybind11::module_& m);
+void register_effects(pybind11::module_& m);
 void register_roles(pybind11::module_& m);
 
 }  // namespace headkit::bindings

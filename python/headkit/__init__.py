@@ -25,6 +25,7 @@ from headkit._C import (
     CalibratedPolicy,
     Calibration,
     CalibrationBucket,
+    CausalGating,
     ConformalResult,
     DataSource,
     DecisionRecord,
@@ -181,7 +182,7 @@ from headkit._C import (
 )
 from headkit.agreements import agreement, plot_agreement, plot_stability, stability
 from headkit.calibrating import calibrate, trace_policy
-from headkit.contributions import effects
+from headkit.contributions import causal_head_gating, effects
 from headkit.fitting import fit_layer_gate, fit_linear_gate, fit_linear_probes
 from headkit.head_roles import for_each_attention, input_roles, plot_roles, roles
 from headkit.huggingface import attach, detach, gates, refresh
@@ -227,6 +228,7 @@ __all__ = [
     "CalibratedPolicy",
     "Calibration",
     "CalibrationBucket",
+    "CausalGating",
     "CofiGates",
     "ConformalResult",
     "DataSource",
@@ -323,6 +325,7 @@ __all__ = [
     "binomial_half_width",
     "bootstrap_mean",
     "calibrate",
+    "causal_head_gating",
     "cmake_prefix_path",
     "conformal_risk_control",
     "conformal_samples_needed",

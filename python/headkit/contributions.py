@@ -8,7 +8,7 @@ import torch
 from headkit import _C
 from headkit.hybrid import HybridPruner, as_policy
 from headkit.progress import Told, reporting
-from headkit.scoring import gated_model
+from headkit.scoring import as_objective, gated_model
 
 Gates = _C.GateSet | _C.HeadMask | torch.Tensor | _C.GatePolicy | HybridPruner
 
@@ -119,6 +119,72 @@ def effects(
             draws=draws,
             confidence=confidence,
             bootstrap=bootstrap,
+            seed=seed,
+            progress=tell,
+        )
+
+
+def causal_head_gating(
+    model: torch.nn.Module | _C.GatedModel,
+    data: Any,
+    objective: str | _C.Objective | None = None,
+    *,
+    fits: int = 5,
+    start_steps: int = 100,
+    pressed_steps: int = 200,
+    pressure: float = 0.1,
+    learning_rate: float = 0.1,
+    seed: int = 0,
+    progress: bool | Told = False,
+) -> _C.CausalGating:
+    """Label heads of a frozen model as facilitating, interfering or irrelevant for a data set.
+
+    Soft gates are fitted without pressure, then from there twice: with a pressure towards 1, and
+    with one towards 0.
+
+    Args:
+        model: an attached model, or a GatedModel.
+        data: as for ``score``.
+        objective: as for ``score``; its mean is the loss.
+        fits: at least 5, each from another start.
+        start_steps, pressed_steps: optimiser steps, one batch each.
+        pressure: times the mean gate, taken from or added to the loss.
+        learning_rate: of the gates.
+        seed: of the starts.
+        progress: as for ``score``; counts fits.
+
+    Returns:
+        CausalGating: labels, scores and the gates of each fit.
+
+    Raises:
+        ValueError, RuntimeError: as ``score``, and for fewer than 5 fits.
+
+    Source:
+        Nam et al. 2025 (2505.13737).
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.BertConfig(
+        ...     vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4
+        ... )
+        >>> model = transformers.BertForSequenceClassification(config)
+        >>> gated = headkit.attach(model)
+        >>> batch = {"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([1])}
+        >>> found = headkit.causal_head_gating(model, [batch], start_steps=1, pressed_steps=2)
+        >>> found.pressed_up.shape
+        torch.Size([5, 2, 4])
+    """
+    gated = gated_model(model, "causal_head_gating")
+    with reporting("causal head gating", progress) as tell:
+        return _C.causal_head_gating(
+            gated,
+            data,
+            as_objective(objective),
+            fits=fits,
+            start_steps=start_steps,
+            pressed_steps=pressed_steps,
+            pressure=pressure,
+            learning_rate=learning_rate,
             seed=seed,
             progress=tell,
         )

@@ -8,7 +8,9 @@
 namespace headkit {
 namespace {
 
-constexpr int64_t kTokensAtOnce = 16384;  // bounds the memory of one gated forward
+// These bound the memory of one gated forward and of what it gives.
+constexpr int64_t kTokensAtOnce = 16384;
+constexpr int64_t kOutputsAtOnce = int64_t{1} << 26;
 
 }  // namespace
 
@@ -30,8 +32,9 @@ at::TensorOptions PrefixRuns::gate_options() const {
 
 int64_t PrefixRuns::copies_at_once() const {
   const at::Tensor& hidden = states_.front().hidden;
-  return std::max<int64_t>(kTokensAtOnce / std::max<int64_t>(hidden.size(0) * hidden.size(1), 1),
-                           1);
+  const int64_t tokens = std::max<int64_t>(hidden.size(0) * hidden.size(1), 1);
+  const int64_t outputs = std::max<int64_t>(output_.numel(), 1);
+  return std::max<int64_t>(std::min(kTokensAtOnce / tokens, kOutputsAtOnce / outputs), 1);
 }
 
 at::Tensor PrefixRuns::rows(int64_t copies) const {

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import pathlib
+import runpy
 
 import pytest
 import torch
@@ -301,3 +303,29 @@ def test_a_function_may_stop_it():
 
     with pytest.raises(RuntimeError, match="1 of 2"):
         hk.effects(model, tokens(), ablation="zero", progress=stop)
+
+
+def test_causal_gating_labels_heads_of_a_data_set():
+    model = bert()
+    hk.attach(model)
+    data = [{**tokens(4), "labels": torch.tensor([0, 1, 0, 1])}]
+    found = hk.causal_head_gating(model, data, start_steps=2, pressed_steps=4, seed=3)
+    assert found.pressed_up.shape == found.pressed_down.shape == (5, 2, 4)
+    assert (found.pressed_up.mean() > found.pressed_down.mean()).item()
+    known = {"facilitating", "interfering", "irrelevant", "inconsistent"}
+    assert {label for layer in found.labels for label in layer} <= known
+    assert json.loads(found.to_json())["fits"] == 5
+    again = hk.causal_head_gating(model, data, start_steps=2, pressed_steps=4, seed=3)
+    assert torch.equal(found.pressed_up, again.pressed_up)
+    with pytest.raises(ValueError, match="5 fits"):
+        hk.causal_head_gating(model, data, fits=2)
+
+
+def test_the_example_tells_what_effects_cost(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**SIZES, intermediate_size=32)
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+    example = pathlib.Path(__file__).resolve().parents[2] / "examples" / "python"
+    main = runpy.run_path(str(example / "cost_of_effects.py"))["main"]
+    found = main(str(tmp_path), tokens=4, repeats=1, threads=1)
+    assert found.keys() == {"forward", "estimates", "toggles"} and min(found.values()) > 0

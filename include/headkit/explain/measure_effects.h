@@ -40,22 +40,21 @@ struct EffectOptions {
 /// What every head contributes to `metric`, one InputEffects an example of `batch`.
 ///
 /// Every example runs alone, so neighbours and the size of a batch do not show. Costs, F = one
-/// forward, B = one backward: write norm, gate gradient and direct effect 2F + 2B; toggles about
-/// half of heads * F, twice that with a policy that decides midway; pairs k(k - 1)/2 F; the path
-/// nodes * (F + B); the game 2^k or orders * k F. All but the toggles take part of F only, from the
-/// first layer that changes. The model and what is passed in stay as they are.
+/// forward, B = one backward: write norm, gate gradient and direct effect 3F + 2B; toggles about
+/// half of heads * F, more with a policy that decides midway; pairs k(k - 1)/2 F; the path nodes *
+/// (F + B); the game 2^k or orders * k F. Runs start at the first layer that changes and share
+/// forwards. The model and what is passed in stay as they are.
 ///
-/// Throws std::invalid_argument for options, gates or a metric that do not fit, before anything
-/// else runs; std::runtime_error for values that are not finite.
+/// Throws std::invalid_argument for options, gates or a metric that do not fit;
+/// std::runtime_error for values that are not finite.
 /// Source: Michel, Levy, Neubig 2019 (gate gradient; here signed); Sundararajan et al. 2017
 /// (paths); Tsai et al. 2023 (FSII); Grabisch, Roubens 1999 (SII).
 std::vector<InputEffects> measure_effects(GatedModel& model, const Batch& batch,
                                           const OutputMetric& metric, const EffectOptions& options);
 
-/// The mean of each quantity over inputs, for heads that are on in at least one of them, with the
-/// interval of toggles and pairs over inputs. What some input lacks is left out. `value` is the
-/// mean of m; `input` is the number of inputs. Throws std::invalid_argument for none, and for
-/// results that differ in metric, ablation or heads.
+/// The mean of each quantity over inputs, with intervals over inputs for toggles, repair and pairs.
+/// What one input lacks is left out. `value` is the mean of m, `input` the number of inputs. Throws
+/// std::invalid_argument for none, and for results that differ in metric, ablation or heads.
 InputEffects mean_effects(const std::vector<InputEffects>& inputs, double confidence = 0.95,
                           int64_t bootstrap = 1000, uint64_t seed = 0);
 

@@ -223,14 +223,18 @@ struct RandomCase {
     set.heads = heads;
     return set;
   }
-  // m of every example under gates, what is compared chosen at the gates above.
+  // m of every example under gates, of what the gates above predict with the weights as they were.
   at::Tensor value(const at::Tensor& changed, const at::Tensor& dropped = {}) {
     GateSet set;
     set.heads = changed;
     set.dropped_output = dropped;
     return metric->values((*model)(batch, set), target());
   }
-  MetricTarget target() { return metric->choose((*model)(batch, gates()), {}, {}, {}); }
+  const MetricTarget& target() {
+    if (!chosen.target.defined()) chosen = metric->choose((*model)(batch, gates()), {}, {}, {});
+    return chosen;
+  }
+  MetricTarget chosen;
 };
 
 TEST(MeasureEffectsTest, GateGradientsAreCentralDifferences) {
@@ -257,7 +261,7 @@ TEST(MeasureEffectsTest, AToggleEqualsTheZeroedSliceOfTheOutputProjection) {
   RandomCase all;
   const auto found = measure_effects(*all.model, all.batch, *all.metric,
                                      {.ablation = "zero", .gates = all.gates()});
-  const MetricTarget target = all.target();
+  const MetricTarget& target = all.target();
   const at::Tensor base = all.value(all.heads);
   for (int64_t l = 0; l < 3; ++l) {
     for (int64_t h = 0; h < 4; ++h) {
