@@ -76,7 +76,7 @@ ReferenceScores reference_scores(const AttentionProblem& problem) {
   // A row of minus infinities alone would make NaN, in the gradient too.
   const at::Tensor dead = allowed.any(-1, true).logical_not();
   scores = scores.masked_fill(allowed.logical_not(), kMinusInfinity).masked_fill(dead, 0.0);
-  return {scores, allowed, dead, v};
+  return {scores, dead, v};
 }
 
 at::Tensor attention_reference(const AttentionProblem& problem) {

@@ -8,10 +8,9 @@ namespace headkit {
 
 /// Scores of the oracle, differentiable, every head computed.
 struct ReferenceScores {
-  at::Tensor scores;   ///< [B, H, T, S]; -infinity where hidden, 0 in rows where everything is
-  at::Tensor allowed;  ///< bool, broadcastable to [B, H, T, S]: keys that a query may see
-  at::Tensor dead;     ///< bool, broadcastable to [B, H, T, 1]: rows where everything is hidden
-  at::Tensor v;        ///< [B, H, S, dh]
+  at::Tensor scores;  ///< [B, H, T, S]; -infinity where hidden, 0 in rows where everything is
+  at::Tensor dead;    ///< bool, broadcastable to [B, H, T, 1]: rows where everything is hidden
+  at::Tensor v;       ///< [B, H, S, dh]
 
   /// [B, H, T, S]; 0 in dead rows.
   at::Tensor probabilities() const;

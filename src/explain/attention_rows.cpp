@@ -3,15 +3,19 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
+#include <optional>
+
 #include "attention/attention_call.h"
-#include "attention/reference_scores.h"
+#include "attention/key_positions.h"
 #include "headkit/core/error.h"
 
 namespace headkit {
 namespace {
 
 constexpr char kName[] = "attention_rows";
-constexpr double kNoKey = -1e4;  // a bias that no score makes up for: exp underflows
+constexpr int64_t kRowsAtOnce = 1024;  // tokens that are projected at once
+constexpr double kNoKey = -1e4;        // a bias that no score makes up for: exp underflows
 
 bool is_narrow(at::ScalarType type) { return type != at::kFloat && type != at::kDouble; }
 
@@ -53,30 +57,11 @@ at::Tensor cut(const at::Tensor& tensor, int64_t axis, int64_t first, int64_t co
   return tensor.narrow(axis, first, count);
 }
 
-// A sample with its first queries and keys.
-AttentionProblem sample_of(const AttentionProblem& problem, int64_t sample, int64_t queries,
-                           int64_t keys) {
-  AttentionProblem one = problem;
-  one.x = problem.x.narrow(0, sample, 1).narrow(1, 0, queries);
-  one.num_keys = keys;
-  if (problem.kv.defined()) one.kv = problem.kv.narrow(0, sample, 1).narrow(1, 0, keys);
-  if (problem.keys_given()) {
-    one.k = problem.k.narrow(0, sample, 1).narrow(2, 0, keys);
-    one.v = problem.v.narrow(0, sample, 1).narrow(2, 0, keys);
-  }
-  if (problem.key_padding_mask.defined()) {
-    one.key_padding_mask = problem.key_padding_mask.narrow(0, sample, 1).narrow(1, 0, keys);
-  }
-  if (problem.attn_bias.defined()) {
-    const at::Tensor own = cut(problem.attn_bias, 0, sample, 1);
-    one.attn_bias = cut(cut(own, 2, 0, queries), 3, 0, keys);
-  }
-  for (HeadTransform* transform : {&one.q_transform, &one.k_transform}) {
-    for (at::Tensor* turn : {&transform->rotary_cos, &transform->rotary_sin}) {
-      if (turn->defined()) *turn = cut(*turn, 0, sample, 1).narrow(1, 0, queries);
-    }
-  }
-  return one;
+at::Tensor project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                   int64_t heads) {
+  const at::Tensor projected =
+      at::linear(x, weight, bias.defined() ? std::optional(bias) : std::nullopt);
+  return projected.unflatten(-1, {heads, -1}).transpose(1, 2);
 }
 
 // |a W_O^T| from W_O^T W_O of each head, [H, dh, dh]: [h, T].
@@ -103,6 +88,30 @@ class BlockRows {
     if (output_norms && problem_.heads > 0) grams_ = grams_of(problem_);
   }
 
+  // Queries, keys and values of the samples first .. first + count - 1.
+  void project_samples(int64_t first, int64_t count) {
+    first_ = first;
+    if (problem_.heads == 0) return;
+    const AttentionWeights& w = problem_.weights;
+    const auto turned = [&](HeadTransform transform, const at::Tensor& heads) {
+      for (at::Tensor* turn : {&transform.rotary_cos, &transform.rotary_sin}) {
+        if (turn->defined()) *turn = cut(*turn, 0, first, count);
+      }
+      return transform.apply(heads);
+    };
+    const at::Tensor x = problem_.x.narrow(0, first, count);
+    q_ = turned(problem_.q_transform, project(x, w.q, w.q_bias, problem_.heads)) * problem_.scale;
+    if (problem_.keys_given()) {
+      k_ = problem_.k.narrow(0, first, count);
+      v_ = problem_.v.narrow(0, first, count);
+      return;
+    }
+    const at::Tensor source = problem_.source().narrow(0, first, count);
+    k_ = turned(problem_.k_transform, project(source, w.k, w.k_bias, problem_.kv_heads));
+    if (grams_.defined()) v_ = project(source, w.v, w.v_bias, problem_.kv_heads);
+  }
+
+  // A sample of those.
   void fill(int64_t sample, SampleAttention& rows) const {
     rows.cross = cross_;
     rows.block_queries = problem_.x.size(1);
@@ -117,26 +126,73 @@ class BlockRows {
       if (grams_.defined()) rows.output_norm = at::zeros({problem_.heads, queries}, at::kFloat);
       return;
     }
-    const AttentionProblem one = sample_of(problem_, sample, queries, keys);
-    const ReferenceScores scores = reference_scores(one);
-    at::Tensor allowed = scores.allowed;
-    if (one.attn_bias.defined()) allowed = allowed.logical_and(one.attn_bias.gt(kNoKey));
-    allowed = allowed.expand({1, allowed.size(1), queries, keys}).squeeze(0);
-    const at::Tensor probabilities = scores.probabilities().squeeze(0);
+    const at::Tensor q = q_[sample - first_].narrow(1, 0, queries);
+    at::Tensor probabilities = q.matmul(heads_of(k_, sample, keys).transpose(1, 2));
+    at::Tensor bias;
+    if (problem_.attn_bias.defined()) {
+      bias = cut(cut(cut(problem_.attn_bias, 0, sample, 1)[0], 1, 0, queries), 2, 0, keys);
+      probabilities.add_(bias);
+    }
+    const at::Tensor allowed = allowed_keys(sample, queries, keys, bias);
+    if (allowed.defined()) {
+      probabilities.masked_fill_(allowed.logical_not(), -std::numeric_limits<double>::infinity());
+    }
+    probabilities = probabilities.softmax(-1);
+    rows.query_valid = valid_[sample].narrow(0, 0, queries);
+    if (allowed.defined()) {
+      const at::Tensor sees = allowed.any(-1);
+      if (!sees.all().item<bool>()) {
+        probabilities.masked_fill_(sees.logical_not().unsqueeze(-1), 0);
+        rows.query_valid = rows.query_valid.logical_and(sees.any(0).to(at::kCPU));
+      }
+      rows.key_allowed = allowed.expand({allowed.size(0), queries, keys}).to(at::kCPU).contiguous();
+    } else {
+      rows.key_allowed = at::ones({1, queries, keys}, at::kBool);
+    }
     if (grams_.defined()) {
-      rows.output_norm = norms_of(probabilities.matmul(scores.v.squeeze(0)), grams_)
+      rows.output_norm = norms_of(probabilities.matmul(heads_of(v_, sample, keys)), grams_)
                              .to(at::kCPU, at::kFloat)
                              .contiguous();
     }
     rows.probabilities = probabilities.to(at::kCPU, at::kFloat).contiguous();
-    rows.key_allowed = allowed.to(at::kCPU).contiguous();
-    rows.query_valid =
-        valid_[sample].narrow(0, 0, queries).logical_and(rows.key_allowed.any(-1).any(0));
   }
 
  private:
+  // [H, keys, dh] of [count, Hkv, S, dh].
+  at::Tensor heads_of(const at::Tensor& tensor, int64_t sample, int64_t keys) const {
+    const at::Tensor own = tensor[sample - first_].narrow(1, 0, keys);
+    if (problem_.own_kv_heads()) return own;
+    return own.index_select(
+        0, at::tensor(problem_.kv_head, at::TensorOptions(at::kLong)).to(own.device()));
+  }
+
+  // Bool, broadcastable to [H, T, S]; undefined = every query may see every key.
+  at::Tensor allowed_keys(int64_t sample, int64_t queries, int64_t keys,
+                          const at::Tensor& bias) const {
+    at::Tensor allowed;
+    const auto narrow = [&](const at::Tensor& also) {
+      allowed = allowed.defined() ? allowed.logical_and(also) : also;
+    };
+    const at::Tensor valid = keys_[sample].narrow(0, 0, keys);
+    if (!valid.all().item<bool>()) narrow(valid.to(problem_.x.device()).reshape({1, 1, keys}));
+    if (bias.defined()) {
+      const at::Tensor seen = bias.gt(kNoKey);
+      if (!seen.all().item<bool>()) narrow(seen);
+    }
+    if (problem_.is_causal || problem_.window) {
+      AttentionProblem one = problem_;
+      one.x = problem_.x.narrow(1, 0, queries);
+      one.num_keys = keys;
+      const at::Tensor position = position_mask(one, {0, keys});
+      if (position.defined()) narrow(position.unsqueeze(0));
+    }
+    return allowed;
+  }
+
   AttentionProblem problem_;
   at::Tensor valid_, keys_, grams_;
+  at::Tensor q_, k_, v_;  // [count, heads, T or S, dh]
+  int64_t first_ = 0;
   bool cross_;
 };
 
@@ -165,15 +221,19 @@ void for_each_attention(GatedModel& model, const DataSource& data,
       for (int64_t l = 0; l < layers; ++l) {
         blocks.emplace_back(seen.attention_call[l], seen.valid[l], options.output_norms);
       }
+      const int64_t longest = std::max<int64_t>(1, seen.attention_call.front().x.size(1));
+      const int64_t at_once = std::max<int64_t>(1, kRowsAtOnce / longest);
       for (int64_t b = 0; b < samples; ++b) {
         for (int64_t l = 0; l < layers; ++l) {
+          BlockRows& block = blocks[static_cast<size_t>(l)];
+          if (b % at_once == 0) block.project_samples(b, std::min(at_once, samples - b));
           SampleAttention rows;
           rows.sample = first + b;
           rows.layer = l;
           rows.heads = present.layer_heads(l);
           rows.batch = &batch;
           rows.row = b;
-          blocks[static_cast<size_t>(l)].fill(b, rows);
+          block.fill(b, rows);
           visit(rows);
         }
       }

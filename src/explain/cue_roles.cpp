@@ -40,19 +40,20 @@ class CueRole : public RoleAccumulator {
   void add(const RoleRows& rows) override {
     if (!rows.same_tokens() || rows.heads() == 0 || !find(rows)) return;
     const SampleAttention& attention = rows.attention;
-    const bool* allowed = attention.key_allowed.const_data_ptr<bool>();
-    const auto is_allowed = [&](const Cue& cue) {
-      return allowed[cue.row * rows.keys() + cue.key];
-    };
-    std::vector<Cues> lists;
-    for (const Cues& found : found_) {
-      Cues& kept = lists.emplace_back();
-      std::copy_if(found.begin(), found.end(), std::back_inserter(kept), is_allowed);
+    std::vector<Cues> kept;
+    if (!rows.all_allowed) {
+      const bool* allowed = attention.key_allowed.const_data_ptr<bool>();
+      for (const Cues& found : found_) {
+        std::copy_if(found.begin(), found.end(), std::back_inserter(kept.emplace_back()),
+                     [&](const Cue& cue) { return allowed[cue.row * rows.keys() + cue.key]; });
+      }
     }
+    const std::vector<Cues>& lists = rows.all_allowed ? found_ : kept;
     if (lists.front().empty()) return;
     count_offsets(attention, lists.front());
-    std::vector<float> scale(static_cast<size_t>(rows.queries()));
-    for (int64_t h = 0; h < rows.heads(); ++h) add_head(rows, h, lists, scale);
+    find_scale(rows);
+    for (int64_t h = 0; h < rows.heads(); ++h) add_head(rows, h, lists.front());
+    for (size_t draw = 1; draw < lists.size(); ++draw) add_draw(rows, draw - 1, lists[draw]);
   }
 
   void merge(const RoleAccumulator& other) override {
@@ -97,66 +98,82 @@ class CueRole : public RoleAccumulator {
     offsets_.add_rows(attention.sample, attention.layer, count);
   }
 
-  void add_head(const RoleRows& rows, int64_t h, const std::vector<Cues>& lists,
-                std::vector<float>& scale) {
+  // What rows are multiplied with, [T, h]: 0 = not counted.
+  void find_scale(const RoleRows& rows) {
+    const bool* special = rows.special_keys.const_data_ptr<bool>();
+    const auto heads = static_cast<size_t>(rows.heads());
+    scale_.assign(static_cast<size_t>(rows.queries()) * heads, 1);
+    for (int64_t h = 0; h < rows.heads(); ++h) {
+      RowCursor row(rows, h);
+      for (int64_t i = 0; i < rows.queries(); ++i) {
+        row.move_to(i);
+        float& scale = scale_[static_cast<size_t>(i) * heads + static_cast<size_t>(h)];
+        if (!row.valid) {
+          scale = 0;
+        } else if (renormalised_) {
+          const float self = without_self_ && !special[i] ? row.weights[i] : 0;
+          const float left = 1 - row.special_mass - self;
+          scale = left < kLeastMass ? 0 : 1 / left;
+        }
+      }
+    }
+  }
+
+  void add_head(const RoleRows& rows, int64_t h, const Cues& cues) {
     const SampleAttention& attention = rows.attention;
     const int64_t head = attention.heads[static_cast<size_t>(h)];
     RoleSums::Sums& sums = sums_.of(attention.sample, attention.layer, head);
     RoleSums::Totals& totals = sums_.totals(attention.layer, head);
     const bool* special = rows.special_keys.const_data_ptr<bool>();
     RowCursor row(rows, h);
-    for (int64_t i = 0; i < rows.queries(); ++i) {
-      row.move_to(i);
-      scale[static_cast<size_t>(i)] = 1;
-      if (!row.valid) {
-        scale[static_cast<size_t>(i)] = 0;
-      } else if (renormalised_) {
-        const float self = without_self_ && !special[i] ? row.weights[i] : 0;
-        const float left = 1 - row.special_mass - self;
-        scale[static_cast<size_t>(i)] = left < kLeastMass ? 0 : 1 / left;
-      }
-    }
-    const Cues& own = lists.front();
-    for (size_t first = 0; first < own.size();) {
-      const int64_t i = own[first].row;
+    for (size_t first = 0; first < cues.size();) {
+      const int64_t i = cues[first].row;
       row.move_to(i);
       double mass = 0, keys = 0;
-      for (; first < own.size() && own[first].row == i; ++first, ++keys) {
-        mass += row.weights[own[first].key];
+      for (; first < cues.size() && cues[first].row == i; ++first, ++keys) {
+        mass += row.weights[cues[first].key];
       }
-      const float factor = scale[static_cast<size_t>(i)];
+      const float factor = scale_[static_cast<size_t>(i * rows.heads() + h)];
       totals.seen += 1;
       totals.excluded += factor > 0 ? 1 - 1 / static_cast<double>(factor) : 1;
       if (factor == 0) {
         totals.dropped += 1;
         continue;
       }
-      double seen = row.keys_allowed;
-      if (renormalised_) {
-        for (int64_t j = 0; j < rows.keys(); ++j) {
-          seen -= row.allowed[j] && (special[j] || (without_self_ && j == i)) ? 1 : 0;
-        }
-      }
+      const bool self_out = without_self_ && !special[i] && row.allowed[i];
+      const double seen = renormalised_ ? row.content_keys - (self_out ? 1 : 0) : row.keys_allowed;
       sums.score += mass * factor;
       sums.rows += 1;
       totals.uniform += keys / seen;
     }
-    if (lists.size() == 1) return;
-    std::vector<RoleSums::Sums>& draws = sums_.draws(attention.layer, head);
-    draws.resize(lists.size() - 1);
-    const float* weights =
-        attention.probabilities.const_data_ptr<float>() + h * rows.queries() * rows.keys();
-    for (size_t draw = 0; draw + 1 < lists.size(); ++draw) {
-      double score = 0;
-      int64_t count = 0, last = -1;
-      for (const Cue& cue : lists[draw + 1]) {
-        const float factor = scale[static_cast<size_t>(cue.row)];
-        score += static_cast<double>(weights[cue.row * rows.keys() + cue.key]) * factor;
-        count += cue.row != last && factor > 0;
-        last = cue.row;
+  }
+
+  // All heads at once: a cue is looked up in a row of their weights.
+  void add_draw(const RoleRows& rows, size_t draw, const Cues& cues) {
+    const SampleAttention& attention = rows.attention;
+    const int64_t heads = rows.heads();
+    const float* weights = rows.side_by_side().const_data_ptr<float>();
+    score_.assign(static_cast<size_t>(heads), 0);
+    count_.assign(static_cast<size_t>(heads), 0);
+    int64_t last = -1;
+    for (const Cue& cue : cues) {
+      const float* found = weights + (cue.row * rows.keys() + cue.key) * heads;
+      const float* scale = scale_.data() + cue.row * heads;
+      const bool new_row = cue.row != last;
+      for (int64_t h = 0; h < heads; ++h) {
+        score_[static_cast<size_t>(h)] += found[h] * scale[h];
       }
-      draws[draw].score += score;
-      draws[draw].rows += static_cast<double>(count);
+      for (int64_t h = 0; new_row && h < heads; ++h) {
+        count_[static_cast<size_t>(h)] += scale[h] > 0 ? 1.0F : 0.0F;
+      }
+      last = cue.row;
+    }
+    for (int64_t h = 0; h < heads; ++h) {
+      std::vector<RoleSums::Sums>& draws =
+          sums_.draws(attention.layer, attention.heads[static_cast<size_t>(h)]);
+      if (draws.size() <= draw) draws.resize(static_cast<size_t>(measure_.draws));
+      draws[draw].score += score_[static_cast<size_t>(h)];
+      draws[draw].rows += count_[static_cast<size_t>(h)];
     }
   }
 
@@ -167,6 +184,7 @@ class CueRole : public RoleAccumulator {
   int64_t sample_ = -1;
   at::Tensor tokens_;
   std::vector<Cues> found_;
+  std::vector<float> scale_, score_, count_;
 };
 
 // Cues of tokens that occurred before; a shuffle puts the tokens in another order.

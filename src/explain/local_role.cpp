@@ -12,15 +12,15 @@
 namespace headkit {
 namespace {
 
-// Distances 0, 1, 2 to 3, 4 to 7 ... 64 and more.
-constexpr int64_t kBins = 8;
-int64_t bin_of(int64_t distance) {
-  int64_t bin = 0;
-  while (distance > 0 && bin + 1 < kBins) {
-    distance /= 2;
-    ++bin;
-  }
-  return bin;
+// Distances 0, 1, 2 to 3, 4 to 7 ... 64 and more: the first of each.
+constexpr std::array<int64_t, 8> kFirst{0, 1, 2, 4, 8, 16, 32, 64};
+constexpr size_t kBins = kFirst.size();
+
+float sum_of(const float* values, int64_t first, int64_t last) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = first; j < last; ++j) sum += values[j];
+  return sum;
 }
 
 class LocalRole final : public RoleAccumulator {
@@ -34,20 +34,23 @@ class LocalRole final : public RoleAccumulator {
     if (!rows.same_tokens()) return;
     const SampleAttention& attention = rows.attention;
     const int64_t length = attention.query_valid.sum().item<int64_t>();
-    // Content keys 1, others 0; distances and bins from the diagonal on.
+    const int64_t keys = rows.keys();
     const at::Tensor content = rows.special_keys.logical_not().to(at::kFloat);
+    const at::Tensor places = at::arange(keys, at::kFloat);
+    const at::Tensor distances = (places.unsqueeze(1) - places).abs_();
+    // Of uniform attention, [1 or h, T].
+    const at::Tensor mean_distance =
+        (attention.key_allowed.to(at::kFloat) * distances).matmul(content).div_(rows.content_keys);
     const float* counted = content.const_data_ptr<float>();
-    std::vector<float> distance(static_cast<size_t>(2 * rows.keys() + 1));
-    std::vector<int64_t> bins(distance.size());
-    for (int64_t d = -rows.keys(); d <= rows.keys(); ++d) {
-      distance[static_cast<size_t>(d + rows.keys())] = static_cast<float>(std::abs(d));
-      bins[static_cast<size_t>(d + rows.keys())] = bin_of(std::abs(d));
-    }
+    const float* distance = distances.const_data_ptr<float>();
+    std::vector<float> kept(static_cast<size_t>(keys));
     for (int64_t h = 0; h < rows.heads(); ++h) {
       const int64_t head = attention.heads[static_cast<size_t>(h)];
       RoleSums::Sums& sums = sums_.of(attention.sample, attention.layer, head);
       RoleSums::Totals& totals = sums_.totals(attention.layer, head);
       auto& by_bin = by_distance_[static_cast<size_t>(attention.layer * heads_ + head)];
+      const float* uniform = mean_distance.const_data_ptr<float>() +
+                             (mean_distance.size(0) > 1 ? h * rows.queries() : 0);
       RowCursor row(rows, h);
       for (int64_t i = 0; i < rows.queries(); ++i) {
         row.move_to(i);
@@ -59,24 +62,26 @@ class LocalRole final : public RoleAccumulator {
           totals.dropped += 1;
           continue;
         }
-        const float* from_here = distance.data() + rows.keys() - i;
-        const int64_t* bin = bins.data() + rows.keys() - i;
-        float sum = 0, seen = 0, far = 0;
+        float sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < rows.keys(); ++j) {
-          sum += row.weights[j] * counted[j] * from_here[j];
+        for (int64_t j = 0; j < keys; ++j) {
+          kept[static_cast<size_t>(j)] = row.weights[j] * counted[j];
+          sum += kept[static_cast<size_t>(j)] * distance[i * keys + j];
         }
-        for (int64_t j = 0; j < rows.keys(); ++j) {
-          by_bin[static_cast<size_t>(bin[j])] += row.weights[j] * counted[j] / left;
-        }
-        for (int64_t j = 0; j < rows.keys(); ++j) {
-          const float here = row.allowed[j] ? counted[j] : 0;
-          seen += here;
-          far += here * from_here[j];
+        by_bin[0] += kept[static_cast<size_t>(i)] / left;
+        for (size_t bin = 1; bin < kBins; ++bin) {
+          const int64_t nearest = kFirst[bin];
+          const int64_t beyond = bin + 1 < kBins ? kFirst[bin + 1] : keys;
+          if (i - nearest < 0 && i + nearest >= keys) break;
+          const float before = sum_of(kept.data(), std::max<int64_t>(0, i - beyond + 1),
+                                      std::max<int64_t>(0, i - nearest + 1));
+          const float after =
+              sum_of(kept.data(), std::min(keys, i + nearest), std::min(keys, i + beyond));
+          by_bin[bin] += (before + after) / left;
         }
         sums.score += sum / left / static_cast<double>(length);
         sums.rows += 1;
-        totals.uniform += far / seen / static_cast<double>(length);
+        totals.uniform += uniform[i] / static_cast<double>(length);
       }
     }
   }
@@ -93,11 +98,9 @@ class LocalRole final : public RoleAccumulator {
     std::vector<RoleScore> scores = sums_.scores(end, {});
     for (size_t i = 0; i < scores.size(); ++i) {
       if (!scores[i].assessed) continue;
-      for (int64_t bin = 0; bin < kBins; ++bin) {
-        const int64_t first = bin == 0 ? 0 : int64_t{1} << (bin - 1);
-        std::string name = "mass_from_" + std::to_string(first);
-        scores[i].details.emplace_back(std::move(name), by_distance_[i][static_cast<size_t>(bin)] /
-                                                            static_cast<double>(scores[i].rows));
+      for (size_t bin = 0; bin < kBins; ++bin) {
+        scores[i].details.emplace_back(c10::str("mass_from_", kFirst[bin]),
+                                       by_distance_[i][bin] / static_cast<double>(scores[i].rows));
       }
     }
     add_scores(scores, table);

@@ -17,9 +17,14 @@ class RareToken final : public RoleAccumulator {
 
   void add(const RoleRows& rows) override {
     if (!rows.same_tokens() || !rows.key_tokens.defined()) return;
-    const Candidates found = candidates(rows);
-    if (found.rarest.empty()) return;
-    for (int64_t h = 0; h < rows.heads(); ++h) add_head(rows, h, found);
+    // Tokens are those of the sample in all of its blocks, or in all of one of its sequences.
+    if (sample_ != rows.attention.sample || !at::equal(tokens_, rows.key_tokens)) {
+      sample_ = rows.attention.sample;
+      tokens_ = rows.key_tokens;
+      found_ = candidates(rows);
+    }
+    if (found_.rarest.empty()) return;
+    for (int64_t h = 0; h < rows.heads(); ++h) add_head(rows, h, found_);
   }
 
   void merge(const RoleAccumulator& other) override {
@@ -35,6 +40,7 @@ class RareToken final : public RoleAccumulator {
   // of the sequence, so that a head that likes rare words gains nothing by that alone.
   struct Candidates {
     std::vector<int64_t> rarest, rarer;
+    std::vector<std::vector<int64_t>> moved;  // of each draw
   };
 
   Candidates candidates(const RoleRows& rows) const {
@@ -57,6 +63,18 @@ class RareToken final : public RoleAccumulator {
         found.rarer.push_back(places[i].second);
       }
     }
+    std::mt19937_64 random(measure_.seed * 0x9E3779B97F4A7C15ULL +
+                           static_cast<uint64_t>(rows.attention.sample));
+    std::vector<int64_t> order = found.rarer;
+    for (int64_t draw = 0; draw < measure_.draws; ++draw) {
+      for (size_t i = 0; i < found.rarest.size(); ++i) {
+        const auto other = static_cast<size_t>(
+            (static_cast<unsigned __int128>(random()) * (order.size() - i)) >> 64);
+        std::swap(order[i], order[i + other]);
+      }
+      found.moved.emplace_back(order.begin(),
+                               order.begin() + static_cast<std::ptrdiff_t>(found.rarest.size()));
+    }
     return found;
   }
 
@@ -65,10 +83,12 @@ class RareToken final : public RoleAccumulator {
     const int64_t head = attention.heads[static_cast<size_t>(h)];
     RoleSums::Sums& sums = sums_.of(attention.sample, attention.layer, head);
     RoleSums::Totals& totals = sums_.totals(attention.layer, head);
-    const bool* special = rows.special_keys.const_data_ptr<bool>();
-    std::vector<bool> is_rare(static_cast<size_t>(rows.keys()));
-    for (const int64_t key : found.rarest) is_rare[static_cast<size_t>(key)] = true;
-    std::vector<double> looks(static_cast<size_t>(rows.keys())), sights(looks.size());
+    const at::Tensor content = rows.special_keys.logical_not().to(at::kFloat);
+    const float* counted = content.const_data_ptr<float>();
+    const int64_t keys = rows.keys();
+    std::vector<double> looks(static_cast<size_t>(keys)), sights(looks.size());
+    std::vector<float> kept(looks.size());
+    double scored_rows = 0;
     RowCursor row(rows, h);
     for (int64_t i = 0; i < rows.queries(); ++i) {
       row.move_to(i);
@@ -79,63 +99,53 @@ class RareToken final : public RoleAccumulator {
         totals.dropped += 1;
         continue;
       }
-      float most = -1;
-      double ties = 0, hits = 0, seen = 0, rare_seen = 0;
-      size_t looked_at = 0;  // the first of ties
-      for (int64_t j = 0; j < rows.keys(); ++j) {
-        if (special[j] || !row.allowed[j]) continue;
-        const bool rare = is_rare[static_cast<size_t>(j)];
-        seen += 1;
-        rare_seen += rare;
-        if (row.weights[j] > most) {
-          most = row.weights[j];
-          ties = hits = 0;
-          looked_at = static_cast<size_t>(j);
-        }
-        if (row.weights[j] == most) {
-          ties += 1;
-          hits += rare;
-        }
+      float most = 0, ties = 0;
+#pragma omp simd reduction(max : most)
+      for (int64_t j = 0; j < keys; ++j) {
+        kept[static_cast<size_t>(j)] = row.weights[j] * counted[j];
+        most = kept[static_cast<size_t>(j)] > most ? kept[static_cast<size_t>(j)] : most;
       }
-      looks[looked_at] += 1;
+#pragma omp simd reduction(+ : ties)
+      for (int64_t j = 0; j < keys; ++j) {
+        ties += kept[static_cast<size_t>(j)] == most ? 1.0F : 0.0F;
+      }
+      looks[static_cast<size_t>(std::find(kept.begin(), kept.end(), most) - kept.begin())] += 1;
+      scored_rows += 1;
       for (const int64_t key : found.rarer) {
+        if (rows.all_allowed) break;
         sights[static_cast<size_t>(key)] += row.allowed[key] ? 1 : 0;
+      }
+      double hits = 0, rare_seen = 0;
+      for (const int64_t key : found.rarest) {
+        rare_seen += row.allowed[key] ? 1 : 0;
+        hits += kept[static_cast<size_t>(key)] == most ? 1 : 0;
       }
       if (rare_seen == 0) continue;
       sums.score += hits / ties;
       sums.rows += 1;
-      totals.uniform += rare_seen / seen;
+      totals.uniform += rare_seen / row.content_keys;
     }
-    shuffle(rows, found, looks, sights, sums_.draws(attention.layer, head));
-  }
-
-  // `looks` and `sights` [S]: rows that look at a key, and rows that may see it. Of several keys
-  // the rows that may see any are those that may see the most seen, as what queries may see is
-  // nested.
-  void shuffle(const RoleRows& rows, const Candidates& found, const std::vector<double>& looks,
-               const std::vector<double>& sights, std::vector<RoleSums::Sums>& draws) {
-    draws.resize(static_cast<size_t>(measure_.draws));
-    std::mt19937_64 random(measure_.seed * 0x9E3779B97F4A7C15ULL +
-                           static_cast<uint64_t>(rows.attention.sample));
-    std::vector<int64_t> places = found.rarer;
-    for (RoleSums::Sums& draw : draws) {
+    // Rows that look at the moved label, and rows that may see it: of several positions those that
+    // may see the most seen one, as what queries may see is nested.
+    std::vector<RoleSums::Sums>& draws = sums_.draws(attention.layer, head);
+    draws.resize(found.moved.size());
+    for (size_t draw = 0; draw < draws.size(); ++draw) {
       double most = 0;
-      for (size_t i = 0; i < found.rarest.size(); ++i) {
-        const auto other =
-            i + static_cast<size_t>(
-                    (static_cast<unsigned __int128>(random()) * (places.size() - i)) >> 64);
-        std::swap(places[i], places[other]);
-        const auto place = static_cast<size_t>(places[i]);
-        draw.score += looks[place];
-        most = std::max(most, sights[place]);
+      for (const int64_t place : found.moved[draw]) {
+        draws[draw].score += looks[static_cast<size_t>(place)];
+        const double sight = rows.all_allowed ? scored_rows : sights[static_cast<size_t>(place)];
+        most = std::max(most, sight);
       }
-      draw.rows += most;
+      draws[draw].rows += most;
     }
   }
 
   RoleSums sums_;
   RoleMeasure measure_;
   TokenCounts counts_;
+  int64_t sample_ = -1;
+  at::Tensor tokens_;
+  Candidates found_;
 };
 
 }  // namespace

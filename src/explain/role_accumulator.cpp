@@ -54,43 +54,57 @@ void find_special(const std::vector<int64_t>& ids, RoleRows& rows) {
   if (given.defined()) rows.special_keys.logical_or_(given.ne(0));
 }
 
-// Largest weight, how many keys have it, and squares, by row of [h, T, S].
+// Largest weight, how many keys have it, squares and entropy, by row of [h, T, S].
 void find_shape(RoleRows& rows) {
   const int64_t count = rows.heads() * rows.queries(), keys = rows.keys();
-  for (at::Tensor* tensor : {&rows.largest, &rows.ties, &rows.squares}) {
+  for (at::Tensor* tensor : {&rows.largest, &rows.ties, &rows.squares, &rows.entropy}) {
     *tensor = at::empty({rows.heads(), rows.queries()}, at::kFloat);
   }
+  // A weight of 0 adds 0 to the entropy whatever its logarithm is.
+  const at::Tensor logarithms = rows.attention.probabilities.clamp_min(1e-30).log_();
   const float* weights = rows.attention.probabilities.const_data_ptr<float>();
+  const float* logarithm = logarithms.const_data_ptr<float>();
   float* largest = rows.largest.mutable_data_ptr<float>();
   float* ties = rows.ties.mutable_data_ptr<float>();
   float* squares = rows.squares.mutable_data_ptr<float>();
-  for (int64_t row = 0; row < count; ++row, weights += keys) {
-    float most = 0, square = 0, equal = 0;
-#pragma omp simd reduction(max : most) reduction(+ : square)
+  float* entropy = rows.entropy.mutable_data_ptr<float>();
+  for (int64_t row = 0; row < count; ++row, weights += keys, logarithm += keys) {
+    float most = 0, square = 0, equal = 0, inside = 0;
+#pragma omp simd reduction(max : most) reduction(+ : square, inside)
     for (int64_t j = 0; j < keys; ++j) {
-      most = std::max(most, weights[j]);
+      most = weights[j] > most ? weights[j] : most;
       square += weights[j] * weights[j];
+      inside -= weights[j] * logarithm[j];
     }
 #pragma omp simd reduction(+ : equal)
     for (int64_t j = 0; j < keys; ++j) equal += weights[j] == most ? 1.0F : 0.0F;
     largest[row] = most;
     ties[row] = equal;
     squares[row] = square;
+    entropy[row] = inside;
   }
 }
 
-RoleRows read_rows(const SampleAttention& attention, const std::vector<int64_t>& special) {
-  RoleRows rows{.attention = attention};
-  find_tokens(rows);
-  find_special(special, rows);
-  find_shape(rows);
-  rows.allowed_keys = attention.key_allowed.sum(-1);
-  const at::Tensor places = rows.special_keys.nonzero().flatten();
-  rows.special_mass = attention.probabilities.index_select(2, places).sum(-1);
-  return rows;
+}  // namespace
+
+RoleRows::RoleRows(const SampleAttention& seen, const std::vector<int64_t>& special_tokens)
+    : attention(seen) {
+  find_tokens(*this);
+  find_special(special_tokens, *this);
+  find_shape(*this);
+  all_allowed = attention.key_allowed.all().item<bool>();
+  allowed_keys = attention.key_allowed.sum(-1);
+  const at::Tensor places = special_keys.nonzero().flatten();
+  special_mass = attention.probabilities.index_select(2, places).sum(-1);
+  content_keys = allowed_keys - attention.key_allowed.index_select(2, places).sum(-1);
 }
 
-}  // namespace
+const at::Tensor& RoleRows::side_by_side() const {
+  if (!side_by_side_.defined()) {
+    side_by_side_ = attention.probabilities.permute({1, 2, 0}).contiguous();
+  }
+  return side_by_side_;
+}
 
 int64_t accumulate_roles(GatedModel& model, const DataSource& data, const RolePass& pass,
                          const RoleAccumulators& accumulators) {
@@ -100,7 +114,7 @@ int64_t accumulate_roles(GatedModel& model, const DataSource& data, const RolePa
   int64_t sequences = 0;
   for_each_attention(model, data, options, [&](const SampleAttention& attention) {
     sequences = attention.sample + 1;
-    const RoleRows rows = read_rows(attention, pass.special_tokens);
+    const RoleRows rows(attention, pass.special_tokens);
     for (const auto& accumulator : accumulators) accumulator->add(rows);
   });
   return sequences;

@@ -51,7 +51,8 @@ RoleSums::RoleSums(std::string role, std::string variant, const HeadLayout& layo
     : role_(std::move(role)),
       variant_(std::move(variant)),
       layout_(layout),
-      totals_(static_cast<size_t>(layout.total_heads())) {}
+      totals_(static_cast<size_t>(layout.total_heads())),
+      draws_(totals_.size()) {}
 
 RoleSums::Sums& RoleSums::of(int64_t sample, int64_t layer, int64_t head) {
   if (sample != last_sample_) {
@@ -86,7 +87,8 @@ void RoleSums::merge(const RoleSums& other) {
     totals_[i].seen += other.totals_[i].seen;
     totals_[i].dropped += other.totals_[i].dropped;
   }
-  for (const auto& [place, draws] : other.draws_) {
+  for (size_t place = 0; place < heads; ++place) {
+    const std::vector<Sums>& draws = other.draws_[place];
     std::vector<Sums>& own = draws_[place];
     own.resize(std::max(own.size(), draws.size()));
     for (size_t draw = 0; draw < draws.size(); ++draw) {
@@ -164,11 +166,12 @@ std::vector<RoleScore> RoleSums::scores(const RoleEnd& end, const Nulls& nulls,
     }
   } else if (nulls.drawn && draws > 0) {
     shuffled = at::full({draws, heads}, std::numeric_limits<double>::quiet_NaN(), at::kDouble);
-    for (const auto& [place, own] : draws_) {
+    double* out = shuffled.mutable_data_ptr<double>();
+    for (int64_t i = 0; i < heads; ++i) {
+      const std::vector<Sums>& own = draws_[static_cast<size_t>(i)];
       for (size_t draw = 0; draw < own.size(); ++draw) {
         if (own[draw].rows > 0) {
-          shuffled[static_cast<int64_t>(draw)][static_cast<int64_t>(place)] =
-              own[draw].score / own[draw].rows;
+          out[static_cast<int64_t>(draw) * heads + i] = own[draw].score / own[draw].rows;
         }
       }
     }

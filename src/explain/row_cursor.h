@@ -21,7 +21,9 @@ class RowCursor {
         largest_(rows.largest.const_data_ptr<float>()),
         ties_(rows.ties.const_data_ptr<float>()),
         squares_(rows.squares.const_data_ptr<float>()),
-        special_(rows.special_mass.const_data_ptr<float>()) {}
+        special_(rows.special_mass.const_data_ptr<float>()),
+        entropy_(rows.entropy.const_data_ptr<float>()),
+        content_(rows.content_keys.const_data_ptr<int64_t>()) {}
 
   void move_to(int64_t query) {
     const int64_t row = first_row_ + query;
@@ -33,13 +35,15 @@ class RowCursor {
     ties = ties_[row];
     squares = squares_[row];
     special_mass = special_[row];
+    entropy = entropy_[row];
+    content_keys = static_cast<double>(content_[mask_ + query]);
   }
 
   const float* weights = nullptr;  ///< [S]
   const bool* allowed = nullptr;   ///< [S]
-  double keys_allowed = 0;
+  double keys_allowed = 0, content_keys = 0;
   bool valid = false;  ///< a token that may see a key
-  float largest = 0, ties = 0, squares = 0, special_mass = 0;
+  float largest = 0, ties = 0, squares = 0, special_mass = 0, entropy = 0;
 
  private:
   int64_t queries_, keys_, first_row_, mask_;
@@ -51,6 +55,8 @@ class RowCursor {
   const float* ties_;
   const float* squares_;
   const float* special_;
+  const float* entropy_;
+  const int64_t* content_;
 };
 
 }  // namespace headkit

@@ -17,9 +17,6 @@ class RowShapeRoles final : public RoleAccumulator {
 
   void add(const RoleRows& rows) override {
     if (rows.keys() == 0) return;
-    const at::Tensor entropies =
-        at::special_entr(rows.attention.probabilities).sum(-1).contiguous();
-    const float* entropy = entropies.const_data_ptr<float>();
     const int64_t last = rows.keys() - 1;
     const bool without_end = rows.special_keys[last].item<bool>();
     for (int64_t h = 0; h < rows.heads(); ++h) {
@@ -30,11 +27,11 @@ class RowShapeRoles final : public RoleAccumulator {
       RoleSums::Totals& of_broad = broad_.totals(attention.layer, head);
       RoleSums::Totals& of_confident = confident_.totals(attention.layer, head);
       RowCursor row(rows, h);
-      for (int64_t i = 0; i < rows.queries(); ++i, ++entropy) {
+      for (int64_t i = 0; i < rows.queries(); ++i) {
         row.move_to(i);
         if (!row.valid) continue;
         if (row.keys_allowed >= 2) {
-          broad.score += *entropy / std::log(row.keys_allowed);
+          broad.score += row.entropy / std::log(row.keys_allowed);
           broad.rows += 1;
           of_broad.uniform += 1;
         }

@@ -13,7 +13,11 @@
 namespace headkit {
 
 /// The attention of one block and sample, with what all roles read of it, computed once.
-struct RoleRows {
+class RoleRows {
+ public:
+  /// `special_tokens`: ids.
+  RoleRows(const SampleAttention& attention, const std::vector<int64_t>& special_tokens);
+
   const SampleAttention& attention;
   at::Tensor query_tokens = {}, key_tokens = {};  ///< int64 [T], [S]; undefined where not known
   at::Tensor special_keys = {};  ///< bool [S]: special tokens; all false where not known
@@ -22,12 +26,22 @@ struct RoleRows {
   at::Tensor ties = {};          ///< float [h, T]: how many keys have it
   at::Tensor squares = {};       ///< float [h, T]: sum of squared weights
   at::Tensor special_mass = {};  ///< float [h, T]: on special keys
+  at::Tensor entropy = {};       ///< float [h, T], in nats
+  at::Tensor content_keys = {};  ///< int64 [1 or h, T]: keys a query may see that are not special
+
+  bool all_allowed = false;  ///< every query may see every key
 
   int64_t heads() const { return attention.probabilities.size(0); }
   int64_t queries() const { return attention.probabilities.size(1); }
   int64_t keys() const { return attention.probabilities.size(2); }
   /// Whether queries and keys are the same tokens.
   bool same_tokens() const { return !attention.cross && queries() == keys(); }
+  /// Float [T, S, h], contiguous: the weights of all heads for a key side by side. Made when first
+  /// asked for.
+  const at::Tensor& side_by_side() const;
+
+ private:
+  mutable at::Tensor side_by_side_ = {};
 };
 
 /// Rows with less mass than that after exclusions are dropped and counted.

@@ -93,7 +93,7 @@ class RoleSums {
   std::unordered_map<int64_t, size_t> slots_;
   std::vector<Sums> sums_;  ///< [slot][head]
   std::vector<Totals> totals_;
-  std::unordered_map<size_t, std::vector<Sums>> draws_;
+  std::vector<std::vector<Sums>> draws_;  ///< by head
   int64_t last_sample_ = -1;
   size_t last_slot_ = 0;
 };
