@@ -321,6 +321,9 @@ Attributes:
 )pbdoc")
       .def_static("from_json", &InputEffects::from_json, py::arg("text"))
       .def("to_json", &InputEffects::to_json)
+      .def("record_patch", &InputEffects::record_patch,
+           "JSON of the members of a decision record that this fills: ``output``, "
+           "``heads[].effects``, ``pairs``.")
       .def_readonly("input", &InputEffects::input)
       .def_readonly("metric", &InputEffects::metric)
       .def_readonly("target", &InputEffects::target)

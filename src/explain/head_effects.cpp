@@ -191,6 +191,25 @@ std::string InputEffects::to_json() const {
       .dump();
 }
 
+std::string InputEffects::record_patch() const {
+  Json all_heads = Json::array(), all_pairs = Json::array();
+  for (const HeadEffects& each : heads) {
+    Json head = place(each.head);
+    head["effects"] = to_json_of(each);
+    for (const char* const name : {"layer", "head"}) head["effects"].erase(name);
+    all_heads.push_back(std::move(head));
+  }
+  for (const PairEffect& each : pairs) all_pairs.push_back(to_json_of(each));
+  return Json{{"output",
+               {{"metric", metric},
+                {"target", nullable(target)},
+                {"distractor", nullable(distractor)},
+                {"value_selected", finite(value)}}},
+              {"heads", std::move(all_heads)},
+              {"pairs", std::move(all_pairs)}}
+      .dump();
+}
+
 InputEffects InputEffects::from_json(const std::string& text) {
   const Json json = parse_json(kOperation, text);
   InputEffects effects;

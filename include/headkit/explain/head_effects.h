@@ -100,6 +100,9 @@ struct InputEffects {
 
   /// One JSON object. Throws std::invalid_argument for a value that is not finite.
   std::string to_json() const;
+  /// The members of a decision record that this fills: output, heads[].effects and pairs, as one
+  /// JSON object (docs/reference/decision_record.schema.json).
+  std::string record_patch() const;
   /// Throws std::invalid_argument for what `to_json` does not write; other members are ignored.
   static InputEffects from_json(const std::string& text);
   bool operator==(const InputEffects&) const = default;

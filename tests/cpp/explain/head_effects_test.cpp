@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <nlohmann/json.hpp>
 
 namespace headkit {
 namespace {
@@ -58,6 +59,22 @@ TEST(HeadEffectsTest, JsonKeepsEverything) {
   const InputEffects effects = example();
   EXPECT_EQ(InputEffects::from_json(effects.to_json()), effects);
   EXPECT_EQ(InputEffects::from_json(InputEffects{}.to_json()), InputEffects{});
+}
+
+TEST(HeadEffectsTest, ARecordTakesWhatItKnows) {
+  const auto patch = nlohmann::json::parse(example().record_patch());
+  const auto whole = nlohmann::json::parse(example().to_json());
+  EXPECT_EQ(patch.size(), 3u);
+  EXPECT_EQ(patch["output"]["metric"], "class_margin");
+  EXPECT_EQ(patch["output"]["value_selected"], 2.5);
+  EXPECT_EQ(patch["pairs"], whole["pairs"]);
+  ASSERT_EQ(patch["heads"].size(), 2u);
+  for (size_t h = 0; h < 2; ++h) {
+    auto head = patch["heads"][h]["effects"];
+    head["layer"] = patch["heads"][h]["layer"];
+    head["head"] = patch["heads"][h]["head"];
+    EXPECT_EQ(head, whole["heads"][h]);
+  }
 }
 
 TEST(HeadEffectsTest, NanAndOtherTextAreRefused) {
