@@ -451,3 +451,43 @@ def test_altered_models_are_refused_and_stay_as_they_were(name):
                 hk.attach(model)
             assert [type(module) for module in model.modules()] == classes
             assert torch.equal(result(model, inputs), expected)
+
+
+@ALL
+def test_toggles_are_those_of_the_plain_model(name):
+    family = FAMILIES[name]
+    plain, model = family.make().double(), family.make().double()
+    inputs = doubled(family.inputs(2, "none" if "none" in family.paddings else family.paddings[0]))
+    hk.attach(model)
+    with torch.no_grad():
+        output = tensor(plain(**inputs))
+    tokens = output.dim() == 3
+    position = torch.zeros(2, dtype=torch.long) if tokens else None
+    found = hk.effects(
+        model,
+        inputs,
+        ablation="zero",
+        metric="token_log_odds" if tokens else "class_margin",
+        position=position,
+    )
+    assert all(len(each.heads) == family.blocks * HEADS for each in found)
+
+    def margins(output):
+        logits = output[:, 0] if tokens else output
+        return [
+            float(logits[example, each.target] - logits[example, each.distractor])
+            for example, each in enumerate(found)
+        ]
+
+    expected = margins(output)
+    for block, head in ((0, 1), (family.blocks - 1, 0)):
+        gates = torch.ones(family.blocks, HEADS, dtype=torch.float64)
+        gates[block, head] = 0
+        with torch.no_grad(), family.oracle(plain, gates):
+            without = margins(tensor(plain(**inputs)))
+        for example, each in enumerate(found):
+            effects = each.heads[block * HEADS + head]
+            effect = expected[example] - without[example]
+            assert effects.toggle.frozen == pytest.approx(effect, abs=1e-5)
+            if effects.direct is not None and not effects.direct_linearised:
+                assert abs(each.direct_residual) < 1e-3
