@@ -23,4 +23,5 @@ PYBIND11_MODULE(_C, m) {
   register_effects(m);
   register_roles(m);
   register_syntax(m);
+  register_decisions(m);
 }

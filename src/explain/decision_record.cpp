@@ -8,44 +8,30 @@
 #include <string_view>
 
 #include "core/json.h"
+#include "explain/record_json.h"
 #include "headkit/core/error.h"
+#include "headkit/explain/head_explanation.h"
+#include "headkit/explain/record_details.h"
 
 namespace headkit {
+
+template <typename T>
+bool Details<T>::operator==(const Details& other) const {
+  return value_ == other.value_ || (value_ && other.value_ && *value_ == *other.value_);
+}
+template class Details<HeadExplanation>;
+template class Details<RecordDetails>;
+
 namespace {
 
 constexpr auto kOperation = "decision_record";
 constexpr std::array<std::string_view, 5> kStates{"on", "off", "pruned", "always_on", "collapsed"};
-constexpr std::array<const char*, 11> kMembers{
-    "schema_version", "library", "model",    "input",         "policy",      "budget",
-    "mode",           "heads",   "run_time", "neuron_blocks", "not_computed"};
+constexpr auto kNotAsked = "not asked for";
 
-Json finite(double value, const char* what) {
-  HEADKIT_CHECK(std::isfinite(value), kOperation, std::string("a finite ") + what, value);
-  return value;
-}
-Json nullable(const std::optional<double>& value, const char* what) {
-  return value ? finite(*value, what) : Json(nullptr);
-}
-Json nullable(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
-Json known(int64_t size) { return size > 0 ? Json(size) : Json(nullptr); }
-
-std::optional<double> optional_number(const Json& value, const char* name) {
-  if (!value.contains(name) || value.at(name).is_null()) return std::nullopt;
-  return number_member(kOperation, value, name);
-}
-std::string optional_text(const Json& value, const char* name) {
-  if (!value.contains(name) || value.at(name).is_null()) return {};
-  return string_member(kOperation, value, name);
-}
 int64_t optional_size(const Json& value, const char* name) {
-  if (!value.contains(name) || value.at(name).is_null()) return 0;
-  return integer_member(kOperation, value, name);
+  return optional_integer(value, name).value_or(0);
 }
-
-std::optional<int64_t> optional_integer(const Json& value, const char* name) {
-  if (!value.contains(name) || value.at(name).is_null()) return std::nullopt;
-  return integer_member(kOperation, value, name);
-}
+Json known(int64_t size) { return size > 0 ? Json(size) : Json(nullptr); }
 
 Json head_to_json(const HeadDecision& decision) {
   HEADKIT_CHECK(std::find(kStates.begin(), kStates.end(), decision.state) != kStates.end(),
@@ -53,23 +39,25 @@ Json head_to_json(const HeadDecision& decision) {
   Json head{{"layer", decision.layer},
             {"head", decision.head},
             {"state", decision.state},
-            {"gate", finite(decision.gate, "gate")},
-            {"reason", nullable(decision.reason)},
-            {"logit", nullable(decision.logit, "logit")},
-            {"threshold", nullable(decision.threshold, "threshold")},
-            {"margin", nullable(decision.margin, "margin")},
+            {"gate", finite_json(decision.gate, "gate")},
+            {"reason", nullable_json(decision.reason)},
+            {"logit", nullable_json(decision.logit, "logit")},
+            {"threshold", nullable_json(decision.threshold, "threshold")},
+            {"margin", nullable_json(decision.margin, "margin")},
             {"why", nullptr}};
   if (decision.base) {
     Json parts = Json::array();
     for (const LogitPart& part : decision.parts) {
-      parts.push_back({{"unit", part.feature.empty() ? Json(part.token) : Json(part.feature)},
-                       {"value", finite(part.value, "part")}});
+      parts.push_back({part.feature.empty() ? Json::object_t::value_type{"unit", part.token}
+                                            : Json::object_t::value_type{"feature", part.feature},
+                       {"value", finite_json(part.value, "part")}});
     }
-    head["why"] = {{"base", finite(*decision.base, "base")},
+    head["why"] = {{"base", finite_json(*decision.base, "base")},
                    {"parts", std::move(parts)},
-                   {"rest", nullable(decision.rest, "rest")},
-                   {"residual", nullable(decision.residual, "residual")}};
+                   {"rest", nullable_json(decision.rest, "rest")},
+                   {"residual", nullable_json(decision.residual, "residual")}};
   }
+  if (decision.explained) write_explanation(*decision.explained, head);
   return head;
 }
 
@@ -94,11 +82,14 @@ HeadDecision head_from_json(const Json& json) {
     HEADKIT_CHECK(parts.is_array(), kOperation, "an array as \"parts\"", parts.type_name());
     for (const Json& part : parts) {
       const double value = number_member(kOperation, part, "value");
-      const bool scalar = member(kOperation, part, "unit").is_string();
-      decision.parts.push_back(scalar
-                                   ? LogitPart{-1, value, string_member(kOperation, part, "unit")}
-                                   : LogitPart{integer_member(kOperation, part, "unit"), value});
+      decision.parts.push_back(
+          part.contains("feature")
+              ? LogitPart{-1, value, string_member(kOperation, part, "feature")}
+              : LogitPart{integer_member(kOperation, part, "unit"), value});
     }
+  }
+  if (std::optional<HeadExplanation> explained = read_explanation(json)) {
+    decision.explained = std::move(*explained);
   }
   return decision;
 }
@@ -152,6 +143,113 @@ void read_blocks(const Json& json, DecisionRecord& record) {
   check_blocks(record);
 }
 
+bool any_head(const DecisionRecord& record, const std::string HeadExplanation::*text) {
+  return std::any_of(record.heads.begin(), record.heads.end(), [&](const HeadDecision& decision) {
+    return decision.explained && !((*decision.explained).*text).empty();
+  });
+}
+
+// What the record lacks; reasons that were given come before ours.
+std::vector<MissingField> missing_fields(const DecisionRecord& record) {
+  std::vector<MissingField> missing;
+  if (record.details) missing = record.details->missing;
+  const auto note = [&](bool lacks, const char* field, const char* reason) {
+    const bool told = std::any_of(missing.begin(), missing.end(),
+                                  [&](const MissingField& each) { return each.field == field; });
+    if (lacks && !told) missing.push_back({field, reason});
+  };
+  note(record.weights_sha256.empty(), "model.weights_sha256", "no fingerprint was given");
+  note(!record.flops_run, "budget.flops_run", "the sizes of the model are not known");
+  note(!record.risk_bound, "budget.risk_bound", "the policy promises no risk");
+  note(record.reference.empty(), "heads.why", "the policy has no linear logits");
+  const bool flips = std::any_of(
+      record.heads.begin(), record.heads.end(),
+      [](const HeadDecision& decision) { return decision.explained && decision.explained->flip; });
+  note(!flips, "heads.why.flip", kNotAsked);
+  note(!any_head(record, &HeadExplanation::roles), "heads.roles", kNotAsked);
+  note(!any_head(record, &HeadExplanation::effects), "heads.effects", kNotAsked);
+  note(!any_head(record, &HeadExplanation::attention), "heads.attention", kNotAsked);
+  const RecordDetails none, &details = record.details ? *record.details : none;
+  note(!details.output, "output", kNotAsked);
+  note(details.pairs.empty(), "pairs", kNotAsked);
+  note(details.faithfulness.empty(), "trust.faithfulness", kNotAsked);
+  note(details.simulatability.empty(), "trust.simulatability", kNotAsked);
+  note(details.stability.empty(), "trust.stability", kNotAsked);
+  note(details.agreement.empty(), "trust.agreement", kNotAsked);
+  return missing;
+}
+
+void read_missing(const Json& json, DecisionRecord& record) {
+  const auto given = json.find("not_computed");
+  if (given == json.end() || given->is_null()) return;
+  HEADKIT_CHECK(given->is_array(), kOperation, "an array as \"not_computed\"", given->type_name());
+  const std::vector<MissingField> ours = missing_fields(record);
+  RecordDetails details = record.details.value_or_new();
+  for (const Json& each : *given) {
+    MissingField missing{string_member(kOperation, each, "field"),
+                         string_member(kOperation, each, "reason")};
+    if (std::find(ours.begin(), ours.end(), missing) == ours.end()) {
+      details.missing.push_back(std::move(missing));
+    }
+  }
+  if (!details.missing.empty()) record.details = std::move(details);
+}
+
+Json record_json(const DecisionRecord& record) {
+  check_heads(record);
+  check_blocks(record);
+  Json all_heads = Json::array();
+  for (const HeadDecision& decision : record.heads) all_heads.push_back(head_to_json(decision));
+  Json json{
+      {"schema_version", kRecordSchema},
+      {"library", {{"name", "headkit"}, {"version", nullable_json(record.library_version)}}},
+      {"model",
+       {{"weights_sha256", nullable_json(record.weights_sha256)},
+        {"layers", record.layout.layers},
+        {"heads", record.layout.heads},
+        {"kv_heads", record.layout.key_value_heads()},
+        {"head_dim", known(record.layout.head_dim)},
+        {"model_dim", known(record.layout.model_dim)},
+        {"feed_forward", known(record.layout.feed_forward)}}},
+      {"input", {{"id", record.input}, {"length", record.tokens}}},
+      {"policy",
+       {{"name", record.policy},
+        {"calibration_id", nullable_json(record.calibration)},
+        {"threshold", nullable_json(record.threshold, "threshold")},
+        {"lambda", nullable_json(record.lambda, "lambda")},
+        {"confidence", nullable_json(record.confidence, "confidence")},
+        {"signal", nullable_json(record.signal)},
+        {"rung", record.rung ? Json(*record.rung) : Json(nullptr)},
+        {"rungs", record.rungs ? Json(*record.rungs) : Json(nullptr)},
+        {"decided_at", record.decided_at ? Json(*record.decided_at) : Json(nullptr)},
+        {"reference", nullable_json(record.reference)}}},
+      {"budget",
+       {{"active", record.active()},
+        {"total", record.layout.total_heads()},
+        {"heads_run", record.heads_run},
+        {"flops_run", nullable_json(record.flops_run, "number of FLOPs")},
+        {"flops_dense", nullable_json(record.flops_dense, "number of FLOPs")},
+        {"risk_bound", nullable_json(record.risk_bound, "risk")},
+        {"unmet", record.budget_unmet ? Json(*record.budget_unmet) : Json(nullptr)}}},
+      {"mode", record.mode},
+      {"run_time",
+       {{"request_id", nullable_json(record.request_id)},
+        {"ood_score", nullable_json(record.ood_score, "score")},
+        {"audit_loss", nullable_json(record.audit_loss, "loss")}}},
+      {"heads", std::move(all_heads)},
+      {"neuron_blocks", record.block_count > 0
+                            ? Json{{"count", record.block_count}, {"open", record.open_blocks}}
+                            : Json(nullptr)},
+  };
+  if (record.details) write_details(*record.details, json);
+  Json not_computed = Json::array();
+  for (const MissingField& missing : missing_fields(record)) {
+    not_computed.push_back({{"field", missing.field}, {"reason", missing.reason}});
+  }
+  json["not_computed"] = std::move(not_computed);
+  return json;
+}
+
 }  // namespace
 
 int64_t DecisionRecord::active() const {
@@ -179,77 +277,28 @@ at::Tensor DecisionRecord::block_gates() const {
 }
 
 std::string DecisionRecord::to_json() const {
-  check_heads(*this);
-  check_blocks(*this);
-  Json all_heads = Json::array();
-  for (const HeadDecision& decision : heads) all_heads.push_back(head_to_json(decision));
-
-  Json not_computed = Json::array();
-  const auto note = [&](bool missing, const char* name) {
-    if (missing) not_computed.push_back(name);
-  };
-  note(weights_sha256.empty(), "model.weights_sha256");
-  note(!flops_run, "budget.flops_run");
-  note(!risk_bound, "budget.risk_bound");
-  note(reference.empty(), "heads.why");
-
-  Json json = unknown.empty() ? Json::object() : parse_json(kOperation, unknown);
-  json.update(Json{
-      {"schema_version", kRecordSchema},
-      {"library", {{"name", "headkit"}, {"version", nullable(library_version)}}},
-      {"model",
-       {{"weights_sha256", nullable(weights_sha256)},
-        {"layers", layout.layers},
-        {"heads", layout.heads},
-        {"head_dim", known(layout.head_dim)},
-        {"model_dim", known(layout.model_dim)},
-        {"feed_forward", known(layout.feed_forward)}}},
-      {"input", {{"id", input}, {"length", tokens}}},
-      {"policy",
-       {{"name", policy},
-        {"calibration_id", nullable(calibration)},
-        {"threshold", nullable(threshold, "threshold")},
-        {"lambda", nullable(lambda, "lambda")},
-        {"confidence", nullable(confidence, "confidence")},
-        {"signal", nullable(signal)},
-        {"rung", rung ? Json(*rung) : Json(nullptr)},
-        {"rungs", rungs ? Json(*rungs) : Json(nullptr)},
-        {"decided_at", decided_at ? Json(*decided_at) : Json(nullptr)},
-        {"reference", nullable(reference)}}},
-      {"budget",
-       {{"active", active()},
-        {"total", layout.total_heads()},
-        {"heads_run", heads_run},
-        {"flops_run", nullable(flops_run, "number of FLOPs")},
-        {"flops_dense", nullable(flops_dense, "number of FLOPs")},
-        {"risk_bound", nullable(risk_bound, "risk")},
-        {"unmet", budget_unmet ? Json(*budget_unmet) : Json(nullptr)}}},
-      {"mode", mode},
-      {"run_time",
-       {{"request_id", nullable(request_id)},
-        {"ood_score", nullable(ood_score, "score")},
-        {"audit_loss", nullable(audit_loss, "loss")}}},
-      {"heads", std::move(all_heads)},
-      {"neuron_blocks",
-       block_count > 0 ? Json{{"count", block_count}, {"open", open_blocks}} : Json(nullptr)},
-      {"not_computed", std::move(not_computed)},
-  });
+  Json json = record_json(*this);
+  if (!unknown.empty()) restore_members(json, parse_json(kOperation, unknown));
   return json.dump();
 }
 
 DecisionRecord DecisionRecord::from_json(const std::string& text) {
   Json json = parse_json(kOperation, text);
   const std::string schema = string_member(kOperation, json, "schema_version");
-  HEADKIT_CHECK(schema.substr(0, schema.find('.')) == "1", kOperation,
-                std::string("schema version 1, as this headkit writes (") + kRecordSchema + ")",
-                schema);
+  const std::string major = schema.substr(0, schema.find('.'));
+  HEADKIT_CHECK(major == "1" || major == "2", kOperation,
+                std::string("schema version 1 or 2; this headkit writes ") + kRecordSchema, schema);
+  if (major == "1") upgrade_record(json);
   DecisionRecord record;
   record.library_version = optional_text(member(kOperation, json, "library"), "version");
   const Json& model = member(kOperation, json, "model");
   record.weights_sha256 = optional_text(model, "weights_sha256");
   record.layout = {integer_member(kOperation, model, "layers"),
-                   integer_member(kOperation, model, "heads"), optional_size(model, "head_dim"),
-                   optional_size(model, "model_dim"), optional_size(model, "feed_forward")};
+                   integer_member(kOperation, model, "heads"),
+                   optional_size(model, "head_dim"),
+                   optional_size(model, "model_dim"),
+                   optional_size(model, "feed_forward"),
+                   optional_size(model, "kv_heads")};
   const Json& input = member(kOperation, json, "input");
   record.input = integer_member(kOperation, input, "id");
   record.tokens = integer_member(kOperation, input, "length");
@@ -287,9 +336,39 @@ DecisionRecord DecisionRecord::from_json(const std::string& text) {
   if (json.contains("neuron_blocks") && !json.at("neuron_blocks").is_null()) {
     read_blocks(json.at("neuron_blocks"), record);
   }
-  for (const char* name : kMembers) json.erase(name);
-  if (!json.empty()) record.unknown = json.dump();
+  if (std::optional<RecordDetails> details = read_details(json)) {
+    record.details = std::move(*details);
+  }
+  read_missing(json, record);
+  const Json unknown = unknown_members(json, record_json(record));
+  if (!unknown.is_null()) record.unknown = unknown.dump();
   return record;
+}
+
+DecisionRecord DecisionRecord::with(const std::string& patch) const {
+  Json given = parse_json(kOperation, patch);
+  HEADKIT_CHECK(given.is_object(), kOperation, "an object", given.type_name());
+  Json json = parse_json(kOperation, to_json());
+  json["not_computed"] = Json::array();
+  if (details) {
+    for (const MissingField& each : details->missing) {
+      json["not_computed"].push_back({{"field", each.field}, {"reason", each.reason}});
+    }
+  }
+  if (const auto heads = given.find("heads"); heads != given.end()) {
+    HEADKIT_CHECK(heads->is_array(), kOperation, "an array as \"heads\"", heads->type_name());
+    for (const Json& head : *heads) {
+      const int64_t layer = integer_member(kOperation, head, "layer");
+      const int64_t place = integer_member(kOperation, head, "head");
+      HEADKIT_CHECK(layer >= 0 && layer < layout.layers && place >= 0 && place < layout.heads,
+                    kOperation, c10::str("heads of ", layout.layers, " layers of ", layout.heads),
+                    "layer ", layer, " head ", place);
+      json["heads"][static_cast<size_t>(layer * layout.heads + place)].merge_patch(head);
+    }
+    given.erase(heads);
+  }
+  json.merge_patch(given);
+  return from_json(json.dump());
 }
 
 std::vector<DecisionRecord> read_decision_records(const std::string& lines) {

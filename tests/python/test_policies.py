@@ -135,7 +135,7 @@ def test_records_add_up_and_replay(tiny, model, batch, kind):
                 total = head.base + sum(part.value for part in head.parts) + head.rest
                 assert total == pytest.approx(head.logit, abs=1e-5 * max(1, abs(head.logit)))
         assert hk.DecisionRecord.from_json(record.to_json()) == record
-        assert json.loads(record.to_json())["schema_version"] == "1.1"
+        assert json.loads(record.to_json())["schema_version"] == hk._C.RECORD_SCHEMA
 
 
 def test_records_through_hooks(tiny, model, batch):

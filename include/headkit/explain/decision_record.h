@@ -8,12 +8,16 @@
 #include <vector>
 
 #include "headkit/core/head_layout.h"
+#include "headkit/explain/details.h"
 
 namespace headkit {
 
-/// Version of the JSON schema of decision records. A reader refuses a newer major number and keeps
-/// fields it does not know.
-inline constexpr const char* kRecordSchema = "1.1";
+struct HeadExplanation;
+struct RecordDetails;
+
+/// Version of the JSON schema of decision records (docs/reference/decision_record.schema.json). A
+/// reader refuses a newer major number, takes older ones, and keeps fields it does not know.
+inline constexpr const char* kRecordSchema = "2.0";
 
 /// One addend of a gate logit.
 struct LogitPart {
@@ -34,17 +38,19 @@ struct HeadDecision {
   std::string reason;  ///< score, floor, fixed, mask, removed, confidence
   std::optional<double> logit;
   std::optional<double> threshold;
-  std::optional<double> margin;    ///< logit - threshold
-  std::optional<double> base;      ///< what the logit is for the reference input
-  std::vector<LogitPart> parts;    ///< largest magnitude first
-  std::optional<double> rest;      ///< sum of the parts that are not listed
-  std::optional<double> residual;  ///< logit - (base + parts + rest): rounding
+  std::optional<double> margin;             ///< logit - threshold
+  std::optional<double> base;               ///< what the logit is for the reference input
+  std::vector<LogitPart> parts;             ///< largest magnitude first
+  std::optional<double> rest;               ///< sum of the parts that are not listed
+  std::optional<double> residual;           ///< logit - (base + parts + rest): rounding
+  Details<HeadExplanation> explained = {};  ///< head_explanation.h; missing in plain runs
   bool operator==(const HeadDecision&) const = default;
 };
 
 /// What a policy decided for one input: one JSON object, one line.
 ///
-/// Fields of the schema that are not known are written as null and named in `not_computed`.
+/// Fields of the schema that are not known are null or left out, and named in `not_computed` with a
+/// reason. Plain runs leave the wide parts out; `explain_decisions` fills them.
 struct DecisionRecord {
   std::string library_version;  ///< headkit's
   HeadLayout layout;            ///< of the original model; sizes that are not known are 0
@@ -74,7 +80,8 @@ struct DecisionRecord {
   std::vector<HeadDecision> heads;  ///< all heads, by layer, then head
   int64_t block_count = 0;          ///< blocks of 32 neurons in a layer; 0 = not gated, all open
   std::vector<std::vector<int64_t>> open_blocks;  ///< ascending, for each layer; empty if not gated
-  std::string unknown;  ///< JSON object of top-level fields the reader did not know
+  Details<RecordDetails> details = {};            ///< record_details.h; missing in plain runs
+  std::string unknown;                            ///< JSON object of fields the reader did not know
 
   int64_t active() const;  ///< heads with a gate other than 0
   /// Gates [L, H], float32: running the input under them gives the output again.
@@ -86,6 +93,10 @@ struct DecisionRecord {
   /// that do not cover the layout.
   std::string to_json() const;
   static DecisionRecord from_json(const std::string& text);
+  /// The same record with the members of a JSON object put in their places: objects are merged,
+  /// `heads` by layer and head, everything else replaced. Throws std::invalid_argument if that is
+  /// no record.
+  DecisionRecord with(const std::string& patch) const;
   bool operator==(const DecisionRecord&) const = default;
 };
 

@@ -41,9 +41,9 @@ struct TokenRemoval {
 
 /// One addend of a gate logit by feature, or by token and feature.
 struct FeaturePart {
-  std::optional<int64_t> token;  ///< unset in parts by feature, and for scalars
-  int64_t dimension = -1;        ///< of the state; -1 for scalars
-  std::string scalar = {};       ///< name of a scalar; empty = a dimension
+  std::optional<int64_t> token = {};  ///< unset in parts by feature, and for scalars
+  int64_t dimension = -1;             ///< of the state; -1 for scalars
+  std::string scalar = {};            ///< name of a scalar; empty = a dimension
   double value = 0;
   bool operator==(const FeaturePart&) const = default;
 };
