@@ -24,4 +24,5 @@ PYBIND11_MODULE(_C, m) {
   register_roles(m);
   register_syntax(m);
   register_decisions(m);
+  register_trust(m);
 }

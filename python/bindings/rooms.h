@@ -24,5 +24,6 @@ void register_explain(pybind11::module_& m);
 void register_effects(pybind11::module_& m);
 void register_roles(pybind11::module_& m);
 void register_decisions(pybind11::module_& m);
+void register_trust(pybind11::module_& m);
 
 }  // namespace headkit::bindings

@@ -285,6 +285,29 @@ def test_escalation_runs_and_is_explained(folders, data, tmp_path):
     assert "escalation" in told and "confidence of the first run" in told
 
 
+def test_a_data_set_is_explained(folders, data, tmp_path):
+    out = tmp_path / "gated"
+    fitted = call(
+        "fit", "--model", folders["classifier"], "--data", data, "--out", out, "--mean-heads", 7
+    )
+    assert fitted.exit_code == 0, said(fitted)
+    file, picture = tmp_path / "usage.json", tmp_path / "usage.svg"
+    asked = ("explain", "--model", out, "--data", data)
+    told = call(*asked, "--json", "--out", file, "--plot", picture)
+    assert told.exit_code == 0, said(told)
+    content = json.loads(told.stdout)
+    assert content == json.loads(file.read_text()) and picture.stat().st_size > 5000
+    ran = json.loads(call("run", "--model", out, "--data", data, "--json").stdout)
+    assert content["inputs"] == 40
+    assert content["selected"]["mean"] == pytest.approx(ran["mean_heads_run"], abs=0.01)
+    assert sum(content["classes"].values()) == 40
+    assert set(content["heads"][0]["correlations"]) == {"complexity", "confidence", "length"}
+    words = said(call(*asked))
+    assert "of 12 heads run on average" in words and "linear_gate, 40 inputs" in words
+    refused("--data beside --plot", "explain", "--model", out, "--text", "w1", "--plot", picture)
+    refused("*.json", *asked, "--out", tmp_path / "usage.html")
+
+
 def test_explain_says_that_there_is_no_policy(folders):
     told = said(call("explain", "--model", folders["classifier"], "--text", "w1 w2"))
     assert "no policy is saved" in told and "12 of 12 heads run" in told

@@ -21,9 +21,9 @@ struct DecisionExplanation {
   /// For so many closest decisions with a flip, its tokens are also taken out of the model's input:
   /// a run each. < 0 = for all.
   int64_t removals = 8;
-  int64_t first_input = 0;     ///< number of the first example
-  std::string weights_sha256;  ///< empty = it is computed
-  RecordDetails about{};       ///< what is known of all examples: model, device, seeds ...
+  int64_t first_input = 0;       ///< number of the first example
+  std::string weights_sha256{};  ///< empty = it is computed
+  RecordDetails about{};         ///< what is known of all examples: model, device, seeds ...
   /// What the tokens of each example show, in the order of the padded input: raw content, by
   /// opt-in.
   std::vector<std::vector<InputUnit>> units{};

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from headkit.cli.options import Audio, Image, Json, ModelName, TaskName, Text
+from headkit.cli.options import Audio, Image, Json, Limit, ModelName, TaskName, Text
 from headkit.cli.terminal import exit_codes, print_json, quiet_transformers, shown_progress
 
 SIGNS = {"on": "+", "off": "-", "always_on": "A", "pruned": "x", "collapsed": "c"}
@@ -22,16 +22,30 @@ def explain(
     text: Text = None,
     image: Image = None,
     audio: Audio = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Many inputs, as for run: which heads they run, and when."),
+    ] = None,
     task: TaskName = None,
     closest: Annotated[
-        int, typer.Option("--closest", min=0, help="Heads shown in detail: closest decisions.")
+        int,
+        typer.Option(
+            "--closest",
+            min=0,
+            help="Heads shown in detail: closest decisions; with --data those whose use goes most "
+            "with a property of the inputs.",
+        ),
     ] = 10,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the decision record to this JSON file.")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="With --data: draw how often each head runs.")
+    ] = None,
+    limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Show which heads one input runs, and why: the decision record of the saved policy."""
+    """Show which heads one input runs, and why, or which heads a data set runs, and when."""
     with exit_codes():
         from headkit.cli.inputs import prepare
         from headkit.cli.records import record_input
@@ -40,6 +54,16 @@ def explain(
         if out is not None and out.suffix != ".json":
             raise ValueError(f"[explain] expected a file named *.json as --out; found {out.name}")
         given = {"text": text, "image": image, "audio": audio}
+        if data is not None:
+            from headkit.cli.usage_tables import explain_data, print_usage
+
+            with quiet_transformers(), shown_progress() as show:
+                many = prepare("explain", model, task, given, data, False, show, limit)
+                usage = explain_data(many, show, out, plot)
+            print_usage(usage, closest, as_json)
+            return
+        if plot is not None:
+            raise ValueError("[explain] expected --data beside --plot; found one input")
         with quiet_transformers(), shown_progress() as show:
             prepared = prepare("explain", model, task, given, None, False, show)
             record, units = record_input(prepared)

@@ -56,8 +56,8 @@ def prepare(
     names += ["--data"] if data is not None else []
     if len(names) != 1:
         raise ValueError(
-            f"[{operation}] expected one of --text, --image, --audio"
-            f"{' and --data' if operation == 'run' else ''}; found {' and '.join(names) or 'none'}"
+            f"[{operation}] expected one of --text, --image, --audio and --data; found "
+            f"{' and '.join(names) or 'none'}"
         )
     source = find_model(model)
     task = choose_task(source, task_name)
