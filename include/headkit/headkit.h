@@ -21,6 +21,7 @@
 #include "headkit/explain/conllu.h"
 #include "headkit/explain/corpus_view.h"
 #include "headkit/explain/decision_record.h"
+#include "headkit/explain/effect_faithfulness.h"
 #include "headkit/explain/explain_decisions.h"
 #include "headkit/explain/explanation_stability.h"
 #include "headkit/explain/faithfulness.h"

@@ -1,4 +1,5 @@
 #include <headkit/explain/corpus_view.h>
+#include <headkit/explain/effect_faithfulness.h>
 #include <headkit/explain/explanation_stability.h>
 #include <headkit/explain/faithfulness.h>
 #include <headkit/explain/head_usage.h>
@@ -120,6 +121,26 @@ Example:
     >>> found.comprehensiveness_aopc[1].normalised
     1.0
 )pbdoc");
+  m.def(
+      "effect_faithfulness",
+      [](GatedModel& model, const Batch& batch, const std::vector<InputEffects>& effects,
+         const std::string& by, const std::optional<std::shared_ptr<DataSource>>& reference,
+         const std::optional<at::Tensor>& dropped_output, const std::string& grid,
+         int64_t random_orders, int64_t beam_width, uint64_t seed) {
+        if (effects.empty())
+          throw py::value_error("[effect_faithfulness] expected effects; found none");
+        return effect_faithfulness(model, batch, *make_output_metric(effects[0].metric), effects,
+                                   {.by = by,
+                                    .reference = reference ? reference->get() : nullptr,
+                                    .dropped_output = or_undefined(dropped_output),
+                                    .curves = {.grid = grid,
+                                               .random_orders = random_orders,
+                                               .seed = seed,
+                                               .beam_width = beam_width}});
+      },
+      py::arg("model"), py::arg("batch"), py::arg("effects"), py::kw_only(), py::arg("by"),
+      py::arg("reference"), py::arg("dropped_output"), py::arg("grid"), py::arg("random_orders"),
+      py::arg("beam_width"), py::arg("seed"), Unlocked(), "See headkit.effect_faithfulness.");
   m.def(
       "gini", [](const std::vector<double>& values) { return gini(values); }, py::arg("values"),
       R"pbdoc(

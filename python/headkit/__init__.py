@@ -239,7 +239,12 @@ from headkit.pruning import (
 from headkit.running import run
 from headkit.saving import load, load_policy, save
 from headkit.scoring import fisher_information, plot_scores, score
-from headkit.trust import check_randomisation, explanation_stability, metric_agreement
+from headkit.trust import (
+    check_randomisation,
+    effect_faithfulness,
+    explanation_stability,
+    metric_agreement,
+)
 from headkit.tuning import tune_hies
 from headkit.usage import head_usage, plot_head_usage
 
@@ -386,6 +391,7 @@ __all__ = [
     "data_hash",
     "decompose_gate",
     "detach",
+    "effect_faithfulness",
     "effects",
     "encoder_flops",
     "explain_decisions",

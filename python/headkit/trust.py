@@ -10,6 +10,53 @@ from headkit.hybrid import HybridPruner, as_policy
 from headkit.scoring import gated_model
 
 
+def effect_faithfulness(
+    model: torch.nn.Module | _C.GatedModel,
+    batch: Mapping[str, torch.Tensor],
+    effects: Sequence[_C.InputEffects],
+    *,
+    by: str = "toggle",
+    reference: Any = None,
+    dropped_output: torch.Tensor | None = None,
+    grid: str = "eraser",
+    random_orders: int = 50,
+    beam_width: int = 0,
+    seed: int = 0,
+) -> list[_C.Faithfulness]:
+    """Test what ``effects`` says of each input: curves over its heads that are on, best first.
+
+    Args:
+        model: an attached model, or a GatedModel.
+        batch: name -> tensor, as it was given to ``effects``.
+        effects: what that returned; metric, target and ablation are taken from it.
+        by: what orders heads: ``"toggle"``, ``"gate_gradient"`` or ``"direct"``, largest support
+            first.
+        reference: batches for the ablations mean and resample.
+        dropped_output: what heads add that the policy closed, [layers, heads, model_dim].
+        grid: of the curves, ``"eraser"`` or ``"all"``; see ``headkit.faithfulness``.
+        random_orders: beside it. beam_width: for bounds of more than 8 heads. seed: of the draw.
+
+    Returns:
+        list of Faithfulness, one an input.
+
+    Raises:
+        ValueError: for effects of other inputs, effects that lack what orders heads, and inputs
+            without a head that is on.
+    """
+    return _C.effect_faithfulness(
+        gated_model(model, "effect_faithfulness"),
+        dict(batch),
+        list(effects),
+        by=by,
+        reference=reference,
+        dropped_output=dropped_output,
+        grid=grid,
+        random_orders=random_orders,
+        beam_width=beam_width,
+        seed=seed,
+    )
+
+
 def check_randomisation(
     model: torch.nn.Module | _C.GatedModel,
     data: Any,

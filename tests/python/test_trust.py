@@ -138,3 +138,18 @@ def test_usage_over_a_data_set(tiny, model, data, tmp_path):
     assert (tmp_path / "usage.png").stat().st_size > 5000
     with pytest.raises(ValueError, match="mine"):
         hk.head_usage(model, data, gate, properties={"mine": torch.arange(5)})
+
+
+def test_effects_are_put_to_the_test(tiny, model, data):
+    gate = linear_gate(tiny)
+    batch = {name: rows[:2] for name, rows in data[0].items()}
+    effects = hk.effects(model, batch, ablation="zero", gates=gate)
+    found = hk.effect_faithfulness(model, batch, effects, random_orders=5)
+    for one, measured in zip(found, effects, strict=True):
+        content = json.loads(one.to_json())
+        assert content["metric"] == "class_margin" and content["ablation"] == "zero"
+        assert one.value_all == pytest.approx(measured.value, abs=1e-5)
+        best = max(head.toggle.frozen for head in measured.heads if head.gate != 0)
+        assert one.comprehensiveness.values[0] == pytest.approx(best, abs=1e-5)
+    with pytest.raises(ValueError, match="effects of 2 examples"):
+        hk.effect_faithfulness(model, batch, effects[:1])
