@@ -48,7 +48,10 @@ py::dict registry() {
 void register_scores(py::module_& m) {
   py::class_<RoleNull>(m, "RoleNull", "What a score is without the role: ``name`` and ``value``.")
       .def_readonly("name", &RoleNull::name)
-      .def_readonly("value", &RoleNull::value);
+      .def_readonly("value", &RoleNull::value)
+      .def("__repr__", [](const RoleNull& null) {
+        return c10::str("RoleNull(", null.name, " ", null.value, ")");
+      });
   py::class_<RoleScore>(m, "RoleScore", R"pbdoc(
 How well one head fits one role.
 

@@ -75,7 +75,7 @@ void add_copying(GatedModel& model, const RoleMeasure& measure, const at::Tensor
     if (maps.size() > 1 && measure.draws > 0) {
       std::mt19937_64 random(measure.seed);
       const auto draw = [&](size_t below) {
-        return static_cast<size_t>((static_cast<unsigned __int128>(random()) * below) >> 64);
+        return static_cast<size_t>(draw_below(random, static_cast<int64_t>(below)));
       };
       std::vector<double> unrelated;
       for (int64_t i = 0; i < measure.draws; ++i) {

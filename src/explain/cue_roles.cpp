@@ -6,6 +6,7 @@
 #include "explain/row_cursor.h"
 #include "explain/text_roles.h"
 #include "headkit/explain/role_sums.h"
+#include "scorers/resampling.h"
 
 namespace headkit {
 namespace {
@@ -16,12 +17,11 @@ struct Cue {
 };
 using Cues = std::vector<Cue>;  // by row
 
-// Not std::shuffle, whose numbers differ between standard libraries.
 template <typename Entries>
 void permute(std::mt19937_64& random, Entries& entries) {
-  for (size_t i = entries.size(); i > 1; --i) {
-    const auto other = (static_cast<unsigned __int128>(random()) * i) >> 64;
-    std::swap(entries[i - 1], entries[static_cast<size_t>(other)]);
+  for (auto left = static_cast<int64_t>(entries.size()); left > 1; --left) {
+    std::swap(entries[static_cast<size_t>(left - 1)],
+              entries[static_cast<size_t>(draw_below(random, left))]);
   }
 }
 

@@ -6,6 +6,7 @@
 #include "explain/row_cursor.h"
 #include "explain/text_roles.h"
 #include "headkit/explain/role_sums.h"
+#include "scorers/resampling.h"
 
 namespace headkit {
 namespace {
@@ -68,9 +69,8 @@ class RareToken final : public RoleAccumulator {
     std::vector<int64_t> order = found.rarer;
     for (int64_t draw = 0; draw < measure_.draws; ++draw) {
       for (size_t i = 0; i < found.rarest.size(); ++i) {
-        const auto other = static_cast<size_t>(
-            (static_cast<unsigned __int128>(random()) * (order.size() - i)) >> 64);
-        std::swap(order[i], order[i + other]);
+        const int64_t other = draw_below(random, static_cast<int64_t>(order.size() - i));
+        std::swap(order[i], order[i + static_cast<size_t>(other)]);
       }
       found.moved.emplace_back(order.begin(),
                                order.begin() + static_cast<std::ptrdiff_t>(found.rarest.size()));

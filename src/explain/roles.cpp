@@ -8,6 +8,7 @@
 
 #include "explain/text_roles.h"
 #include "headkit/core/error.h"
+#include "scorers/resampling.h"
 
 namespace headkit {
 namespace {
@@ -90,7 +91,7 @@ RandomSequences random_sequences(const RoleOptions& options, const TokenCounts& 
   if (tokens.size() < 2 || longest_r < kLeastLongest) return made;
   std::mt19937_64 random(options.measure.seed);
   const auto draw = [&](size_t below) {
-    return static_cast<size_t>((static_cast<unsigned __int128>(random()) * below) >> 64);
+    return static_cast<size_t>(draw_below(random, static_cast<int64_t>(below)));
   };
   std::vector<std::vector<int64_t>> sequences;
   for (int64_t i = 0; i < options.random_sequences; ++i) {

@@ -8,6 +8,7 @@
 #include "headkit/core/error.h"
 #include "scorers/ablation_sample.h"
 #include "scorers/context_moments.h"
+#include "scorers/resampling.h"
 
 namespace headkit {
 namespace {
@@ -41,8 +42,7 @@ std::vector<int64_t> partners(int64_t examples, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::vector<int64_t> drawn;
   for (int64_t own = 0; own < examples; ++own) {
-    const auto other = static_cast<int64_t>(
-        (static_cast<unsigned __int128>(random()) * static_cast<uint64_t>(examples - 1)) >> 64);
+    const int64_t other = draw_below(random, examples - 1);
     drawn.push_back(other + (other >= own ? 1 : 0));
   }
   return drawn;

@@ -9,16 +9,16 @@
 
 namespace headkit {
 
+int64_t draw_below(std::mt19937_64& random, int64_t below) {
+  return static_cast<int64_t>(
+      (static_cast<unsigned __int128>(random()) * static_cast<uint64_t>(below)) >> 64);
+}
+
 at::Tensor draw_counts(std::mt19937_64& random, int64_t rows, int64_t units) {
   at::Tensor counts = at::zeros({rows, units}, at::kDouble);
   double* next = counts.mutable_data_ptr<double>();
   for (int64_t row = 0; row < rows; ++row, next += units) {
-    for (int64_t i = 0; i < units; ++i) {
-      // Not std::uniform_int_distribution, whose numbers differ between standard libraries.
-      const auto place =
-          (static_cast<unsigned __int128>(random()) * static_cast<uint64_t>(units)) >> 64;
-      next[static_cast<int64_t>(place)] += 1;
-    }
+    for (int64_t i = 0; i < units; ++i) next[draw_below(random, units)] += 1;
   }
   return counts;
 }
@@ -27,9 +27,8 @@ std::vector<int64_t> shuffled(std::mt19937_64& random, int64_t count) {
   std::vector<int64_t> order(static_cast<size_t>(count));
   std::iota(order.begin(), order.end(), 0);
   for (int64_t last = count - 1; last > 0; --last) {
-    const auto other = static_cast<int64_t>(
-        (static_cast<unsigned __int128>(random()) * static_cast<uint64_t>(last + 1)) >> 64);
-    std::swap(order[static_cast<size_t>(last)], order[static_cast<size_t>(other)]);
+    std::swap(order[static_cast<size_t>(last)],
+              order[static_cast<size_t>(draw_below(random, last + 1))]);
   }
   return order;
 }

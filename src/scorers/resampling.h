@@ -8,6 +8,10 @@
 
 namespace headkit {
 
+/// A number of 0 .. below-1. Not std::uniform_int_distribution, whose numbers differ between
+/// standard libraries.
+int64_t draw_below(std::mt19937_64& random, int64_t below);
+
 /// How often each of n units is drawn in a resample of n, double [rows, n].
 at::Tensor draw_counts(std::mt19937_64& random, int64_t rows, int64_t units);
 

@@ -81,23 +81,23 @@ def roles(
 
 
 def _labels(found: Any) -> Table:
-    """The labels of every head that has one."""
+    """The labels of every head that has one: null = the best of the nulls, needs = threshold."""
     table = Table(title="roles", box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column("head")
-    table.add_column("role")
-    for name in ("score", "interval", "best null", "threshold", "rows"):
-        table.add_column(name, justify="right")
+    table.add_column("head", no_wrap=True)
+    table.add_column("role", no_wrap=True)
+    for name in ("score", "interval", "null", "needs", "rows"):
+        table.add_column(name, justify="right", no_wrap=True)
     for layer in range(found.layout.layers):
         for head in range(found.layout.heads):
             for score in found.labels(layer, head):
                 null = score.best_null
-                interval = "" if score.lower is None else f"{score.lower:.3f} to {score.upper:.3f}"
+                interval = "" if score.lower is None else f"{score.lower:.2f} to {score.upper:.2f}"
                 table.add_row(
                     f"L{layer} H{head}",
                     f"{score.role} {score.variant}".strip(),
-                    f"{score.score:.3f}",
+                    f"{score.score:.2f}",
                     interval,
-                    "" if null is None else f"{null:.3f}",
+                    "" if null is None else f"{null:.2f}",
                     f"{score.threshold:.2f}",
                     str(score.rows),
                 )
