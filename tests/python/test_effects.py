@@ -5,6 +5,7 @@ import json
 import pathlib
 import runpy
 
+import jsonschema
 import pytest
 import torch
 import transformers
@@ -234,6 +235,28 @@ def test_policies_decide_again():
             else:
                 assert all(where.layer == 1 for where, _ in head.flipped_gates)
     assert any(head.flipped_gates for each in found for head in each.heads)
+
+
+def test_decision_records_take_effects():
+    model = bert()
+    hk.attach(model)
+    mask = hk.HeadMask(torch.tensor([[1, 0, 1, 1], [0, 1, 1, 1]]))
+    policy = hk.MaskPolicy(mask)
+    batch = tokens()
+    records = hk.explain_decisions(model, batch, policy)
+    found = hk.effects(model, batch, ablation="zero", gates=policy, pair_heads=2, path_nodes=4)
+    root = pathlib.Path(__file__).resolve().parents[2]
+    schema = json.loads((root / "docs/reference/decision_record.schema.json").read_text())
+    for record, each in zip(records, found, strict=True):
+        whole = record.updated(each.record_patch())
+        written = json.loads(whole.to_json())
+        jsonschema.validate(written, schema)
+        assert written["output"]["metric"] == "class_margin"
+        assert written["output"]["value_selected"] == each.value
+        assert len(written["heads"]) == 8 and len(written["pairs"]) == 1
+        for head, effects in zip(written["heads"], each.heads, strict=True):
+            assert head["effects"]["toggle"]["frozen"] == effects.toggle.frozen
+            assert (head["state"] in ("on", "always_on")) == effects.on
 
 
 def test_means_pairs_games_and_json():
