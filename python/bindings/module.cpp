@@ -1,5 +1,4 @@
 #include "rooms.h"
-#include "syntax.h"
 
 PYBIND11_MODULE(_C, m) {
   using namespace headkit::bindings;
@@ -25,4 +24,5 @@ PYBIND11_MODULE(_C, m) {
   register_syntax(m);
   register_decisions(m);
   register_trust(m);
+  register_known_roles(m);
 }

@@ -25,5 +25,7 @@ void register_effects(pybind11::module_& m);
 void register_roles(pybind11::module_& m);
 void register_decisions(pybind11::module_& m);
 void register_trust(pybind11::module_& m);
+void register_syntax(pybind11::module_& m);
+void register_known_roles(pybind11::module_& m);
 
 }  // namespace headkit::bindings

@@ -1,9 +1,9 @@
-#include "syntax.h"
-
 #include <headkit/explain/conllu.h>
 #include <headkit/explain/offset_baseline.h>
 #include <headkit/explain/word_alignment.h>
 #include <pybind11/stl/filesystem.h>
+
+#include "tensor_binding.h"
 
 namespace py = pybind11;
 

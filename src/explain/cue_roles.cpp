@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <random>
 
+#include "explain/permute.h"
 #include "explain/row_cursor.h"
 #include "explain/text_roles.h"
 #include "headkit/explain/role_sums.h"
-#include "scorers/resampling.h"
 
 namespace headkit {
 namespace {
@@ -16,14 +16,6 @@ struct Cue {
   int64_t key = 0;
 };
 using Cues = std::vector<Cue>;  // by row
-
-template <typename Entries>
-void permute(std::mt19937_64& random, Entries& entries) {
-  for (auto left = static_cast<int64_t>(entries.size()); left > 1; --left) {
-    std::swap(entries[static_cast<size_t>(left - 1)],
-              entries[static_cast<size_t>(draw_below(random, left))]);
-  }
-}
 
 // Mass on the keys of cues, over rows that have one. Cues of a sample are found once and serve all
 // of its blocks, as do those of its shuffles.

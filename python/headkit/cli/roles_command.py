@@ -9,13 +9,25 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from headkit.cli.options import DataFile, Json, Limit, ModelName, Seed, TaskName
+from headkit.cli.options import Json, Limit, ModelName, Seed, TaskName
 from headkit.cli.terminal import exit_codes, print_json, quiet_transformers, shown_progress
 
 
 def roles(
     model: ModelName,
-    data: DataFile,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Inputs, in the form that the task reads: see headkit score."),
+    ] = None,
+    conllu: Annotated[
+        Path | None,
+        typer.Option(
+            "--conllu", help="In place of --data a treebank in CoNLL-U: roles of dependencies."
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", help="With --conllu: fill the places of this page.")
+    ] = None,
     task: TaskName = None,
     inactive: Annotated[
         float | None,
@@ -37,25 +49,24 @@ def roles(
 ) -> None:
     """Describe what every head looks at: roles with their nulls and intervals.
 
-    A role is a description, not an explanation. Labels of the data, if any, are not read.
+    A role is a description, not an explanation. Labels of the data, if any, are not read. With
+    --conllu these are the dependencies that a head follows from word to word, against the best
+    fixed offset; heads are chosen on every second sentence and reported on the others.
     """
     with exit_codes():
-        import headkit
-        from headkit.cli.job import start_job
         from headkit.files import write_text
 
         if out is not None and out.suffix != ".json":
             raise ValueError(f"[roles] expected a file named *.json as --out; found {out.name}")
-        with quiet_transformers(), shown_progress() as show:
-            job = start_job(model, task, data, limit, show)
-            found = headkit.roles(
-                job.opened.gated,
-                job.tensors,
-                job.opened.processor if job.task.INPUT == "text" else None,
-                inactive_threshold=inactive,
-                seed=seed,
-                progress=lambda done, total: show("looking at heads", done, total),
-            )
+        if (data is None) == (conllu is None):
+            which = "neither" if data is None else "both"
+            raise ValueError(f"[roles] expected --data or --conllu; found {which}")
+        if page is not None and conllu is None:
+            raise ValueError("[roles] expected --conllu with --page; found --data")
+        if conllu is not None:
+            found = _syntactic(model, task, conllu, page, limit, seed)
+        else:
+            found = _text(model, task, data, limit, seed, inactive)
         if plot is not None:
             found.plot(plot)
         if out is not None:
@@ -78,6 +89,55 @@ def roles(
             console.print(f"- {warning}", markup=False)
         if out is not None:
             console.print(str(out))
+
+
+def _text(
+    model: str, task: str | None, data: Path, limit: int | None, seed: int, inactive: float | None
+) -> Any:
+    """Roles on data of a task."""
+    import headkit
+    from headkit.cli.job import start_job
+
+    with quiet_transformers(), shown_progress() as show:
+        job = start_job(model, task, data, limit, show)
+        return headkit.roles(
+            job.opened.gated,
+            job.tensors,
+            job.opened.processor if job.task.INPUT == "text" else None,
+            inactive_threshold=inactive,
+            seed=seed,
+            progress=lambda done, total: show("looking at heads", done, total),
+        )
+
+
+def _syntactic(
+    model: str, task: str | None, conllu: Path, page: Path | None, limit: int | None, seed: int
+) -> Any:
+    """Roles of dependencies on a treebank; fills the page."""
+    import headkit
+    from headkit.cli.job import open_model
+    from headkit.cli.model_source import find_model
+    from headkit.cli.tasks import choose_task
+    from headkit.files import write_text
+    from headkit.studies.roles_report import roles_parts
+    from headkit.studies.tables import fill
+
+    text = None if page is None else page.read_text(encoding="utf-8")
+    sentences = headkit.read_conllu(conllu)[:limit]
+    with quiet_transformers(), shown_progress() as show:
+        source = find_model(model)
+        opened = open_model(source, choose_task(source, task), show)
+        batches, syntax = headkit.treebank_batches(sentences, opened.processor)
+        found = headkit.syntactic_roles(
+            opened.gated,
+            batches,
+            syntax,
+            measure=headkit.RoleMeasure(seed=seed),
+            progress=lambda done, total: show("looking at words", done, total),
+        )
+    if page is not None:
+        write_text(page, fill(text, roles_parts(found, syntax, model, conllu.name)))
+    return found
 
 
 def _labels(found: Any) -> Table:
