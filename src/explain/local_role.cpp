@@ -43,7 +43,8 @@ class LocalRole final : public RoleAccumulator {
         (attention.key_allowed.to(at::kFloat) * distances).matmul(content).div_(rows.content_keys);
     const float* counted = content.const_data_ptr<float>();
     const float* distance = distances.const_data_ptr<float>();
-    std::vector<float> kept(static_cast<size_t>(keys));
+    std::vector<float> room(static_cast<size_t>(keys));
+    float* kept = room.data();
     for (int64_t h = 0; h < rows.heads(); ++h) {
       const int64_t head = attention.heads[static_cast<size_t>(h)];
       RoleSums::Sums& sums = sums_.of(attention.sample, attention.layer, head);
@@ -65,18 +66,17 @@ class LocalRole final : public RoleAccumulator {
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t j = 0; j < keys; ++j) {
-          kept[static_cast<size_t>(j)] = row.weights[j] * counted[j];
-          sum += kept[static_cast<size_t>(j)] * distance[i * keys + j];
+          kept[j] = row.weights[j] * counted[j];
+          sum += kept[j] * distance[i * keys + j];
         }
-        by_bin[0] += kept[static_cast<size_t>(i)] / left;
+        by_bin[0] += kept[i] / left;
         for (size_t bin = 1; bin < kBins; ++bin) {
           const int64_t nearest = kFirst[bin];
           const int64_t beyond = bin + 1 < kBins ? kFirst[bin + 1] : keys;
           if (i - nearest < 0 && i + nearest >= keys) break;
-          const float before = sum_of(kept.data(), std::max<int64_t>(0, i - beyond + 1),
+          const float before = sum_of(kept, std::max<int64_t>(0, i - beyond + 1),
                                       std::max<int64_t>(0, i - nearest + 1));
-          const float after =
-              sum_of(kept.data(), std::min(keys, i + nearest), std::min(keys, i + beyond));
+          const float after = sum_of(kept, std::min(keys, i + nearest), std::min(keys, i + beyond));
           by_bin[bin] += (before + after) / left;
         }
         sums.score += sum / left / static_cast<double>(length);

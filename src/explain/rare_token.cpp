@@ -87,7 +87,8 @@ class RareToken final : public RoleAccumulator {
     const float* counted = content.const_data_ptr<float>();
     const int64_t keys = rows.keys();
     std::vector<double> looks(static_cast<size_t>(keys)), sights(looks.size());
-    std::vector<float> kept(looks.size());
+    std::vector<float> room(looks.size());
+    float* kept = room.data();
     double scored_rows = 0;
     RowCursor row(rows, h);
     for (int64_t i = 0; i < rows.queries(); ++i) {
@@ -102,14 +103,14 @@ class RareToken final : public RoleAccumulator {
       float most = 0, ties = 0;
 #pragma omp simd reduction(max : most)
       for (int64_t j = 0; j < keys; ++j) {
-        kept[static_cast<size_t>(j)] = row.weights[j] * counted[j];
-        most = kept[static_cast<size_t>(j)] > most ? kept[static_cast<size_t>(j)] : most;
+        kept[j] = row.weights[j] * counted[j];
+        most = kept[j] > most ? kept[j] : most;
       }
 #pragma omp simd reduction(+ : ties)
       for (int64_t j = 0; j < keys; ++j) {
-        ties += kept[static_cast<size_t>(j)] == most ? 1.0F : 0.0F;
+        ties += kept[j] == most ? 1.0F : 0.0F;
       }
-      looks[static_cast<size_t>(std::find(kept.begin(), kept.end(), most) - kept.begin())] += 1;
+      looks[static_cast<size_t>(std::find(kept, kept + keys, most) - kept)] += 1;
       scored_rows += 1;
       for (const int64_t key : found.rarer) {
         if (rows.all_allowed) break;
@@ -118,7 +119,7 @@ class RareToken final : public RoleAccumulator {
       double hits = 0, rare_seen = 0;
       for (const int64_t key : found.rarest) {
         rare_seen += row.allowed[key] ? 1 : 0;
-        hits += kept[static_cast<size_t>(key)] == most ? 1 : 0;
+        hits += kept[key] == most ? 1 : 0;
       }
       if (rare_seen == 0) continue;
       sums.score += hits / ties;

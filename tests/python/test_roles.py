@@ -255,3 +255,41 @@ def test_delimiters_of_a_tokenizer(tmp_path):
     assert found["cls"] == [tokenizer.cls_token_id] and found["sep"] == [tokenizer.sep_token_id]
     texts = tokenizer.convert_ids_to_tokens(found["punctuation"])
     assert sorted(texts) == ["##,", "."]
+
+
+def test_padding_on_the_left_is_neither_query_nor_key():
+    model, batch = bert(), batch_of([7, 7])
+    batch["attention_mask"][0, :3] = 0
+    with torch.no_grad():
+        expected = model(**batch, output_attentions=True).attentions
+    hk.attach(model)
+    for rows in rows_of(model, [batch]):
+        valid = batch["attention_mask"][rows.sample].bool()
+        assert torch.equal(rows.query_valid, valid)
+        assert torch.equal(rows.key_allowed, valid.expand(1, 7, 7))
+        exact = expected[rows.layer][rows.sample]
+        torch.testing.assert_close(
+            rows.probabilities[:, valid], exact[:, valid], atol=1e-6, rtol=1e-5
+        )
+    found = hk.roles(model, [batch], **OPTIONS)
+    assert found.find(0, 0, "previous_token").rows == 3 + 6
+    assert found.find(0, 0, "first_token_sink").rows == 3 + 6
+
+
+def test_special_tokens_may_be_marked_in_the_data():
+    model, data = bert(), corpus()
+    hk.attach(model)
+    marked = [
+        {
+            **batch,
+            "special_tokens_mask": torch.isin(batch["input_ids"], torch.tensor([2, 3])).long(),
+        }
+        for batch in data
+    ]
+    told = hk.roles(model, data, **OPTIONS)
+    options = {**OPTIONS, "special_tokens": []}
+    found = hk.roles(model, marked, **options)
+    for role in ("local", "duplicate_token", "rare_token", "confident"):
+        one, other = told.find(0, 1, role), found.find(0, 1, role)
+        assert (one.score, one.excluded_mass) == (other.score, other.excluded_mass)
+    assert any("No special tokens" in warning for warning in found.warnings)

@@ -38,6 +38,7 @@ NOT_INPUTS = (
     "end_positions",
     "example_id",
     "example_ids",
+    "special_tokens_mask",
 )
 # What a model is told in every stage, if it knows the name.
 SETTINGS = {"output_hidden_states": False, "output_attentions": False, "use_cache": False}
