@@ -252,6 +252,27 @@ def audio_roles(
 
     Source:
         Yang et al. 2020; Shim et al. 2022; the values are length-normalised forms of theirs.
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.Wav2Vec2Config(
+        ...     hidden_size=16,
+        ...     num_hidden_layers=1,
+        ...     num_attention_heads=2,
+        ...     intermediate_size=16,
+        ...     conv_dim=(8,),
+        ...     conv_stride=(5,),
+        ...     conv_kernel=(10,),
+        ...     num_feat_extract_layers=1,
+        ...     num_conv_pos_embeddings=4,
+        ...     num_conv_pos_embedding_groups=2,
+        ... )
+        >>> model = transformers.Wav2Vec2Model(config).eval()
+        >>> gated = headkit.attach(model)
+        >>> data = [{"input_values": torch.rand(2, 100)}]
+        >>> table = headkit.audio_roles(model, data, hop=5 / 16000)
+        >>> table.find(0, 1, "diag_distance").rows  # two sounds of 19 frames
+        38
     """
     gated = gated_model(model, "audio_roles")
     with reporting("audio roles", progress) as tell:
