@@ -371,6 +371,12 @@ DecisionRecord DecisionRecord::with(const std::string& patch) const {
   return from_json(json.dump());
 }
 
+std::string write_decision_records(const std::vector<DecisionRecord>& records) {
+  std::string lines;
+  for (const DecisionRecord& record : records) lines += record.to_json() + "\n";
+  return lines;
+}
+
 std::vector<DecisionRecord> read_decision_records(const std::string& lines) {
   std::vector<DecisionRecord> records;
   std::istringstream text(lines);

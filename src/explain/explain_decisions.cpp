@@ -154,7 +154,7 @@ void try_removals(GatedModel& model, const Batch& batch, const GatePolicy& polic
       const Batch fewer = without_tokens(batch, example, tokens, removed);
       if (fewer.empty()) return note("the input has no axis of tokens");
       const PolicyRun run = run_policy(model, fewer, policy, {.record = true});
-      DecisionRecord record_of_fewer = std::move(read_decision_records(run.records).at(0));
+      DecisionRecord record_of_fewer = run.records.at(0);
       if (record_of_fewer.tokens != record.tokens - static_cast<int64_t>(removed.size())) {
         return note("the model does not read its input token by token");
       }
@@ -233,7 +233,7 @@ std::vector<DecisionRecord> explain_decisions(GatedModel& model, const Batch& ba
                   .first_input = options.first_input,
                   .weights_sha256 = options.weights_sha256.empty() ? model.fingerprint()
                                                                    : options.weights_sha256});
-  std::vector<DecisionRecord> records = read_decision_records(run.records);
+  std::vector<DecisionRecord> records = run.records;
   const at::Tensor spread =
       options.logit_spread.defined() ? options.logit_spread.contiguous() : at::Tensor();
 

@@ -97,7 +97,7 @@ CorpusReport head_usage(GatedModel& model, const DataSource& data, const GatePol
       std::tie(sure, predicted) = at::softmax(run.output.to(at::kCPU, at::kDouble), 1).max(1);
     }
     int64_t row = 0;
-    for (const DecisionRecord& record : read_decision_records(run.records)) {
+    for (const DecisionRecord& record : run.records) {
       std::vector<double> values;
       for (const auto& [name, all] : given) {
         HEADKIT_CHECK(inputs < all.size(0), kOperation, "a value of " + name + " for each input",

@@ -8,6 +8,8 @@
 #include <string_view>
 
 #include "headkit/core/error.h"
+#include "headkit/core/flops.h"
+#include "headkit/gates/latency_model.h"
 
 namespace headkit {
 namespace {
@@ -15,6 +17,29 @@ namespace {
 constexpr auto kOperation = "budget_controller";
 constexpr std::array<std::string_view, 4> kUnits{"heads", "flops", "milliseconds", "joules"};
 constexpr double kProportional = 0.5, kIntegral = 0.2;
+
+// Floor and grid of the calibration, start and gain by the cost at each grid value.
+BudgetOptions steered(const Calibration& calibration, const std::string& unit, double target,
+                      const std::vector<double>& cost) {
+  HEADKIT_CHECK(target > 0 && std::isfinite(target), kOperation, "a finite target > 0", target);
+  const std::vector<double>& grid = calibration.grid;
+  BudgetOptions options;
+  options.unit = unit;
+  options.target = target;
+  options.grid = grid;
+  options.floor = calibration.lambda;
+  const size_t last = grid.size() - 1;
+  size_t place = 0;
+  while (place < last && cost[place] < target) ++place;
+  options.start = std::max(grid[place], calibration.lambda);
+  // The steepest way between neighbours near the target: a knob that is thought too weak swings.
+  double slope = last > 0 ? (cost[last] - cost[0]) / (grid[last] - grid[0]) : 0;
+  for (size_t j = place > 2 ? place - 2 : 0; j < std::min(place + 2, last); ++j) {
+    slope = std::max(slope, (cost[j + 1] - cost[j]) / (grid[j + 1] - grid[j]));
+  }
+  options.gain = slope > 0 ? slope / target : 1;
+  return options;
+}
 
 }  // namespace
 
@@ -84,27 +109,37 @@ BudgetState BudgetController::state() const {
 
 BudgetOptions budget_for(const Calibration& calibration, const std::string& unit, double target) {
   HEADKIT_CHECK(unit == "heads" || unit == "flops", kOperation,
-                "a unit that calibration counts, heads or flops", unit);
-  const std::vector<double>& cost =
-      unit == "heads" ? calibration.mean_heads : calibration.mean_flops;
-  const std::vector<double>& grid = calibration.grid;
-  BudgetOptions options;
-  options.unit = unit;
-  options.target = target;
-  options.grid = grid;
-  options.floor = calibration.lambda;
-  const size_t last = grid.size() - 1;
-  size_t place = 0;
-  while (place < last && cost[place] < target) ++place;
-  options.start = std::max(grid[place], calibration.lambda);
-  HEADKIT_CHECK(target > 0, kOperation, "a target > 0", target);
-  // The steepest way between neighbours near the target: a knob that is thought too weak swings.
-  double slope = last > 0 ? (cost[last] - cost[0]) / (grid[last] - grid[0]) : 0;
-  for (size_t j = place > 2 ? place - 2 : 0; j < std::min(place + 2, last); ++j) {
-    slope = std::max(slope, (cost[j + 1] - cost[j]) / (grid[j + 1] - grid[j]));
+                "a unit that calibration counts, heads or flops, without measured costs", unit);
+  return steered(calibration, unit, target,
+                 unit == "heads" ? calibration.mean_heads : calibration.mean_flops);
+}
+
+BudgetOptions budget_for(const Calibration& calibration, const std::string& unit, double target,
+                         const MeasuredCosts& costs) {
+  if (unit == "heads" || unit == "flops") return budget_for(calibration, unit, target);
+  HEADKIT_CHECK(unit == "milliseconds" || unit == "joules", kOperation,
+                "a unit of heads, flops, milliseconds, joules", unit);
+  HEADKIT_CHECK(costs.tokens > 0 && std::isfinite(costs.tokens) && costs.batch >= 1, kOperation,
+                "a mean length above 0 and batches of at least 1",
+                c10::str(costs.tokens, " and ", costs.batch));
+  HEADKIT_CHECK(unit == "milliseconds" || (costs.watts > 0 && std::isfinite(costs.watts)),
+                kOperation, "the watts of a running model, for joules", costs.watts);
+  costs.layout.check(kOperation);
+  std::vector<double> cost;
+  for (size_t j = 0; j < calibration.grid.size(); ++j) {
+    const double heads = calibration.mean_heads[j];
+    // What heads do not explain of the FLOPs, neurons do.
+    const double neurons =
+        std::max(0.0, calibration.mean_flops[j] -
+                          unit_flops(costs.layout, {heads, heads, 0}, costs.tokens)) /
+        unit_flops(costs.layout, {0, 0, 1}, costs.tokens);
+    const double milliseconds =
+        costs.latency.milliseconds(heads, neurons / static_cast<double>(kNeuronBlock),
+                                   std::llround(costs.tokens), costs.batch) /
+        static_cast<double>(costs.batch);
+    cost.push_back(unit == "joules" ? milliseconds / 1e3 * costs.watts : milliseconds);
   }
-  options.gain = slope > 0 ? slope / target : 1;
-  return options;
+  return steered(calibration, unit, target, cost);
 }
 
 }  // namespace headkit

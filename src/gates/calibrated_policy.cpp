@@ -11,15 +11,16 @@ namespace {
 
 constexpr auto kOperation = "calibrated";
 
-std::string with_promise(const std::string& lines, const Calibration& calibration, double lambda) {
-  std::string told;
-  for (DecisionRecord& record : read_decision_records(lines)) {
-    record.calibration = calibration.id();
-    record.risk_bound = calibration.risk;
-    record.lambda = lambda;
-    told += record.to_json() + "\n";
+// Tells the promise in all records from the one at `first` on.
+void tell_promise(std::vector<DecisionRecord>& records, size_t first,
+                  const Calibration& calibration, double lambda) {
+  if (first == records.size()) return;
+  const std::string id = calibration.id();
+  for (size_t i = first; i < records.size(); ++i) {
+    records[i].calibration = id;
+    records[i].risk_bound = calibration.risk;
+    records[i].lambda = lambda;
   }
-  return told;
 }
 
 }  // namespace
@@ -35,18 +36,23 @@ CalibratedPolicy::CalibratedPolicy(std::shared_ptr<const AdjustablePolicy> polic
   current_ = policy_->at(lambda_);
 }
 
+void CalibratedPolicy::check_model(GatedModel& model) const {
+  policy_->check_model(model);
+  calibration_.check_model(model);
+}
+
 GateSet CalibratedPolicy::decide(const GateInput& input, State& state) const {
-  const std::string before = std::exchange(state.records, {});
+  const size_t before = state.records.size();
   GateSet gates = current_->decide(input, state);
-  state.records = before + with_promise(state.records, calibration_, lambda_);
+  tell_promise(state.records, before, calibration_, lambda_);
   return gates;
 }
 
 std::vector<GatePolicy::Part> CalibratedPolicy::decide_parts(const GateInput& input,
                                                              State& state) const {
-  const std::string before = std::exchange(state.records, {});
+  const size_t before = state.records.size();
   std::vector<Part> parts = current_->decide_parts(input, state);
-  state.records = before + with_promise(state.records, calibration_, lambda_);
+  tell_promise(state.records, before, calibration_, lambda_);
   return parts;
 }
 
@@ -56,6 +62,7 @@ std::shared_ptr<GatePolicy> CalibratedPolicy::at(double lambda) const {
 
 std::vector<PolicyRun> CalibratedPolicy::sweep(GatedModel& model, const Batch& batch,
                                                const std::vector<double>& lambdas) const {
+  check_model(model);
   std::vector<double> applied;
   for (const double lambda : lambdas) applied.push_back(calibration_.at_least(lambda));
   return policy_->sweep(model, batch, applied);
@@ -63,8 +70,9 @@ std::vector<PolicyRun> CalibratedPolicy::sweep(GatedModel& model, const Batch& b
 
 PolicyRun CalibratedPolicy::run(GatedModel& model, const Batch& batch,
                                 const RunOptions& options) const {
+  check_model(model);
   PolicyRun run = run_policy(model, batch, *current_, options);
-  run.records = with_promise(run.records, calibration_, lambda_);
+  tell_promise(run.records, 0, calibration_, lambda_);
   return run;
 }
 

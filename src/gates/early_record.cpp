@@ -58,7 +58,7 @@ DecisionRecord start_record(const GatePolicy& policy, const GatePolicy::State& s
   return record;
 }
 
-void finish_record(DecisionRecord& record, GatePolicy::State& state) {
+void count_record(DecisionRecord& record, const GatePolicy::State& state) {
   record.heads_run = record.active();
   if (record.layout.model_dim > 0) {
     std::set<std::pair<int64_t, int64_t>> kv_heads;
@@ -74,7 +74,11 @@ void finish_record(DecisionRecord& record, GatePolicy::State& state) {
     record.flops_dense = encoder_flops(
         record.layout, static_cast<double>(record.layout.total_heads()), record.tokens);
   }
-  state.records += record.to_json() + "\n";
+}
+
+void finish_record(DecisionRecord record, GatePolicy::State& state) {
+  count_record(record, state);
+  state.records.push_back(std::move(record));
   ++state.next_input;
 }
 

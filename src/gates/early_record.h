@@ -17,7 +17,9 @@ std::vector<int64_t> valid_tokens(const at::Tensor& hidden, const at::Tensor& at
 /// A record with everything that the state knows.
 DecisionRecord start_record(const GatePolicy& policy, const GatePolicy::State& state,
                             int64_t layers, int64_t heads, int64_t tokens);
-/// Fills the budget of a policy that runs each open head once and appends the line to the state.
-void finish_record(DecisionRecord& record, GatePolicy::State& state);
+/// Heads run and FLOPs of a record whose heads are told, each open head run once.
+void count_record(DecisionRecord& record, const GatePolicy::State& state);
+/// Fills the budget of a policy that runs each open head once and appends it to the state.
+void finish_record(DecisionRecord record, GatePolicy::State& state);
 
 }  // namespace headkit

@@ -1,5 +1,6 @@
 #include "headkit/gates/energy_meter.h"
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <optional>
@@ -56,6 +57,18 @@ double EnergyMeter::joules() {
     sum += static_cast<double>(used) * kMicro;
   }
   return sum;
+}
+
+double EnergyMeter::watts(const std::function<void()>& run, double seconds) {
+  HEADKIT_CHECK(seconds >= 0, kOperation, "0 or more seconds", seconds);
+  const auto start = std::chrono::steady_clock::now();
+  joules();
+  double passed = 0;
+  do {
+    run();
+    passed = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  } while (passed < seconds || passed <= 0);
+  return joules() / passed;
 }
 
 }  // namespace headkit

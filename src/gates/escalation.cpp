@@ -214,7 +214,7 @@ PolicyRun Escalation::run(GatedModel& model, const Batch& batch, const RunOption
     record.flops_dense =
         encoder_flops(layout, static_cast<double>(layout.total_heads()), tokens[b]);
     record_rung(record, ladder.rung(0), ladder.rung(top), ladder.rung(at), there.heads());
-    run.records += record.to_json() + "\n";
+    run.records.push_back(std::move(record));
   }
   return run;
 }

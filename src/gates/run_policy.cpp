@@ -57,7 +57,7 @@ class Walk {
   std::pair<at::Tensor, GateSet> run(const ModelState& at, const GateSet& before, size_t decision) {
     const int64_t samples = at.hidden.size(0), layer = decisions_[decision];
     const std::vector<GatePolicy::Part> parts =
-        policy_.decide_parts({layer, at.hidden, at.attention_mask}, state_);
+        policy_.decide_parts({layer, at.hidden, at.attention_mask, &model_}, state_);
     if (parts.size() == 1) return run_part(at, before, parts.front().gates, decision);
     at::Tensor output;
     GateSet gates;
@@ -153,6 +153,7 @@ PolicyRun GatePolicy::run(GatedModel& model, const Batch& batch, const RunOption
   run.kv_heads_run = counts.kv_heads;
   run.neurons_run = counts.neurons;
   run.layers_run = at::full({samples}, layout.layers, at::kLong);
+  run.decision_flops = state->decision_flops;
   run.records = std::move(state->records);
   return run;
 }
@@ -192,6 +193,7 @@ at::Tensor run_flops(const HeadLayout& layout, const PolicyRun& run, const at::T
         unit_flops(layout, {of(run.heads_run, b), of(run.kv_heads_run, b), of(run.neurons_run, b)},
                    of(length, b));
   }
+  if (run.decision_flops.defined()) flops += run.decision_flops;
   return flops;
 }
 

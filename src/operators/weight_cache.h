@@ -33,7 +33,8 @@ enum PackingKind : int64_t {
   kBf16KeyValuePacking,
   kBf16OutputPacking,
   kFeedForwardPacking,
-  kBf16FeedForwardPacking
+  kBf16FeedForwardPacking,
+  kFingerprint
 };
 
 }  // namespace headkit

@@ -102,5 +102,7 @@ struct DecisionRecord {
 
 /// The records of JSON lines; blank lines are skipped. std::invalid_argument names a bad line.
 std::vector<DecisionRecord> read_decision_records(const std::string& lines);
+/// A line of JSON for each of them.
+std::string write_decision_records(const std::vector<DecisionRecord>& records);
 
 }  // namespace headkit

@@ -9,6 +9,8 @@
 
 namespace headkit {
 
+class LatencyModel;
+
 struct BudgetOptions {
   std::string unit = "heads";  ///< of target and measurements: heads, flops, milliseconds, joules
   double target = 0;           ///< required: mean of a sample, > 0
@@ -63,8 +65,23 @@ class BudgetController {
 };
 
 /// Options for a calibrated policy and a target in heads or FLOPs: its grid and floor, the lambda
-/// where the calibration examples met the target, and the gain around it. Other units need a gain
-/// of their own. Throws std::invalid_argument for them.
+/// where the calibration examples met the target, and the gain around it. Throws
+/// std::invalid_argument for other units, which need measurements: below.
 BudgetOptions budget_for(const Calibration& calibration, const std::string& unit, double target);
+
+/// What turns heads and neurons that run into time and energy.
+struct MeasuredCosts {
+  const LatencyModel& latency;
+  HeadLayout layout;  ///< of the model
+  double tokens = 0;  ///< of an example on average, > 0
+  int64_t batch = 1;  ///< examples that will be run together
+  double watts = 0;   ///< while the model runs (EnergyMeter::watts), for joules
+};
+/// The same for milliseconds or joules of a sample (and the other two): what the calibration
+/// examples ran at each lambda, heads and the neurons behind the rest of their FLOPs, is turned
+/// into time by the latency model, and time into energy by the watts. Throws std::invalid_argument
+/// for costs that do not fit.
+BudgetOptions budget_for(const Calibration& calibration, const std::string& unit, double target,
+                         const MeasuredCosts& costs);
 
 }  // namespace headkit

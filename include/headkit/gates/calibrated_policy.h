@@ -15,6 +15,7 @@ class CalibratedPolicy final : public AdjustablePolicy {
   CalibratedPolicy(std::shared_ptr<const AdjustablePolicy> policy, Calibration calibration,
                    double lambda = 0);
   std::string name() const override { return "calibrated"; }
+  void check_model(GatedModel& model) const override;
   std::unique_ptr<State> start() const override { return current_->start(); }
   GateSet decide(const GateInput& input, State& state) const override;
   std::vector<Part> decide_parts(const GateInput& input, State& state) const override;
@@ -23,7 +24,8 @@ class CalibratedPolicy final : public AdjustablePolicy {
   std::shared_ptr<GatePolicy> at(double lambda) const override;
   std::vector<PolicyRun> sweep(GatedModel& model, const Batch& batch,
                                const std::vector<double>& lambdas) const override;
-  /// Records tell lambda, the calibration and its promise.
+  /// Records tell lambda, the calibration and its promise. This and `sweep` throw
+  /// std::invalid_argument for a model other than the one that was calibrated (`check_model`).
   PolicyRun run(GatedModel& model, const Batch& batch,
                 const RunOptions& options = {}) const override;
   std::string to_json() const override;

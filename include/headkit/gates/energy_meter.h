@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,9 @@ class EnergyMeter {
   explicit EnergyMeter(const std::string& folder = "/sys/class/powercap");
   /// Joules since the last call, or since the meter was made. Counters that wrapped once are right.
   double joules();
+  /// Mean power while `run` runs again and again, for at least `seconds` and at least once. Throws
+  /// std::invalid_argument unless `seconds` >= 0.
+  double watts(const std::function<void()>& run, double seconds);
 
  private:
   struct Package {

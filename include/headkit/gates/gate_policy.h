@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "headkit/core/gate_set.h"
+#include "headkit/explain/decision_record.h"
 #include "headkit/models/batch.h"
 
 namespace headkit {
@@ -21,6 +22,8 @@ struct GateInput {
   int64_t layer = 0;
   at::Tensor hidden;          ///< [B, T, D], the input of that layer
   at::Tensor attention_mask;  ///< bool [B, T] or undefined
+  /// What runs under the decision, for policies that look at weights; null = unknown.
+  GatedModel* model = nullptr;
 };
 
 /// Decides at run time which heads run for each input. Holds settings only; what changes from call
@@ -29,13 +32,16 @@ class GatePolicy {
  public:
   struct State {
     virtual ~State() = default;
-    bool record = false;         ///< set it to get `records`
-    std::string records;         ///< JSON lines (decision_record.h), one an input, appended
+    bool record = false;                    ///< set it to get `records`
+    std::vector<DecisionRecord> records{};  ///< one an input, appended
     int64_t next_input = 0;      ///< number of the next input, for the records; counts on
     HeadLayout layout;           ///< of the model, for the records' FLOPs; zeros = unknown
     HeadMask present;            ///< heads physically there; empty = all
     std::string weights_sha256;  ///< for the records; empty = unknown
     double neurons = -1;         ///< of all feed-forward blocks; < 0 = as many as in the layout
+    /// What deciding cost so far where it is more than pooled features, in FLOPs: double [B];
+    /// undefined = 0.
+    at::Tensor decision_flops{};
   };
   /// Some samples of a batch and the gates that they share.
   struct Part {
@@ -45,6 +51,9 @@ class GatePolicy {
 
   virtual ~GatePolicy() = default;
   virtual std::string name() const = 0;
+  /// Throws std::invalid_argument if the policy was made for another model than this one: for
+  /// whoever runs it. By default a policy does not know its model.
+  virtual void check_model(GatedModel& /*model*/) const {}
   virtual std::unique_ptr<State> start() const { return std::make_unique<State>(); }
   /// Gates for layers >= input.layer, [B, L, H] in original indices; earlier layers are ignored. A
   /// decision depends on the sample alone, never on its neighbours in the batch. Throws

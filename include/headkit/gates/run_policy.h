@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "headkit/gates/gate_policy.h"
 #include "headkit/models/gated_model.h"
@@ -19,11 +20,12 @@ struct PolicyRun {
   /// The gates behind each output: heads [B, L, H], blocks [B, L, N] where gated. Compensation
   /// that differs between samples is left out.
   GateSet gates;
-  at::Tensor heads_run;     ///< int64 [B]: heads computed, re-runs included
-  at::Tensor kv_heads_run;  ///< int64 [B]: KV heads computed, re-runs included
-  at::Tensor layers_run;    ///< int64 [B]: layers, re-runs included
-  at::Tensor neurons_run;   ///< int64 [B]: neurons of feed-forward blocks, re-runs included
-  std::string records;      ///< JSON lines, one an example, where asked for
+  at::Tensor heads_run;       ///< int64 [B]: heads computed, re-runs included
+  at::Tensor kv_heads_run;    ///< int64 [B]: KV heads computed, re-runs included
+  at::Tensor layers_run;      ///< int64 [B]: layers, re-runs included
+  at::Tensor neurons_run;     ///< int64 [B]: neurons of feed-forward blocks, re-runs included
+  at::Tensor decision_flops;  ///< double [B]: of decisions that cost much; undefined = 0
+  std::vector<DecisionRecord> records;  ///< one an example, where asked for
 };
 
 /// Runs a batch under any policy: `policy.run`.
@@ -36,7 +38,7 @@ PolicyRun run_policy(GatedModel& model, const Batch& batch, const GatePolicy& po
 GateSet join_gates(const GateSet& before, const GateSet& after, int64_t layer, int64_t samples);
 
 /// Useful FLOPs of each sample of a run, double [B]: heads and neurons that were computed
-/// (core/flops.h), for `tokens` int64 [B] valid tokens.
+/// (core/flops.h) and the decisions that count, for `tokens` int64 [B] valid tokens.
 at::Tensor run_flops(const HeadLayout& layout, const PolicyRun& run, const at::Tensor& tokens);
 
 }  // namespace headkit

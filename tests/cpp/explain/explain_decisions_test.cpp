@@ -66,7 +66,7 @@ TEST_P(ExplainDecisions, AddsUpFlipsAndComesBack) {
   const at::Tensor before = batch_.at("x").clone();
   const std::string fingerprint = model_->fingerprint();
   const std::vector<DecisionRecord> plain =
-      read_decision_records(run_policy(*model_, batch_, *policy_, {.record = true}).records);
+      run_policy(*model_, batch_, *policy_, {.record = true}).records;
   const auto records = explain_decisions(*model_, batch_, *policy_, {.removals = -1});
   ASSERT_EQ(records.size(), 5u);
   int64_t flips = 0, explained = 0;
@@ -140,7 +140,7 @@ TEST_P(ExplainDecisions, StandardisesMarginsByTheSpreadOfTheLogits) {
   std::vector<DecisionRecord> all;
   for (const Batch& each : {batch_, other}) {
     for (DecisionRecord& record :
-         read_decision_records(run_policy(*model_, each, *policy_, {.record = true}).records)) {
+         run_policy(*model_, each, *policy_, {.record = true}).records) {
       all.push_back(std::move(record));
     }
   }

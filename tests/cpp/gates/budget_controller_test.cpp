@@ -2,10 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
 #include <numeric>
 #include <random>
 #include <thread>
+
+#include "headkit/gates/latency_model.h"
 
 namespace headkit {
 namespace {
@@ -129,6 +133,50 @@ TEST(BudgetControllerTest, TakesGridFloorAndGainFromTheCalibration) {
   EXPECT_EQ(budget_for(calibration, "heads", 10).start, 0.25);
   EXPECT_EQ(budget_for(calibration, "flops", 4).unit, "flops");
   EXPECT_THROW(budget_for(calibration, "joules", 4), std::invalid_argument);
+}
+
+// Times of the latency model were made up: with two layers, 2 * (heads + blocks - all blocks) + 1.
+TEST(BudgetControllerTest, TakesTheGainOfTimeAndEnergyFromTheLatencyModel) {
+  const nlohmann::json made{
+      {"version", 1},
+      {"key", "key"},
+      {"layout", {{"layers", 2}, {"heads", 4}, {"feed_forward", 64}}},
+      {"tokens", {10.0}},
+      {"batches", {4.0}},
+      {"measured", 1},
+      {"milliseconds", {{{"heads", {3.0, 11.0}}, {"blocks", {1.0, 3.0}}, {"other", 1.0}}}}};
+  const LatencyModel latency = LatencyModel::from_json(made.dump(), "key");
+  const HeadLayout layout{2, 4, 3, 12, 64};
+  Calibration calibration;
+  calibration.grid = {0, 0.5, 1};
+  calibration.lambda = 0;
+  const std::vector<double> heads{2, 4, 8}, neurons{32, 96, 128};
+  std::vector<double> expected;
+  for (size_t j = 0; j < 3; ++j) {
+    calibration.mean_heads.push_back(heads[j]);
+    calibration.mean_flops.push_back(heads[j] * (8 * 10 * 12 * 3 + 4 * 100 * 3) +
+                                     neurons[j] * 4 * 10 * 12);
+    // A layer: 3 ms and 8 more with all heads; all its blocks 2 ms; four examples share it.
+    const double layer = 3 + 8 * heads[j] / 8 - 2 * (1 - neurons[j] / 128);
+    expected.push_back((1 + 2 * layer) / 4);
+  }
+  const MeasuredCosts costs{latency, layout, 10, 4, 50};
+  const BudgetOptions time = budget_for(calibration, "milliseconds", 3, costs);
+  EXPECT_EQ(time.unit, "milliseconds");
+  const double slope = std::max({expected[2] - expected[0], 2 * (expected[1] - expected[0]),
+                                 2 * (expected[2] - expected[1])});
+  EXPECT_NEAR(time.gain, slope / 3, 1e-9);
+  EXPECT_EQ(time.start, expected[1] >= 3 ? 0.5 : 1.0);
+  const BudgetOptions energy = budget_for(calibration, "joules", 3 * 0.05, costs);
+  EXPECT_NEAR(energy.gain, time.gain, 1e-9) << "50 W are 0.05 J in a millisecond";
+  EXPECT_EQ(energy.start, time.start);
+  EXPECT_EQ(budget_for(calibration, "heads", 4, costs).gain,
+            budget_for(calibration, "heads", 4).gain);
+  EXPECT_THROW(budget_for(calibration, "joules", 1, {latency, layout, 10, 4, 0}),
+               std::invalid_argument);
+  EXPECT_THROW(budget_for(calibration, "milliseconds", 1, {latency, layout, 0, 4}),
+               std::invalid_argument);
+  EXPECT_THROW(budget_for(calibration, "seconds", 1, costs), std::invalid_argument);
 }
 
 TEST(BudgetControllerTest, RefusesWhatItCannotSteer) {

@@ -227,7 +227,7 @@ TEST_F(CalibrationTest, PolicyStaysAboveItsFloorAndTellsItsPromise) {
     const PolicyRun run = run_policy(*model_, batch, *calibrated, {.record = true});
     const PolicyRun plain = run_policy(*model_, batch, *policy->at(0.6));
     EXPECT_TRUE(at::equal(run.output, plain.output));
-    for (const DecisionRecord& record : read_decision_records(run.records)) {
+    for (const DecisionRecord& record : run.records) {
       EXPECT_EQ(record.calibration, made.id());
       EXPECT_EQ(record.risk_bound, 0.2);
       EXPECT_EQ(record.lambda, 0.6);

@@ -170,7 +170,7 @@ TEST(RunFlopsTest, CountSharedKvHeadsOnceForEachRun) {
     const PolicyRun run = run_policy(*model, batch, escalation, {.record = true});
     const int64_t kv_heads = threshold == 0.0 ? 2 : 4;  // the last layer runs again with 2
     EXPECT_TRUE(at::equal(run.kv_heads_run, at::full({5}, kv_heads, at::kLong)));
-    const auto records = read_decision_records(run.records);
+    const auto records = run.records;
     for (int64_t b = 0; b < 5; ++b) {
       const int64_t length = tokens[b].item<int64_t>();
       const double heads = run.heads_run[b].item<double>();
@@ -189,7 +189,7 @@ TEST_F(EscalationTest, RecordsReplayToTheOutput) {
   const Escalation escalation(settings);
   const PolicyRun run =
       run_policy(*model_, batch_, escalation, {.record = true, .first_input = 100});
-  const auto records = read_decision_records(run.records);
+  const auto records = run.records;
   ASSERT_EQ(records.size(), 40u);
   std::vector<at::Tensor> gates;
   int64_t escalated = 0;
@@ -296,7 +296,7 @@ TEST_F(TallLadderTest, ClimbsRungByRung) {
   for (const double threshold : thresholds) {
     const Escalation escalation({.ladder = ladder_, .threshold = threshold});
     const PolicyRun run = run_policy(*model_, batch_, escalation, {.record = true});
-    const auto records = read_decision_records(run.records);
+    const auto records = run.records;
     for (int64_t b = 0; b < 40; ++b) {
       int64_t rung = 0;
       while (rung < 2 && (threshold >= 1 || confidence[rung][b].item<double>() < threshold)) ++rung;

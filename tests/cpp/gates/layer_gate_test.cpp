@@ -132,7 +132,7 @@ TEST(LayerGate, RecordsAddUpAndReplay) {
   const LayerGate gate(settings);
   const PolicyRun run = run_policy(*model, batch, gate, {.record = true, .first_input = 5});
   const at::Tensor z = layer_gate_logits(*model, BatchList({batch}), gate);
-  const auto records = read_decision_records(run.records);
+  const auto records = run.records;
   ASSERT_EQ(records.size(), 12u);
   std::vector<at::Tensor> gates;
   for (size_t b = 0; b < records.size(); ++b) {
@@ -260,7 +260,7 @@ TEST(LinearGateScalars, BelongToTheFormulaAndTheFile) {
       at::allclose(gate.logits(batch.at("x"), batch.at("attention_mask")), expected, 1e-10, 1e-10));
   EXPECT_EQ(policy_from_json(gate.to_json())->to_json(), gate.to_json());
   const PolicyRun run = run_policy(*model, batch, gate, {.record = true});
-  for (const DecisionRecord& record : read_decision_records(run.records)) {
+  for (const DecisionRecord& record : run.records) {
     for (const HeadDecision& head : record.heads) {
       double sum = *head.base + *head.rest;
       for (const LogitPart& part : head.parts) sum += part.value;

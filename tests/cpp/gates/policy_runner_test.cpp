@@ -6,11 +6,13 @@
 #include <cmath>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <thread>
 
 #include "headkit/explain/decision_record.h"
 #include "headkit/gates/calibrated_policy.h"
 #include "headkit/gates/escalation.h"
+#include "headkit/gates/linear_gate.h"
 #include "headkit/gates/pooled_state.h"
 #include "support/scratch_folder.h"
 #include "support/toy_model.h"
@@ -109,6 +111,75 @@ TEST_F(PolicyRunnerTest, AuditsTheChosenRequestsAndRecordsThem) {
   EXPECT_THROW(runner.run(*model_, examples, {"one"}), std::invalid_argument);
 }
 
+TEST_F(PolicyRunnerTest, TogglesHeadsOfAuditedRequestsOneByOne) {
+  at::manual_seed(11);
+  LinearGateSettings settings;
+  settings.weight = at::randn({3, 4, 5}, at::kDouble);
+  settings.reference = at::zeros({5}, at::kDouble);
+  settings.static_logits = at::randn({3, 4}, at::kDouble);
+  settings.dropped_output = at::randn({3, 4, 5}, at::kDouble);
+  const auto gate = std::make_shared<LinearGate>(settings);
+  PolicyRunner runner({.policy = gate,
+                       .lambda = 0.5,
+                       .audit = std::make_shared<ShadowAudit>(AuditOptions{.share = 0.4}),
+                       .audit_loss = make_output_loss("kl"),
+                       .audit_toggles = 2});
+  const Batch examples = batch(20, 5);
+  const GovernedRun governed = runner.run(*model_, examples);
+  const GovernedRun again = PolicyRunner(runner.settings()).run(*model_, examples);
+  const at::Tensor open = governed.run.gates.heads;
+  const at::Tensor full = run_policy(*model_, examples, *gate->at(1)).output;
+  const at::Tensor logits = gate->logits(examples.at("x"), examples.at("attention_mask"));
+  const auto kl = [&](const at::Tensor& gates) {
+    GateSet set;
+    set.heads = gates;
+    set.dropped_output = settings.dropped_output;
+    const at::Tensor chance = full.softmax(1);
+    return (chance * (chance.log() - (*model_)(examples, set).log_softmax(1))).sum(1).clamp(0, 1);
+  };
+  const at::Tensor before = kl(open);
+  std::map<int64_t, std::pair<int64_t, int64_t>> sides;
+  for (const AuditToggle& each : governed.toggles) {
+    EXPECT_FALSE(std::isnan(governed.audit_loss[each.row].item<double>()));
+    const bool ran = open[each.row][each.head.layer][each.head.head].item<double>() != 0;
+    EXPECT_EQ(each.ran, ran);
+    ++(ran ? sides[each.row].first : sides[each.row].second);
+    at::Tensor toggled = open.clone();
+    toggled[each.row][each.head.layer][each.head.head] = ran ? 0 : 1;
+    EXPECT_NEAR(each.change, (kl(toggled) - before)[each.row].item<double>(), 1e-9);
+    EXPECT_EQ(each.logit, logits[each.row][each.head.layer][each.head.head].item<double>());
+  }
+  int64_t audited = 0;
+  for (int64_t b = 0; b < 20; ++b) {
+    const int64_t ran = open[b].sum().item<int64_t>();
+    if (std::isnan(governed.audit_loss[b].item<double>())) {
+      EXPECT_EQ(sides.count(b), 0u);
+      continue;
+    }
+    ++audited;
+    EXPECT_EQ(sides[b].first, std::min<int64_t>(2, ran));
+    EXPECT_EQ(sides[b].second, std::min<int64_t>(2, 12 - ran));
+  }
+  EXPECT_GT(audited, 0);
+  ASSERT_EQ(again.toggles.size(), governed.toggles.size()) << "chosen by the ids";
+  for (size_t i = 0; i < again.toggles.size(); ++i) {
+    EXPECT_EQ(again.toggles[i].head, governed.toggles[i].head);
+  }
+  EXPECT_TRUE(governed.run.records.size() == 20u);
+  // Logits in the order of what the heads were worth, and against it.
+  std::vector<AuditToggle> ordered;
+  for (int64_t i = 0; i < 5; ++i) {
+    const auto value = static_cast<double>(i);
+    ordered.push_back({0, {0, 0}, i % 2 == 0, i % 2 == 0 ? value : -value, value});
+  }
+  EXPECT_NEAR(toggle_correlation(ordered), 1, 1e-12);
+  for (AuditToggle& each : ordered) each.logit = -*each.logit;
+  EXPECT_NEAR(toggle_correlation(ordered), -1, 1e-12);
+  for (AuditToggle& each : ordered) each.logit.reset();
+  EXPECT_TRUE(std::isnan(toggle_correlation(ordered)));
+  EXPECT_THROW(PolicyRunner({.policy = gate, .audit_toggles = -1}), std::invalid_argument);
+}
+
 TEST_F(PolicyRunnerTest, StepsUpOnAnAlarmAndReturnsToDenseOnTheSecond) {
   const auto audit = std::make_shared<ShadowAudit>(AuditOptions{.risk = 0.01});
   PolicyRunner runner({.policy = policy_, .lambda = 0.25, .audit = audit});
@@ -140,7 +211,7 @@ TEST_F(PolicyRunnerTest, RunsInputsOutOfDistributionInFullAndTheOthersAsEver) {
   const PolicyRun low = run_policy(*model_, examples, *policy_->at(0)),
                   full = run_policy(*model_, examples, *policy_->at(1));
   EXPECT_TRUE(governed.full[1].item<bool>());
-  const auto records = read_decision_records(governed.run.records);
+  const auto records = governed.run.records;
   ASSERT_EQ(records.size(), 6u);
   for (int64_t b = 0; b < 6; ++b) {
     const PolicyRun& expected = governed.full[b].item<bool>() ? full : low;

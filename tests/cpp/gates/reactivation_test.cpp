@@ -69,7 +69,7 @@ TEST_F(ReactivationTest, GoesOnWithTheRungThatTheStateAsksFor) {
     const Reactivation reactivation = policy(0.5, signal);
     EXPECT_EQ(reactivation.decision_layers(), (std::vector<int64_t>{0, 1}));
     const PolicyRun run = run_policy(*model_, batch_, reactivation, {.record = true});
-    const auto records = read_decision_records(run.records);
+    const auto records = run.records;
     int64_t ended[3] = {0, 0, 0};
     for (int64_t b = 0; b < kSamples; ++b) {
       const double c = confidence[b].item<double>();
@@ -104,7 +104,7 @@ TEST_F(ReactivationTest, LambdaRunsFromTheLowestRungToTheWholeTop) {
   const PolicyRun most = run_policy(*model_, batch_, policy(1), {.record = true});
   EXPECT_TRUE(at::allclose(most.output, (*model_)(batch_), 1e-10, 1e-12));
   EXPECT_TRUE((most.heads_run == 12).all().item<bool>());
-  EXPECT_EQ(read_decision_records(most.records)[3].mode, "static");
+  EXPECT_EQ(most.records[3].mode, "static");
   at::Tensor heads = least.heads_run;
   const std::vector<double> grid{0, 0.1, 0.3, 0.5, 0.8, 0.99, 1};
   const std::vector<PolicyRun> sweep = policy(0.5).sweep(*model_, batch_, grid);
