@@ -26,7 +26,7 @@ Adam::Adam(std::vector<at::Tensor> parameters, AdamSettings settings)
   }
 }
 
-void Adam::step(const std::vector<at::Tensor>& gradients) {
+void Adam::step(const std::vector<at::Tensor>& gradients, double given_rate) {
   const c10::NoGradGuard no_grad;
   double scale = 1;
   if (settings_.max_norm > 0) {
@@ -34,7 +34,7 @@ void Adam::step(const std::vector<at::Tensor>& gradients) {
     if (norm > settings_.max_norm) scale = settings_.max_norm / norm;
   }
   ++steps_;
-  const double rate = settings_.learning_rate;
+  const double rate = given_rate < 0 ? settings_.learning_rate : given_rate;
   const double mean_share = 1 - std::pow(settings_.first_decay, steps_);
   const double square_share = 1 - std::pow(settings_.second_decay, steps_);
   for (size_t i = 0; i < parameters_.size(); ++i) {
@@ -49,6 +49,16 @@ void Adam::step(const std::vector<at::Tensor>& gradients) {
     value.addcdiv_(mean_[i], (square_[i] / square_share).sqrt_().add_(settings_.epsilon),
                    -rate / mean_share);
   }
+}
+
+void Adam::adopt(int64_t steps, const std::vector<at::Tensor>& mean,
+                 const std::vector<at::Tensor>& square) {
+  const c10::NoGradGuard no_grad;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    mean_[i].copy_(mean[i]);
+    square_[i].copy_(square[i]);
+  }
+  steps_ = steps;
 }
 
 }  // namespace headkit

@@ -22,8 +22,16 @@ class Adam {
  public:
   Adam(std::vector<at::Tensor> parameters, AdamSettings settings);
   const std::vector<at::Tensor>& parameters() const { return parameters_; }
-  /// One step against `gradients` (an undefined one counts as 0), in place.
-  void step(const std::vector<at::Tensor>& gradients);
+  /// One step against `gradients` (an undefined one counts as 0), in place; `rate` < 0 = that of
+  /// the settings.
+  void step(const std::vector<at::Tensor>& gradients, double rate = -1);
+
+  int64_t steps() const { return steps_; }
+  const std::vector<at::Tensor>& mean() const { return mean_; }
+  const std::vector<at::Tensor>& square() const { return square_; }
+  /// Goes on from there; moments in shape and dtype of the parameters.
+  void adopt(int64_t steps, const std::vector<at::Tensor>& mean,
+             const std::vector<at::Tensor>& square);
 
  private:
   std::vector<at::Tensor> parameters_, mean_, square_;

@@ -50,18 +50,7 @@ int64_t Ladder::shared_layers(int64_t index) const {
 
 void Ladder::check_model(const char* operation, GatedModel& model) const {
   HEADKIT_CHECK(size() > 0, operation, "a ladder of at least two rungs", "none");
-  const HeadLayout layout = model.layout();
-  const HeadMask& heads = rungs_.front().heads;
-  HEADKIT_CHECK(heads.layers() == layout.layers && heads.heads() == layout.heads, operation,
-                c10::str("a model of ", heads.layers(), " layers of ", heads.heads(), " heads"),
-                layout.layers, " layers of ", layout.heads);
-  const UnitsThere there(model);
-  for (const Rung& rung : rungs_) {
-    if (!rung.blocks.defined()) continue;
-    HEADKIT_CHECK(rung.blocks.sizes() == there.neurons().sizes(), operation,
-                  c10::str("a model with blocks of neurons of shape ", rung.blocks.sizes()),
-                  "shape ", there.neurons().sizes());
-  }
+  for (const Rung& rung : rungs_) check_rung(operation, model, rung);
 }
 
 std::string Ladder::to_json() const {

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "headkit/core/error.h"
 #include "headkit/core/gate_set.h"
 
 namespace headkit {
@@ -37,6 +38,20 @@ UnitsThere::Counts UnitsThere::count_samples(const at::Tensor& heads,
   return {active.sum({1, 2}, false, at::kLong), active_kv_heads(layout_, active),
           blocks.defined() ? (neurons_ * blocks.to(at::kLong)).sum({1, 2})
                            : neurons_.sum().expand({samples}).clone()};
+}
+
+void check_rung(const char* operation, GatedModel& model, const Rung& rung) {
+  rung.check(operation);
+  const HeadLayout layout = model.layout();
+  HEADKIT_CHECK(
+      rung.heads.layers() == layout.layers && rung.heads.heads() == layout.heads, operation,
+      c10::str("a model of ", rung.heads.layers(), " layers of ", rung.heads.heads(), " heads"),
+      layout.layers, " layers of ", layout.heads);
+  if (!rung.blocks.defined()) return;
+  const UnitsThere there(model);
+  HEADKIT_CHECK(rung.blocks.sizes() == there.neurons().sizes(), operation,
+                c10::str("a model with blocks of neurons of shape ", rung.blocks.sizes()), "shape ",
+                there.neurons().sizes());
 }
 
 }  // namespace headkit

@@ -7,6 +7,7 @@
 #include "headkit/core/flops.h"
 #include "headkit/core/head_layout.h"
 #include "headkit/core/head_mask.h"
+#include "headkit/gates/rung.h"
 #include "headkit/models/gated_model.h"
 
 namespace headkit {
@@ -41,5 +42,8 @@ class UnitsThere {
   at::Tensor neurons_;
   int64_t original_neurons_ = 0;
 };
+
+/// Throws std::invalid_argument unless the rung is one of a model of this size.
+void check_rung(const char* operation, GatedModel& model, const Rung& rung);
 
 }  // namespace headkit

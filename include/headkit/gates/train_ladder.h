@@ -38,7 +38,8 @@ struct LadderTraining {
 /// Trains the rungs of a ladder together on the weights that they share: each step runs the lowest,
 /// the top and a random rung between on the same batch; each learns from the outputs of the dense
 /// model by `distillation` (kl_to_dense), those below the top from the task too, and one step of
-/// AdamW follows on the sum of their gradients. Source: sandwich rule, Yu, Huang 2019.
+/// AdamW follows on the sum of their gradients (rung_trainer.h, for loops of one's own). Source:
+/// sandwich rule, Yu, Huang 2019.
 ///
 /// The model changes in place, in the mode it has; what throws, `progress` too, puts it back. The
 /// same seed gives the same result. Throws std::invalid_argument on options, ladder or data that do
