@@ -87,6 +87,8 @@
 #include "headkit/gates/reactivation.h"
 #include "headkit/gates/run_policy.h"
 #include "headkit/gates/rung.h"
+#include "headkit/gates/rung_trainer.h"
+#include "headkit/gates/second_look.h"
 #include "headkit/gates/shadow_audit.h"
 #include "headkit/gates/static_stage.h"
 #include "headkit/gates/subset_gates.h"

@@ -6,6 +6,7 @@
 #include <headkit/gates/ood_score.h>
 #include <headkit/gates/policy_runner.h>
 #include <headkit/gates/shadow_audit.h>
+#include <pybind11/functional.h>
 
 #include <memory>
 #include <optional>
@@ -76,11 +77,34 @@ Example:
            py::arg("smoothing") = 0.3)
       .def_static(
           "for_calibration",
-          [](const Calibration& calibration, double target, const std::string& unit) {
-            return std::make_shared<BudgetController>(budget_for(calibration, unit, target));
+          [](const Calibration& calibration, double target, const std::string& unit,
+             const LatencyModel* latency, const std::optional<HeadLayout>& layout, double tokens,
+             int64_t batch, double watts) {
+            if (latency == nullptr) {
+              return std::make_shared<BudgetController>(budget_for(calibration, unit, target));
+            }
+            if (!layout)
+              throw py::value_error(
+                  "[budget_controller] expected a layout beside latency; found none");
+            return std::make_shared<BudgetController>(
+                budget_for(calibration, unit, target, {*latency, *layout, tokens, batch, watts}));
           },
-          py::arg("calibration"), py::arg("target"), py::arg("unit") = "heads",
-          "A controller of a calibrated policy; unit heads or flops.")
+          py::arg("calibration"), py::arg("target"), py::arg("unit") = "heads", py::kw_only(),
+          py::arg("latency") = nullptr, py::arg("layout") = py::none(), py::arg("tokens") = 0.0,
+          py::arg("batch") = 1, py::arg("watts") = 0.0, R"pbdoc(
+A controller of a calibrated policy: grid and floor, start and gain by what it cost in calibration.
+
+Args:
+    calibration: Calibration.
+    target: mean cost of a sample.
+    unit: heads or flops; with ``latency`` also milliseconds, with ``watts`` also joules.
+    latency: LatencyModel that turns heads and neurons into time.
+    layout: HeadLayout of the model, ``tokens``: mean length, ``batch``: examples run together;
+        beside ``latency``.
+    watts: mean power while the model runs (``EnergyMeter.watts``).
+Raises:
+    ValueError: for a unit that needs what is not given.
+)pbdoc")
       .def_property_readonly("lambda_", &BudgetController::lambda)
       .def_property_readonly("unit", [](const BudgetController& c) { return c.options().unit; })
       .def_property_readonly("target", [](const BudgetController& c) { return c.options().target; })
@@ -247,7 +271,9 @@ Raises:
     RuntimeError: where there are no counters, or they cannot be read.
 )pbdoc")
       .def(py::init<std::string>(), py::arg("folder") = "/sys/class/powercap")
-      .def("joules", &EnergyMeter::joules, "Since the last call, or since the meter was made.");
+      .def("joules", &EnergyMeter::joules, "Since the last call, or since the meter was made.")
+      .def("watts", &EnergyMeter::watts, py::arg("run"), py::arg("seconds"),
+           "Mean power while ``run()`` runs again and again for at least so many seconds.");
 }
 
 void register_runner(py::module_& m) {
@@ -261,6 +287,21 @@ Args:
       .def("write", &RecordFile::write, py::arg("lines"), Unlocked())
       .def_property_readonly("path", &RecordFile::path)
       .def_property_readonly("written", &RecordFile::written);
+  py::class_<AuditToggle>(m, "AuditToggle", R"pbdoc(
+What one head of an audited request was worth.
+
+Attributes:
+    row: place of the request in the batch.
+    head: HeadId; ``ran``: whether it ran, and was toggled off; else on.
+    change: loss of the toggled gates minus loss of those as they were; above 0 where the decision
+        was right.
+    logit: of the decision, or None.
+)pbdoc")
+      .def_readonly("row", &AuditToggle::row)
+      .def_readonly("head", &AuditToggle::head)
+      .def_readonly("ran", &AuditToggle::ran)
+      .def_readonly("change", &AuditToggle::change)
+      .def_readonly("logit", &AuditToggle::logit);
   py::class_<GovernedRun>(m, "GovernedRun", R"pbdoc(
 A batch under a PolicyRunner.
 
@@ -270,6 +311,7 @@ Attributes:
     cost: mean of a sample in the controller's unit; without one in heads.
     full: bool [batch], out of distribution.
     ood_score, audit_loss: float64 [batch] or None; NaN where not audited.
+    toggles: list of AuditToggle.
     budget_unmet: the promise keeps the target from being met.
 )pbdoc")
       .def_readonly("run", &GovernedRun::run)
@@ -279,7 +321,16 @@ Attributes:
       .def_property_readonly("ood_score", [](const GovernedRun& r) { return or_none(r.ood_score); })
       .def_property_readonly("audit_loss",
                              [](const GovernedRun& r) { return or_none(r.audit_loss); })
+      .def_readonly("toggles", &GovernedRun::toggles)
       .def_readonly("budget_unmet", &GovernedRun::budget_unmet);
+  m.def("toggle_correlation", &toggle_correlation, py::arg("toggles"), R"pbdoc(
+Rank correlation of heads' logits with what they were worth, over the toggles of audited requests.
+
+Args:
+    toggles: list of AuditToggle, of one or many GovernedRuns.
+Returns:
+    float: Spearman's; NaN where fewer than two have logits or all are tied.
+)pbdoc");
   py::class_<PolicyRunner, std::shared_ptr<PolicyRunner>>(m, "PolicyRunner", R"pbdoc(
 Runs batches under a policy whose lambda a controller steers and an audit watches.
 
@@ -290,6 +341,8 @@ Args:
     lambda_: without a controller; a calibrated policy brings it up to its floor.
     controller: BudgetController.
     audit: ShadowAudit; ``audit_loss`` names its loss, ``audit_bound`` what bounds it.
+    audit_toggles: of each audited request so many heads that ran, and so many that did not, are
+        toggled one by one; each costs a run of the request.
     ood: OodScore; inputs beyond its limit run at lambda 1.
     records: RecordFile for the decision records.
     weights_sha256: ``model.fingerprint()``, for the records.
@@ -297,17 +350,19 @@ Args:
       .def(py::init([](std::shared_ptr<AdjustablePolicy> policy, double lambda,
                        std::shared_ptr<BudgetController> controller,
                        std::shared_ptr<ShadowAudit> audit, const std::string& audit_loss,
-                       std::optional<double> audit_bound, std::shared_ptr<OodScore> ood,
-                       std::shared_ptr<RecordFile> records, std::string weights_sha256) {
+                       std::optional<double> audit_bound, int64_t audit_toggles,
+                       std::shared_ptr<OodScore> ood, std::shared_ptr<RecordFile> records,
+                       std::string weights_sha256) {
              return std::make_shared<PolicyRunner>(PolicyRunnerSettings{
                  std::move(policy), lambda, std::move(controller), std::move(audit),
-                 make_output_loss(audit_loss, audit_bound), std::move(ood), std::move(records),
-                 std::move(weights_sha256)});
+                 make_output_loss(audit_loss, audit_bound), audit_toggles, std::move(ood),
+                 std::move(records), std::move(weights_sha256)});
            }),
            py::arg("policy"), py::kw_only(), py::arg("lambda_") = 0.0,
            py::arg("controller") = nullptr, py::arg("audit") = nullptr,
            py::arg("audit_loss") = "flip", py::arg("audit_bound") = py::none(),
-           py::arg("ood") = nullptr, py::arg("records") = nullptr, py::arg("weights_sha256") = "")
+           py::arg("audit_toggles") = 0, py::arg("ood") = nullptr, py::arg("records") = nullptr,
+           py::arg("weights_sha256") = "")
       .def("govern", &PolicyRunner::run, py::arg("model"), py::arg("batch"),
            py::arg("request_ids") = std::vector<std::string>{}, Unlocked(),
            "A GovernedRun of one batch.");

@@ -44,7 +44,13 @@ Args:
            py::kw_only(), py::arg("record") = false, py::arg("layout") = py::none())
       .def_readwrite("record", &GatePolicy::State::record)
       .def_readwrite("next_input", &GatePolicy::State::next_input)
-      .def_readwrite("records", &GatePolicy::State::records, "JSON lines, one an input.");
+      .def_property(
+          "records",
+          [](const GatePolicy::State& state) { return write_decision_records(state.records); },
+          [](GatePolicy::State& state, const std::string& lines) {
+            state.records = read_decision_records(lines);
+          },
+          "JSON lines, one an input.");
 
   py::class_<GateInput>(m, "GateInput", R"pbdoc(
 What a policy sees when it is asked before a layer.
@@ -71,6 +77,8 @@ one and says what it cost.
 )pbdoc")
       .def_property_readonly("name", &GatePolicy::name)
       .def("start", &GatePolicy::start, "A fresh PolicyState.")
+      .def("check_model", &GatePolicy::check_model, py::arg("model"), Unlocked(),
+           "ValueError if the policy was calibrated for another GatedModel.")
       .def("decide", &GatePolicy::decide, py::arg("input"), py::arg("state"), Unlocked())
       .def(
           "decide",
@@ -96,19 +104,21 @@ Raises:
       .def(
           "decide_parts",
           [](const GatePolicy& policy, int64_t layer, const at::Tensor& hidden,
-             const std::optional<at::Tensor>& attention_mask, GatePolicy::State* state) {
+             const std::optional<at::Tensor>& attention_mask, GatePolicy::State* state,
+             GatedModel* model) {
             const std::unique_ptr<GatePolicy::State> own = policy.start();
             std::vector<std::pair<at::Tensor, GateSet>> parts;
             for (GatePolicy::Part& part :
-                 policy.decide_parts({layer, hidden, or_undefined(attention_mask)},
+                 policy.decide_parts({layer, hidden, or_undefined(attention_mask), model},
                                      state == nullptr ? *own : *state)) {
               parts.emplace_back(std::move(part.samples), std::move(part.gates));
             }
             return parts;
           },
           py::arg("layer"), py::arg("hidden"), py::arg("attention_mask") = py::none(),
-          py::arg("state") = nullptr, Unlocked(), R"pbdoc(
-Gates for layers from ``layer`` on, in parts of the batch that share them.
+          py::arg("state") = nullptr, py::arg("model") = nullptr, Unlocked(), R"pbdoc(
+Gates for layers from ``layer`` on, in parts of the batch that share them. ``model`` is
+what runs under them, for policies that look at weights; ``state`` as for ``decide``.
 
 Returns:
     list: of (places in the batch, int64; GateSet), each sample in one of them.
@@ -263,14 +273,15 @@ Attributes:
       [](GatedModel& model, const DataSource& train, const DataSource& calibration,
          double mean_heads, const ObjectiveOrName& objective,
          const std::optional<HeadScores>& scores, const std::optional<at::Tensor>& dropped_output,
-         std::optional<double> ridge, double huber, int64_t min_heads, double settled_share,
-         Progress progress) {
+         std::optional<double> ridge, double huber, double rank_weight, int64_t min_heads,
+         double settled_share, Progress progress) {
         LinearGateFit options;
         options.mean_heads = mean_heads;
         options.dropped_output = or_undefined(dropped_output);
         if (scores) options.scores = *scores;
         options.ridge = ridge.value_or(-1);
         options.huber = huber;
+        options.rank_weight = rank_weight;
         options.min_heads = min_heads;
         options.settled_share = settled_share;
         options.progress = interruptible(std::move(progress));
@@ -284,8 +295,8 @@ Attributes:
       py::arg("model"), py::arg("train"), py::arg("calibration"), py::kw_only(),
       py::arg("mean_heads"), py::arg("objective") = "cross_entropy", py::arg("scores") = py::none(),
       py::arg("dropped_output") = py::none(), py::arg("ridge") = py::none(),
-      py::arg("huber") = 1.345, py::arg("min_heads") = 1, py::arg("settled_share") = 0.005,
-      py::arg("progress") = nullptr, R"pbdoc(
+      py::arg("huber") = 1.345, py::arg("rank_weight") = 0.0, py::arg("min_heads") = 1,
+      py::arg("settled_share") = 0.005, py::arg("progress") = nullptr, R"pbdoc(
 Fit a linear gate to the gate gradients of single examples, and its threshold to a mean.
 
 Args:
@@ -298,6 +309,7 @@ Args:
     dropped_output: compensation, [layers, heads, model_dim].
     ridge: penalty relative to the mean feature variance; None = by generalised cross-validation.
     huber: robust loss beyond so many robust deviations; 0 = least squares.
+    rank_weight: of the pairwise rank loss beside the squares; 0 = none.
     min_heads: heads that every input runs at least.
     settled_share: heads opened for less than this share of the inputs are pruned, for more than
         1 minus it always on.
@@ -375,6 +387,7 @@ Attributes:
     kv_heads_run: int64 [batch], KV heads computed, re-runs included.
     layers_run: int64 [batch], layers computed, re-runs included.
     neurons_run: int64 [batch], neurons of feed-forward blocks computed, re-runs included.
+    decision_flops: float64 [batch], of decisions that cost much; None = 0.
     records: JSON lines, one an example, where asked for (``read_decision_records``).
 )pbdoc")
       .def_readonly("output", &PolicyRun::output)
@@ -383,7 +396,10 @@ Attributes:
       .def_readonly("kv_heads_run", &PolicyRun::kv_heads_run)
       .def_readonly("layers_run", &PolicyRun::layers_run)
       .def_readonly("neurons_run", &PolicyRun::neurons_run)
-      .def_readonly("records", &PolicyRun::records)
+      .def_property_readonly("decision_flops",
+                             [](const PolicyRun& run) { return or_none(run.decision_flops); })
+      .def_property_readonly(
+          "records", [](const PolicyRun& run) { return write_decision_records(run.records); })
       .def(
           "flops",
           [](const PolicyRun& run, const HeadLayout& layout, const at::Tensor& tokens) {

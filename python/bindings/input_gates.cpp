@@ -1,8 +1,11 @@
 #include <c10/core/GradMode.h>
 #include <headkit/gates/gate_features.h>
+#include <headkit/gates/integer_scores.h>
 #include <headkit/gates/layer_gate.h>
 #include <headkit/gates/linear_probe.h>
 #include <headkit/gates/pooled_state.h>
+#include <headkit/gates/rung_trainer.h>
+#include <headkit/gates/second_look.h>
 #include <headkit/gates/static_stage.h>
 #include <headkit/gates/train_input_gates.h>
 #include <headkit/gates/train_ladder.h>
@@ -262,8 +265,8 @@ Example:
          double mean_heads, const std::shared_ptr<Objective>& objective,
          std::vector<std::string> features, bool labels_of_data,
          const std::optional<HeadScores>& scores, const std::optional<at::Tensor>& dropped_output,
-         std::optional<double> ridge, double huber, int64_t min_heads, double settled_share,
-         Progress progress) {
+         std::optional<double> ridge, double huber, double rank_weight, int64_t min_heads,
+         double settled_share, Progress progress) {
         LinearGateFit options;
         options.mean_heads = mean_heads;
         options.features = std::move(features);
@@ -272,6 +275,7 @@ Example:
         options.dropped_output = or_undefined(dropped_output);
         options.ridge = ridge.value_or(-1);
         options.huber = huber;
+        options.rank_weight = rank_weight;
         options.min_heads = min_heads;
         options.settled_share = settled_share;
         options.progress = interruptible(std::move(progress));
@@ -284,7 +288,7 @@ Example:
       py::arg("model"), py::arg("train"), py::arg("calibration"), py::kw_only(),
       py::arg("mean_heads"), py::arg("objective"), py::arg("features"), py::arg("labels_of_data"),
       py::arg("scores"), py::arg("dropped_output"), py::arg("ridge"), py::arg("huber"),
-      py::arg("min_heads"), py::arg("settled_share"), py::arg("progress"),
+      py::arg("rank_weight"), py::arg("min_heads"), py::arg("settled_share"), py::arg("progress"),
       "As headkit.fit_layer_gate, for a GatedModel and data sources.");
 }
 
@@ -443,6 +447,194 @@ Attributes:
       "As headkit.train_ladder, for a GatedModel and a data source.");
 }
 
+// A trainer with what it borrows.
+struct HeldTrainer {
+  std::shared_ptr<Objective> distillation, task;
+  int64_t rungs;
+  RungTrainer trainer;
+};
+
+void register_rung_trainer(py::module_& m) {
+  py::class_<HeldTrainer>(m, "RungTrainer", R"pbdoc(
+Trains the weights of a model so that some of its rungs say what the dense model says, step by step.
+
+One rung is a static sub-network, several that share the weights a ladder. Each step is one of AdamW
+down the sum of the rungs' losses: distance from the dense outputs, and the task loss of those that
+learn it. ``headkit.train_ladder`` is a loop around it; write another to order the data, draw rungs,
+or stop and go on: ``state_dict`` and the weights are all there is to keep.
+
+Args:
+    model: GatedModel; its weights that require gradients change in place, in the mode it has.
+    rungs: list of Rung.
+    distillation: Objective that compares with dense outputs, for example ``kl_to_dense``.
+    learning_rate, weight_decay, max_norm: of AdamW; a norm of 0 does not clip.
+    warmup_steps: the rate climbs linearly over so many steps.
+    total_steps: and then falls linearly, to 0 after so many; 0 = it stays.
+    task: Objective of rungs that learn from labels too; None = none.
+    task_weight: times the task loss.
+    last_without_task: the last rung learns from the dense outputs alone, as the top of a ladder.
+Raises:
+    ValueError: on options or rungs that do not fit, or without weights that require gradients.
+Source:
+    Hinton, Vinyals, Dean 2015; several rungs: Yu, Huang 2019.
+Example:
+    >>> import transformers
+    >>> config = transformers.BertConfig(
+    ...     vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4
+    ... )
+    >>> model = transformers.BertForSequenceClassification(config).eval()
+    >>> gated = headkit.attach(model)
+    >>> batch = {"input_ids": torch.randint(50, (8, 5))}
+    >>> dense = gated(batch).detach()
+    >>> low = headkit.Rung(headkit.HeadMask(torch.tensor([[1, 0, 0, 0], [0, 1, 1, 0]])))
+    >>> trainer = headkit.RungTrainer(
+    ...     gated, [low], distillation=headkit.make_objective("kl_to_dense")
+    ... )
+    >>> [loss] = trainer.step(batch, dense)
+    >>> trainer.steps
+    1
+)pbdoc")
+      .def(py::init([](GatedModel& model, std::vector<Rung> rungs,
+                       std::shared_ptr<Objective> distillation, double learning_rate,
+                       double weight_decay, double max_norm, int64_t warmup_steps,
+                       int64_t total_steps, std::shared_ptr<Objective> task, double task_weight,
+                       bool last_without_task) {
+             RungTrainerOptions options{learning_rate, weight_decay,     max_norm,
+                                        warmup_steps,  total_steps,      task.get(),
+                                        task_weight,   last_without_task};
+             const auto count = static_cast<int64_t>(rungs.size());
+             const Objective& distance = *distillation;
+             return std::unique_ptr<HeldTrainer>(
+                 new HeldTrainer{std::move(distillation), std::move(task), count,
+                                 RungTrainer(model, std::move(rungs), distance, options)});
+           }),
+           py::keep_alive<1, 2>(), py::arg("model"), py::arg("rungs"), py::kw_only(),
+           py::arg("distillation").none(false), py::arg("learning_rate") = 4e-5,
+           py::arg("weight_decay") = 0.01, py::arg("max_norm") = 1.0, py::arg("warmup_steps") = 0,
+           py::arg("total_steps") = 0, py::arg("task") = py::none(), py::arg("task_weight") = 0.5,
+           py::arg("last_without_task") = true)
+      .def(
+          "step",
+          [](HeldTrainer& held, const Batch& batch, const at::Tensor& dense,
+             std::optional<std::vector<int64_t>> rungs) {
+            if (!rungs) {
+              rungs.emplace();
+              for (int64_t rung = 0; rung < held.rungs; ++rung) rungs->push_back(rung);
+            }
+            return held.trainer.step(batch, dense, *rungs);
+          },
+          py::arg("batch"), py::arg("dense"), py::arg("rungs") = py::none(), Unlocked(), R"pbdoc(
+One step on a batch; returns the mean distance of each rung from ``dense`` before it.
+
+Args:
+    batch: name -> tensor.
+    dense: outputs that the rungs learn from, [batch, ...].
+    rungs: which of them, in this order; None = all.
+Raises:
+    RuntimeError: if a loss is not finite; no weight has changed then.
+)pbdoc")
+      .def_property_readonly("steps", [](const HeldTrainer& h) { return h.trainer.steps(); })
+      .def_property_readonly(
+          "learning_rate", [](const HeldTrainer& h) { return h.trainer.learning_rate(); },
+          "The rate of the next step.")
+      .def(
+          "state_dict",
+          [](const HeldTrainer& held) {
+            const RungTrainerState state = held.trainer.state();
+            py::dict told;
+            told["steps"] = state.steps;
+            told["mean"] = state.mean;
+            told["square"] = state.square;
+            return told;
+          },
+          "What to keep beside the weights to go on bit for bit; a copy.")
+      .def(
+          "load_state_dict",
+          [](HeldTrainer& held, const py::dict& state) {
+            for (const char* name : {"steps", "mean", "square"}) {
+              if (!state.contains(name)) {
+                throw py::value_error(std::string("[rung_trainer] expected a state with \"") +
+                                      name + "\"; found none");
+              }
+            }
+            held.trainer.adopt({state["steps"].cast<int64_t>(),
+                                state["mean"].cast<std::vector<at::Tensor>>(),
+                                state["square"].cast<std::vector<at::Tensor>>()});
+          },
+          py::arg("state"), "Goes on from there; ValueError for the state of other weights.");
+}
+
+void register_second_look(py::module_& m) {
+  py::class_<SecondLook, AdjustablePolicy, std::shared_ptr<SecondLook>>(m, "SecondLook", R"pbdoc(
+A second chance for heads near the threshold of a linear gate: an estimate of what the head would do
+to this input, from whole-number (int8) scores of its queries and keys, decides instead of the gate.
+
+The estimate is ||S'||_F * ||X - mean x||_F * ||Wv||_2 * ||Wo||_F / T ** 1.5, S' the scores with the
+mean key taken off; it is compared with the median of the layer. Each head that is looked at costs
+its Q, its K and the scores, told in ``PolicyRun.decision_flops``; a head that then runs projects them
+again. ``headkit.fit_second_look`` puts one on a gate.
+
+Args:
+    gate: LinearGate or LayerGate.
+    band: heads with |logit - threshold| below it are looked at.
+    ratio: one of them runs where its estimate is at least ratio times the median of the layer.
+    weight: ||Wv||_2 * ||Wo||_F, float64 [layers, heads].
+    median: of the estimates, float64 [layers], above 0.
+Raises:
+    ValueError: on settings that do not fit together.
+Source:
+    Jaradat 2024 (HDP), with int8, centred keys, values and a relative threshold.
+)pbdoc")
+      .def(py::init([](std::shared_ptr<AdjustablePolicy> gate, double band, double ratio,
+                       at::Tensor weight, at::Tensor median) {
+             return std::make_shared<SecondLook>(SecondLookSettings{
+                 std::move(gate), band, ratio, std::move(weight), std::move(median)});
+           }),
+           py::arg("gate"), py::kw_only(), py::arg("band"), py::arg("ratio"), py::arg("weight"),
+           py::arg("median"))
+      .def_property_readonly(
+          "gate",
+          [](const SecondLook& look) {
+            return std::const_pointer_cast<AdjustablePolicy>(look.settings().gate);
+          })
+      .def_property_readonly("band", [](const SecondLook& s) { return s.settings().band; })
+      .def_property_readonly("ratio", [](const SecondLook& s) { return s.settings().ratio; })
+      .def_property_readonly("weight", [](const SecondLook& s) { return s.settings().weight; })
+      .def_property_readonly("median", [](const SecondLook& s) { return s.settings().median; })
+      .def(
+          "estimates",
+          [](const SecondLook& look, GatedModel& model, int64_t layer,
+             const std::vector<int64_t>& heads, const at::Tensor& hidden,
+             const std::optional<at::Tensor>& mask) {
+            return look.estimates(model, layer, heads, hidden, or_undefined(mask));
+          },
+          py::arg("model"), py::arg("layer"), py::arg("heads"), py::arg("hidden"),
+          py::arg("attention_mask") = py::none(), Unlocked(),
+          "Estimates of some heads of a layer, float64 [batch, heads], from its input.");
+  m.def(
+      "fit_second_look",
+      [](GatedModel& model, const DataSource& data, std::shared_ptr<AdjustablePolicy> gate,
+         double band_share, Progress progress) {
+        const SecondLookFit options{band_share, interruptible(std::move(progress))};
+        const py::gil_scoped_release release;
+        return fit_second_look(model, data, std::move(gate), options);
+      },
+      py::arg("model"), py::arg("data"), py::arg("gate"), py::kw_only(), py::arg("band_share"),
+      py::arg("progress"), "As headkit.fit_second_look, for a GatedModel and a data source.");
+  m.def("integer_score_norm", &integer_score_norm, py::arg("queries"), py::arg("keys"),
+        py::arg("scale"), R"pbdoc(
+Frobenius norm of the attention scores of one head, with the mean key taken off, from int8.
+
+Args:
+    queries, keys: float64 [tokens, head_dim].
+    scale: factor on the scores.
+Example:
+    >>> keys = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
+    >>> headkit.integer_score_norm(torch.ones(2, 1, dtype=torch.float64), keys, 0.5)
+    1.0
+)pbdoc");
+}
+
 void register_static_stage(py::module_& m) {
   m.def(
       "input_importance",
@@ -533,6 +725,8 @@ void register_input_gates(py::module_& m) {
   register_linear_probe(m);
   register_layer_gate(m);
   register_training(m);
+  register_rung_trainer(m);
+  register_second_look(m);
   register_static_stage(m);
 }
 

@@ -19,6 +19,7 @@ from headkit._C import (
     Aopc,
     AttentionWeights,
     AuditState,
+    AuditToggle,
     BackendChoice,
     BootstrapInterval,
     BudgetController,
@@ -111,7 +112,9 @@ from headkit._C import (
     RoleScore,
     RoleTable,
     Rung,
+    RungTrainer,
     SampleAttention,
+    SecondLook,
     SelectionStability,
     SequenceSyntax,
     ShadowAudit,
@@ -156,6 +159,7 @@ from headkit._C import (
     head_contexts,
     heads_for_share,
     holm,
+    integer_score_norm,
     join_gates,
     kendall_tau,
     learn_then_test,
@@ -202,6 +206,7 @@ from headkit._C import (
     slice_neurons,
     spearman,
     static_stage,
+    toggle_correlation,
     top_k_overlap,
     two_proportion_z,
     unit_macs,
@@ -214,7 +219,12 @@ from headkit.agreements import agreement, plot_agreement, plot_stability, stabil
 from headkit.calibrating import calibrate, trace_policy
 from headkit.contributions import causal_head_gating, effects
 from headkit.decisions import explain_decisions, logit_spread
-from headkit.fitting import fit_layer_gate, fit_linear_gate, fit_linear_probes
+from headkit.fitting import (
+    fit_layer_gate,
+    fit_linear_gate,
+    fit_linear_probes,
+    fit_second_look,
+)
 from headkit.head_roles import for_each_attention, input_roles, plot_roles, roles
 from headkit.huggingface import attach, detach, gates, refresh
 from headkit.hybrid import Budget, HybridPruner, HybridReport
@@ -267,6 +277,7 @@ __all__ = [
     "Aopc",
     "AttentionWeights",
     "AuditState",
+    "AuditToggle",
     "BackendChoice",
     "BootstrapInterval",
     "Budget",
@@ -366,7 +377,9 @@ __all__ = [
     "RoleScore",
     "RoleTable",
     "Rung",
+    "RungTrainer",
     "SampleAttention",
+    "SecondLook",
     "SelectionStability",
     "SequenceSyntax",
     "ShadowAudit",
@@ -418,6 +431,7 @@ __all__ = [
     "fit_linear_gate",
     "fit_linear_probes",
     "fit_reactivation",
+    "fit_second_look",
     "for_each_attention",
     "gate_simulatability",
     "gated_attention",
@@ -439,6 +453,7 @@ __all__ = [
     "image_roles",
     "input_importance",
     "input_roles",
+    "integer_score_norm",
     "join_gates",
     "kendall_tau",
     "learn_then_test",
@@ -513,6 +528,7 @@ __all__ = [
     "static_stage",
     "syntactic_labels",
     "syntactic_roles",
+    "toggle_correlation",
     "top_k_overlap",
     "trace_policy",
     "train_gates",

@@ -21,6 +21,7 @@ def fit_linear_gate(
     dropped_output: torch.Tensor | None = None,
     ridge: float | None = None,
     huber: float = 1.345,
+    rank_weight: float = 0.0,
     min_heads: int = 1,
     settled_share: float = 0.005,
     progress: bool | Told = False,
@@ -38,6 +39,8 @@ def fit_linear_gate(
         ridge: penalty relative to the mean feature variance; None = by generalised
             cross-validation.
         huber: robust loss beyond so many robust deviations; 0 = least squares.
+        rank_weight: weight of the rank loss beside the squares: for each input and layer, the heads
+            that it needs most should have larger logits than the others. 0 = none.
         min_heads: heads that every input runs at least.
         settled_share: heads opened for less than this share of the inputs are pruned, for more than
             1 minus it always on.
@@ -79,6 +82,7 @@ def fit_linear_gate(
             dropped_output=dropped_output,
             ridge=ridge,
             huber=huber,
+            rank_weight=rank_weight,
             min_heads=min_heads,
             settled_share=settled_share,
             progress=tell,
@@ -98,6 +102,7 @@ def fit_layer_gate(
     dropped_output: torch.Tensor | None = None,
     ridge: float | None = None,
     huber: float = 1.345,
+    rank_weight: float = 0.0,
     min_heads: int = 0,
     settled_share: float = 0.005,
     progress: bool | Told = False,
@@ -106,7 +111,7 @@ def fit_layer_gate(
 
     Args:
         model, train, calibration, mean_heads, objective, scores, dropped_output, ridge, huber,
-            settled_share, progress: as for ``fit_linear_gate``.
+            rank_weight, settled_share, progress: as for ``fit_linear_gate``.
         features: scalars beside the pooled state (``scalar_features``); margin, entropy and
             log_loss are those of linear probes that are fitted to ``train`` first.
         labels_of_data: probes learn ``batch["labels"]`` instead of what the dense model says.
@@ -151,6 +156,7 @@ def fit_layer_gate(
             dropped_output=dropped_output,
             ridge=ridge,
             huber=huber,
+            rank_weight=rank_weight,
             min_heads=min_heads,
             settled_share=settled_share,
             progress=tell,
@@ -226,3 +232,56 @@ def fit_linear_probes(
             huber=huber,
             progress=tell,
         )
+
+
+def fit_second_look(
+    model: torch.nn.Module | _C.GatedModel,
+    data: Any,
+    gate: _C.LinearGate | _C.LayerGate,
+    *,
+    band_share: float = 0.2,
+    progress: bool | Told = False,
+) -> _C.SecondLook:
+    """Give heads near the threshold of a gate a second look at their own queries and keys.
+
+    As many of these heads run as the gate itself would open; which of them, an estimate from
+    whole-number attention scores decides.
+
+    Args:
+        model: an attached model, or a GatedModel; an encoder with the norm behind its blocks.
+        data: batches, labels not needed.
+        gate: LinearGate or LayerGate.
+        band_share: share of the decisions, those nearest to the threshold, that are looked at.
+        progress: as for ``score``.
+
+    Returns:
+        SecondLook: a policy with the lambda of the gate.
+
+    Raises:
+        ValueError: for a model that is not attached or whose attention reads something else than
+            the state before its layer, and for another kind of gate.
+
+    Source:
+        Jaradat 2024 (HDP), corrected; see ``SecondLook``.
+
+    Example:
+        >>> import transformers
+        >>> config = transformers.BertConfig(
+        ...     vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4
+        ... )
+        >>> model = transformers.BertForSequenceClassification(config).eval()
+        >>> gated = headkit.attach(model)
+        >>> gate = headkit.LinearGate(
+        ...     weight=torch.randn(2, 4, 24, dtype=torch.float64),
+        ...     reference=torch.zeros(24, dtype=torch.float64),
+        ...     static_logits=torch.randn(2, 4, dtype=torch.float64),
+        ...     threshold=0,
+        ... )
+        >>> batch = {"input_ids": torch.randint(50, (8, 5))}
+        >>> policy = headkit.fit_second_look(model, [batch], gate)
+        >>> headkit.run(model, batch, policy).decision_flops.shape
+        torch.Size([8])
+    """
+    gated = gated_model(model, "fit_second_look")
+    with reporting("fit: second look", progress) as tell:
+        return _C.fit_second_look(gated, data, gate, band_share=band_share, progress=tell)

@@ -32,6 +32,7 @@ class Gating:
         added_blocks: [B, L, D], the same of closed blocks of neurons.
         skip: False computes closed heads and blocks and multiplies them by 0.
         policy: decides the rest for each call instead.
+        model: GatedModel that the policy may look at, or None.
         state: what the policy writes its records to, or None.
         every: number of tokens after which a sequence that is generated with a cache is decided
             anew; None = what was decided on the prompt holds.
@@ -41,6 +42,7 @@ class Gating:
     dropped_output: torch.Tensor | None = None
     skip: bool = True
     policy: Any = None
+    model: Any = None
     state: Any = None
     every: int | None = None
     blocks: torch.Tensor | None = None
@@ -95,6 +97,12 @@ class Gating:
             hidden=gates.hidden,
         )
 
+    def started(self) -> "Gating":
+        """The same with a state of this call for a policy that decides more than once."""
+        if self.policy is None or self.state is not None or len(self.policy.decision_layers) < 2:
+            return self
+        return replace(self, state=self.policy.start())
+
     def decided(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> "Gating":
         """The gates for one call: asks the policy, if there is one.
 
@@ -129,7 +137,7 @@ class Gating:
     def _decided(
         self, before: Any, layer: int, hidden: torch.Tensor, padding: torch.Tensor | None
     ) -> "Gating":
-        parts = self.policy.decide_parts(layer, hidden, padding, self.state)
+        parts = self.policy.decide_parts(layer, hidden, padding, self.state, self.model)
         gates, added = parts[0][1], {}
         if layer:
             if gates.heads is None or gates.heads.dim() == 2:
@@ -350,6 +358,7 @@ class Call:
             return
         self.given = self.gating
         if self.gating is not None:
+            self.given = self.gating = self.gating.started()
             self.gating = self.gating.decided(hidden, padding)
             self.gating.check_batch(*hidden.shape[:2])
         self.begun = True

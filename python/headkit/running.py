@@ -33,7 +33,8 @@ def run(
         PolicyRun: outputs, gates, heads and layers computed, records.
 
     Raises:
-        ValueError: if the model is not attached, or policy, batch and model do not fit.
+        ValueError: if the model is not attached, or policy, batch and model do not fit, for example
+            a policy that was calibrated for another model.
 
     Example:
         >>> import transformers

@@ -145,8 +145,8 @@ def load_policy(
     if not text:
         raise ValueError(f"[load_policy] expected a folder with a policy; found none in {folder}")
     policy = _C.policy_from_json(text)
-    if model is not None and isinstance(policy, _C.CalibratedPolicy):
-        policy.calibration.check_model(gated_model(model, "load_policy"))
+    if model is not None:
+        policy.check_model(gated_model(model, "load_policy"))
     return policy
 
 

@@ -11,6 +11,7 @@
 #include "headkit/gates/linear_gate.h"
 #include "headkit/gates/mask_policy.h"
 #include "headkit/gates/reactivation.h"
+#include "headkit/gates/second_look.h"
 
 namespace headkit {
 namespace {
@@ -67,6 +68,13 @@ const std::vector<Entry>& entries() {
         "Schmitt trigger", "that of the linear gate", "none beside those of the linear gate",
         "before layer 0"},
        HysteresisGate::from_json},
+      {{"second_look",
+        "a linear gate or layer gate; near its threshold the size of the head's integer scores "
+        "times that of its values decides",
+        "Jaradat 2024 (HDP), with int8, centred keys, values and a relative threshold",
+        "that of the gate; Q, K and integer scores of the heads near the threshold",
+        "unlabelled examples to fit, others to calibrate", "before layers with contested heads"},
+       SecondLook::from_json},
   };
   return all;
 }

@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "gates/gate_gradients.h"
 #include "gates/head_rule.h"
+#include "gates/rank_loss.h"
 #include "gates/ridge_regression.h"
 #include "headkit/core/error.h"
 #include "headkit/gates/layer_gate.h"
@@ -44,6 +46,8 @@ void check_options(const char* operation, GatedModel& model, const Objective& ob
                 "settled_share in [0, 0.5)", options.settled_share);
   HEADKIT_CHECK(std::isfinite(options.ridge) && options.huber >= 0, operation,
                 "a finite ridge and huber >= 0", options.ridge, " and ", options.huber);
+  HEADKIT_CHECK(options.rank_weight >= 0 && std::isfinite(options.rank_weight), operation,
+                "a finite rank_weight >= 0", options.rank_weight);
 }
 
 // Counts the batches of all passes.
@@ -137,8 +141,10 @@ Observed observe(const char* operation, GatedModel& model, const DataSource& tra
 
 // Regression on features whose last `scalars` are of any unit: each gets the variance of the whole
 // pooled state, so that the penalty treats it as a peer of the state, not of one of its dimensions.
+// `groups` of the targets are ranked by `offset` [M] + what is fitted.
 RidgeRegression scaled_regression(const at::Tensor& features, const at::Tensor& targets,
-                                  int64_t scalars, const LinearGateFit& options) {
+                                  int64_t scalars, const LinearGateFit& options,
+                                  const std::vector<RankGroup>& groups, const at::Tensor& offset) {
   at::Tensor centred = features - features.mean(0);
   const int64_t width = features.size(1) - scalars;
   const at::Tensor variance = centred.square().mean(0);
@@ -148,8 +154,14 @@ RidgeRegression scaled_regression(const at::Tensor& features, const at::Tensor& 
     const double own = variance[i].item<double>();
     if (own > 1e-20 && pooled > 0) factor[i] = std::sqrt(pooled / own);
   }
-  RidgeRegression regression =
-      ridge_regression(centred * factor, targets - targets.mean(0), options.ridge, options.huber);
+  FittedLoss rank{.weight = options.rank_weight, .curvature = RankLoss::kCurvature};
+  std::optional<RankLoss> order;
+  if (rank.weight > 0) {
+    order.emplace(targets, groups);
+    rank.gradient = [&](const at::Tensor& fitted) { return order->gradient(fitted + offset); };
+  }
+  RidgeRegression regression = ridge_regression(centred * factor, targets - targets.mean(0),
+                                                options.ridge, options.huber, rank);
   regression.weight = regression.weight * factor;
   return regression;
 }
@@ -160,6 +172,23 @@ at::Tensor centred_static_logits(const char* operation, const LinearGateFit& opt
       static_logits(operation, options.scores, observed.importance, observed.log_importance.mean(0),
                     present, observed.epsilon);
   return logits - logits.masked_select(present).mean();
+}
+
+// The layers of some heads, given by their places [M] in [L, H], as groups to rank: of each so many
+// on top as it runs of `mean_heads`, by its share of all heads that are there.
+std::vector<RankGroup> layers_to_rank(const at::Tensor& present, const at::Tensor& there,
+                                      double mean_heads) {
+  std::vector<RankGroup> groups(static_cast<size_t>(present.size(0)));
+  for (int64_t i = 0; i < there.size(0); ++i) {
+    groups[static_cast<size_t>(there[i].item<int64_t>() / present.size(1))].columns.push_back(i);
+  }
+  const double share = mean_heads / static_cast<double>(present.sum().item<int64_t>());
+  for (RankGroup& group : groups) {
+    const auto count = static_cast<int64_t>(group.columns.size());
+    group.top = std::clamp<int64_t>(std::llround(share * static_cast<double>(count)), 1,
+                                    std::max<int64_t>(1, count - 1));
+  }
+  return groups;
 }
 
 // Heads that nearly no or nearly all inputs open are settled.
@@ -210,16 +239,17 @@ FittedLinearGate fit_linear_gate(GatedModel& model, const DataSource& train,
   const at::Tensor& features = observed.features.front();
   const int64_t samples = features.size(0), width = features.size(1);
   const at::Tensor there = present.flatten().nonzero().flatten();
+  LinearGateSettings settings;
+  settings.static_logits = centred_static_logits(kOperation, options, observed, present);
   const RidgeRegression regression =
       scaled_regression(features, observed.target.reshape({samples, -1}).index_select(1, there),
-                        static_cast<int64_t>(options.features.size()), options);
-
-  LinearGateSettings settings;
+                        static_cast<int64_t>(options.features.size()), options,
+                        layers_to_rank(present, there, options.mean_heads),
+                        settings.static_logits.flatten().index_select(0, there));
   settings.weight = at::zeros({layout.total_heads(), width}, at::kDouble);
   settings.weight.index_copy_(0, there, regression.weight);
   settings.weight = settings.weight.reshape({layout.layers, layout.heads, width});
   settings.reference = features.mean(0);
-  settings.static_logits = centred_static_logits(kOperation, options, observed, present);
   settings.fixed =
       at::zeros({layout.layers, layout.heads}, at::kChar).masked_fill(present.logical_not(), -1);
   settings.min_heads = options.min_heads;
@@ -294,6 +324,8 @@ FittedLayerGate fit_layer_gate(GatedModel& model, const DataSource& train,
   LayerGateSettings settings;
   settings.weight = at::zeros({layout.layers, layout.heads, width}, at::kDouble);
   settings.reference = at::zeros({layout.layers, width}, at::kDouble);
+  settings.static_logits = centred_static_logits(kOperation, options, observed, present);
+  const double per_head = options.mean_heads / static_cast<double>(present.sum().item<int64_t>());
   double ridges = 0, explained = 0;
   int64_t finite = 0;
   for (int64_t l = 0; l < layout.layers; ++l) {
@@ -303,14 +335,16 @@ FittedLayerGate fit_layer_gate(GatedModel& model, const DataSource& train,
     if (there.numel() == 0) continue;
     const RidgeRegression regression =
         scaled_regression(features, observed.target.select(1, l).index_select(1, there),
-                          static_cast<int64_t>(options.features.size()), options);
+                          static_cast<int64_t>(options.features.size()), options,
+                          layers_to_rank(present.slice(0, l, l + 1), there,
+                                         per_head * static_cast<double>(there.numel())),
+                          settings.static_logits[l].index_select(0, there));
     settings.weight[l].index_copy_(0, there, regression.weight);
     explained += regression.explained / static_cast<double>(layout.layers);
     if (std::isinf(regression.ridge)) continue;
     ridges += regression.ridge;
     ++finite;
   }
-  settings.static_logits = centred_static_logits(kOperation, options, observed, present);
   settings.features = options.features;
   settings.probes = probes;
   settings.fixed =

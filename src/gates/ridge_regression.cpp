@@ -11,7 +11,7 @@ namespace headkit {
 // Huber's loss by pseudo-targets: the penalised normal equations stay the same, so one
 // factorisation serves all iterations.
 RidgeRegression ridge_regression(const at::Tensor& features, const at::Tensor& targets,
-                                 double ridge, double huber) {
+                                 double ridge, double huber, const FittedLoss& beside) {
   const double samples = static_cast<double>(features.size(0));
   const auto [eigenvalues, basis] = at::linalg_eigh(features.t().matmul(features) / samples);
   const at::Tensor spectrum = eigenvalues.clamp_min(0);
@@ -52,16 +52,35 @@ RidgeRegression ridge_regression(const at::Tensor& features, const at::Tensor& t
 
   const at::Tensor inverse = 1 / (spectrum + (result.ridge + 1e-12) * scale).unsqueeze(1);
   at::Tensor weight = basis.matmul(inverse * projected);  // [D, M]
+  at::Tensor limit;  // of residuals, for each target; undefined = squares only
+  const auto pull = [&](const at::Tensor& fitted) {
+    const at::Tensor residual = targets - fitted;
+    return limit.defined() ? at::minimum(at::maximum(residual, -limit), limit) : residual;
+  };
   if (huber > 0) {
     constexpr int kIterations = 20;
     constexpr double kNormal = 1.4826;  // median absolute deviation to standard deviation
     at::Tensor fitted = features.matmul(weight);
-    const at::Tensor limit =
-        huber * kNormal * std::get<0>((targets - fitted).abs().median(0)).clamp_min(1e-12);
+    limit = huber * kNormal * std::get<0>((targets - fitted).abs().median(0)).clamp_min(1e-12);
     for (int i = 0; i < kIterations; ++i) {
-      const at::Tensor pseudo = fitted + at::minimum(at::maximum(targets - fitted, -limit), limit);
+      const at::Tensor pseudo = fitted + pull(fitted);
       weight = basis.matmul(inverse * project(pseudo - pseudo.mean(0)));
       fitted = features.matmul(weight);
+    }
+  }
+  if (beside.weight > 0) {
+    constexpr int kIterations = 500;
+    constexpr double kEnough = 1e-9;
+    // Squares of curvature `bend` that lie above all losses and touch them at the present fit.
+    const double bend = 1 + beside.weight * beside.curvature;
+    const at::Tensor solve = 1 / (spectrum + (result.ridge + 1e-12) * scale / bend).unsqueeze(1);
+    for (int i = 0; i < kIterations; ++i) {
+      const at::Tensor fitted = features.matmul(weight);
+      const at::Tensor down = pull(fitted) - beside.weight * beside.gradient(fitted);
+      const at::Tensor next = basis.matmul(solve * project(fitted + down / bend));
+      const double moved = (next - weight).abs().max().item<double>();
+      weight = next;
+      if (moved <= kEnough * weight.abs().max().item<double>()) break;
     }
   }
   result.weight = weight.t().contiguous();

@@ -14,6 +14,7 @@ from headkit.bench import (
     Attention,
     Decode,
     FeedForward,
+    Gate,
     Model,
     Plan,
     compiled_ways,
@@ -147,6 +148,27 @@ def test_the_work_list_is_measured_beside_the_layer():
         for name in ("work list", "headkit")
         for share in (1.0, 0.5)
     ]
+
+
+def test_what_deciding_costs_is_measured_beside_the_encoder():
+    sizes = {"dims": (24,), "head_dim": 6, "batch": 4, "length": 5, "layers": 2}
+    rows = rows_by_name(run([Gate(**sizes, shares=(0.5,))], threads=(1,), rounds=1))
+    share = next(share for name, share in rows if name == "headkit" and share < 1)
+    assert rows.keys() == {
+        ("transformers, sdpa", 1.0),
+        ("headkit", 1.0),
+        ("policy, nothing dropped", 1.0),
+        ("headkit", share),
+    }
+    assert share == pytest.approx(0.5, abs=0.1)
+    dense, gated = rows["headkit", 1.0], rows["headkit", share]
+    # Of 4 inputs of 5 tokens in 2 layers: heads of width 6, and blocks of 96 neurons.
+    head, block = 4 * 5 * 6 * (2 * 24 + 5), 4 * 5 * 24 * 96
+    assert gated.flops == pytest.approx(4 * 2 * (4 * share * head + block))
+    assert rows["policy, nothing dropped", 1.0].flops == dense.flops
+    assert gated.flops < dense.flops and gated.of_ideal > 0 and gated.max_error < 1e-4
+    with pytest.raises(ValueError, match="shares between 0 and 1"):
+        Gate(shares=(1.5,))
 
 
 @pytest.fixture(scope="module")

@@ -81,6 +81,29 @@ def test_a_calibrated_policy_is_saved_and_refused_for_another_model(tiny, model,
         again.calibration.check_model(other)
     with pytest.raises(ValueError, match="the model that was calibrated"):
         hk.PolicyRunner(again).govern(other, tiny.inputs())
+    with pytest.raises(ValueError, match="the model that was calibrated"):
+        hk.run(other, tiny.inputs(), again)
+    width = tiny.heads * tiny.head_dim
+    gate = hk.LinearGate(
+        weight=torch.randn(tiny.layers, tiny.heads, width).double(),
+        reference=torch.zeros(width).double(),
+        static_logits=torch.zeros(tiny.layers, tiny.heads).double(),
+        threshold=0,
+    )
+    promised = hk.calibrate(gated, gate, batches(tiny), risk=0.2, length_buckets=1)
+    gate = hk.CalibratedPolicy(gate, promised)
+    with hk.gates(gated, gate):
+        expected = model(**tiny.inputs()).logits
+    assert torch.equal(hk.run(gated, tiny.inputs(), gate).output, expected)
+    with pytest.raises(ValueError, match="the model that was calibrated"), hk.gates(other, gate):
+        pass
+    weight = model.bert.encoder.layer[1].output.dense.weight
+    with torch.no_grad():
+        weight[0, 0] += 1
+    with pytest.raises(ValueError, match="the model that was calibrated"):
+        hk.run(gated, tiny.inputs(), gate)
+    with torch.no_grad():
+        weight[0, 0] -= 1
     text = json.loads(calibrated.to_json())
     text["calibration"]["policy"] = "0" * 64
     with pytest.raises(ValueError, match="the policy that was calibrated"):

@@ -155,6 +155,128 @@ def test_a_ladder_is_trained_in_place(tiny, model, batch):
         hk.train_ladder(model, ladder, data, steps=2, distillation="cross_entropy")
 
 
+def test_the_rank_loss_orders_heads_at_the_boundary(tiny, model, batch):
+    """With more weight on it, more pairs across the top k of a layer stand in the right order."""
+    hk.attach(model)
+    data = [{**batch, "labels": torch.arange(24) % 5}]
+    importance, _ = hk.input_importance(model, data)
+    hidden = hk.attach(model).embed(data[0]).hidden
+    mask = batch["attention_mask"].bool()
+    wrong = []
+    for weight in (0.0, 10.0):
+        gate, _ = hk.fit_linear_gate(
+            model, data, data, mean_heads=6, ridge=1e-3, rank_weight=weight, settled_share=0
+        )
+        u = (hk.pooled_state(hidden, mask) - gate.reference) @ gate.weight.flatten(0, 1).T
+        logits = u.view(24, tiny.layers, tiny.heads) + gate.static_logits
+        top = torch.zeros_like(importance).scatter(2, importance.topk(2, 2).indices, 1)
+        pairs = (top[..., :, None] == 1) & (top[..., None, :] == 0)
+        gap = (importance + 1e-3 * importance.mean()).log()
+        gap = (gap[..., :, None] - gap[..., None, :]) * pairs
+        flipped = logits[..., :, None] < logits[..., None, :]
+        wrong.append(float((gap * flipped).sum() / gap.sum()))
+    assert wrong[1] < wrong[0]
+    with pytest.raises(ValueError, match="rank_weight"):
+        hk.fit_linear_gate(model, data, data, mean_heads=6, rank_weight=-1)
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_a_second_look_decides_the_same_inside_the_model(tiny, model, batch, by_layer):
+    gated = hk.attach(model)
+    data = [{**batch, "labels": torch.arange(24) % 5}]
+    fit = hk.fit_layer_gate if by_layer else hk.fit_linear_gate
+    gate, _ = fit(model, data, data, mean_heads=6)
+    look = hk.fit_second_look(model, data, gate, band_share=0.5)
+    run = hk.run(model, batch, look, record=True)
+    assert not torch.equal(run.gates.heads, hk.run(model, batch, gate).gates.heads)
+    with torch.no_grad(), hk.gates(model, look):
+        inside = model(**batch).logits
+    torch.testing.assert_close(inside, run.output, atol=1e-6, rtol=1e-5)
+    records = hk.read_decision_records(run.records)
+    reasons = [head.reason for record in records for head in record.heads]
+    tokens = batch["attention_mask"].sum(1)
+    looked = reasons.count("second_look")
+    assert looked > 0 and (run.decision_flops > 0).any()
+    done = run.flops(gated.layout(), tokens)
+    assert [record.flops_run for record in records] == pytest.approx(done.tolist())
+    # Q and K of each head that was looked at, the least that it costs.
+    width = gated.layout().head_dim * gated.layout().model_dim
+    counts = torch.tensor(
+        [sum(head.reason == "second_look" for head in record.heads) for record in records]
+    )
+    assert (run.decision_flops >= 4 * width * tokens * counts).all()
+    again = hk.policy_from_json(look.to_json())
+    assert torch.equal(hk.run(model, batch, again).output, run.output)
+    state = hk.attach(model).embed(batch)
+    estimates = look.estimates(gated, 0, [0, 1], state.hidden, batch["attention_mask"].bool())
+    assert estimates.shape == (24, 2) and (estimates > 0).all()
+    calibration = hk.calibrate(model, look, [batch], risk=0.2, length_buckets=1)
+    assert calibration.grid[-1] == 1
+
+
+def test_a_second_look_refuses_a_norm_before_attention(tiny):
+    import transformers
+
+    config = transformers.ViTConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=28,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    model = transformers.ViTForImageClassification(config).eval()
+    hk.attach(model)
+    gate = hk.LinearGate(
+        weight=torch.zeros(2, 4, 24).double(), reference=torch.zeros(24).double(),
+        static_logits=torch.zeros(2, 4).double(), threshold=0,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="a norm in front of layer 0"):
+        hk.fit_second_look(model, [{"pixel_values": torch.randn(2, 3, 8, 8)}], gate)
+
+
+def test_a_static_rung_is_trained_as_torch_would(tiny, batch):
+    """The loop that PyTorch users write: AdamW, a schedule, clipping, labels, dropout."""
+    data = {**batch, "labels": torch.arange(24) % 5}
+    low = torch.zeros(tiny.layers, tiny.heads)
+    low[:, 1:] = 1
+    steps, warm = 5, 2
+    weights = []
+    for by_hand in (True, False):
+        model = tiny.make("Bert", "SequenceClassification").train()
+        teacher = tiny.make("Bert", "SequenceClassification").eval()
+        gated = hk.attach(model)
+        dense = teacher(**batch).logits.detach()
+        if by_hand:
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.02)
+            schedule = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm + 1))
+            )
+        else:
+            trainer = hk.RungTrainer(
+                gated, [hk.Rung(hk.HeadMask(low))], learning_rate=1e-2, weight_decay=0.02,
+                distillation=hk.make_objective("kl_to_dense"), warmup_steps=warm, max_norm=1.0,
+                total_steps=steps, task=hk.make_objective("cross_entropy"), last_without_task=False,
+            )  # fmt: skip
+        for step in range(steps):
+            torch.manual_seed(step)
+            if not by_hand:
+                trainer.step(data, dense)
+                continue
+            with hk.gates(model, low):
+                logits = model(**batch).logits
+            loss = torch.nn.functional.kl_div(
+                logits.log_softmax(1), dense.log_softmax(1), log_target=True, reduction="batchmean"
+            ) + 0.5 * torch.nn.functional.cross_entropy(logits, data["labels"])
+            optimizer.zero_grad()
+            loss.backward()
+            assert torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) > 1
+            optimizer.step()
+            schedule.step()
+        weights.append({name: value.detach() for name, value in model.named_parameters()})
+    assert trainer.steps == steps and trainer.learning_rate == 0
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match='a state with "mean"'):
+        trainer.load_state_dict({"steps": 1})
+
+
 def test_training_a_ladder_measures_blocks_anew(tiny, model, batch):
     hk.attach(model, feed_forward=True)
     data = [{**batch, "labels": torch.arange(24) % 5}]

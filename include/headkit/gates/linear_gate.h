@@ -80,6 +80,10 @@ struct LinearGateFit {
   HeadScores scores{};          ///< static scores behind s; values undefined = mean of the targets
   double ridge = -1;            ///< penalty relative to the mean feature variance; < 0 = by GCV
   double huber = 1.345;         ///< robust loss beyond so many robust deviations; 0 = squares only
+  /// Weight of the rank loss beside the squares: for each input and layer, the heads that it needs
+  /// most (as many as the layer runs on average) should have larger logits than the others. 0 =
+  /// none.
+  double rank_weight = 0;
   int64_t min_heads = 1;
   /// Heads that the threshold opens for less than this share of the calibration inputs are pruned,
   /// for more than 1 - share always on. 0 = only where all inputs agree.
@@ -109,7 +113,11 @@ struct FittedLinearGate {
 ///
 /// Target of head h for input b: log(|dL_b / dg_h| + eps) at the dense point, minus the input's own
 /// mean over heads, so that a hard input does not look as if all its heads mattered; W is the ridge
-/// regression of its deviation from the head's mean on u - mu, s the log of the static scores.
+/// regression of its deviation from the head's mean on u - mu, s the log of the static scores. With
+/// `rank_weight`, W minimises the sum of the (Huber) squares, the penalty, and that weight times,
+/// for each input and layer, the mean of log(1 + exp(z_j - z_i)) over heads i of its k largest
+/// targets and j of the others, weighed by the difference of their targets; k is the layer's share
+/// of `mean_heads`, rounded, at least 1 and less than all.
 /// Cost: one forward and one backward over `train`, one embedding over `calibration`.
 /// Throws std::invalid_argument for an objective whose gradient at the dense model is zero.
 /// Source: importance Michel, Levy, Neubig 2019; regression target after Akhauri et al. 2024

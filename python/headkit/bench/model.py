@@ -96,14 +96,14 @@ class Model(Routine):
         plain = _load(self.model).to(DTYPES[self.dtype]).eval()
         attached = copy.deepcopy(plain)
         gated = headkit.attach(attached, feed_forward=self.feed_forward)
-        inputs = _Inputs(plain, phase, self.batch, self.length)
+        inputs = Inputs(plain, phase, self.batch, self.length)
         gates = self._gates(gated.layout())
-        count = _Count(gated, inputs)
+        count = Count(gated, inputs)
         case = Case([], [], DTYPES[self.dtype])
         case.note = "Ideal: in proportion to the FLOPs of the whole model."
         exact_model = copy.deepcopy(plain).double()
         truths = {
-            share: inputs.call(exact_model, _multiplied(exact_model, gate))()
+            share: inputs.call(exact_model, multiplied(exact_model, gate))()
             for share, gate in gates.items()
         }
         lost: dict[float, float] = {}
@@ -119,14 +119,14 @@ class Model(Routine):
         add(PLAIN, 1.0, inputs.call(plain))
         for share, gate in gates.items():
             if share < 1:
-                add(MASKED, share, inputs.call(plain, _multiplied(plain, gate)))
+                add(MASKED, share, inputs.call(plain, multiplied(plain, gate)))
         for share, gate in gates.items():
             gate_set = headkit.GateSet(gate.heads, blocks=gate.blocks)
             opened = lambda g=gate_set: headkit.gates(attached, g)  # noqa: E731
             add(HEADKIT, share, inputs.call(attached, opened))
         return case
 
-    def _gates(self, layout: headkit.HeadLayout) -> dict[float, _Open]:
+    def _gates(self, layout: headkit.HeadLayout) -> dict[float, Open]:
         rows, shape = self.batch * layout.layers, (self.batch, layout.layers, -1)
         found = {}
         for share, heads in random_gates(rows, layout.heads, self.shares).items():
@@ -134,12 +134,12 @@ class Model(Routine):
             if self.feed_forward:
                 count = -(-layout.feed_forward // NEURON_BLOCK)
                 blocks = [*random_gates(rows, count, (share,)).values()][-1].view(shape)
-            found[share] = _Open(heads.view(shape), blocks)
+            found[share] = Open(heads.view(shape), blocks)
         return found
 
 
 @dataclasses.dataclass(frozen=True)
-class _Open:
+class Open:
     """Gates of heads, [B, L, H], and of blocks of neurons, [B, L, N]; None = all."""
 
     heads: torch.Tensor
@@ -166,7 +166,7 @@ def _load(name: str) -> nn.Module:
     return auto.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
 
 
-class _Inputs:
+class Inputs:
     """Random tokens, and what a phase does with them."""
 
     def __init__(self, model: nn.Module, phase: str, batch: int, length: int) -> None:
@@ -212,7 +212,7 @@ class _Inputs:
         return decode
 
 
-def _multiplied(model: nn.Module, gate: _Open) -> Callable[[], Any]:
+def multiplied(model: nn.Module, gate: Open) -> Callable[[], Any]:
     """A context in which an unmodified model computes what is closed and multiplies it by 0."""
     factors = _factors(model, OUTPUTS_OF_HEADS, gate.heads)
     if gate.blocks is not None:
@@ -257,10 +257,10 @@ def _factors(
     return found
 
 
-class _Count:
+class Count:
     """Work of the layers: embeddings, norms and the head of the model are not counted."""
 
-    def __init__(self, gated: Any, inputs: _Inputs) -> None:
+    def __init__(self, gated: Any, inputs: Inputs) -> None:
         layout, structure = gated.layout(), gated.structure
         self.layout, self.inputs = layout, inputs
         layers = [structure.module(path) for path in structure.layers()]
@@ -271,7 +271,7 @@ class _Count:
         heads = layout.layers * (layout.heads + layout.kv_heads)
         self.of_feed_forward = weights - heads * self.of_head
 
-    def work(self, gate: _Open) -> Work:
+    def work(self, gate: Open) -> Work:
         """Projections, core, and the feed-forward blocks."""
         layout, inputs = self.layout, self.inputs
         is_open = gate.heads != 0

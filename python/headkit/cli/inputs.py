@@ -76,8 +76,8 @@ def prepare(
         examples = [task.given(value)]
     policy = None if keep_all else _saved_policy(source)
     opened = open_model(source, task, show)
-    if isinstance(policy, _C.CalibratedPolicy):
-        policy.calibration.check_model(opened.gated)
+    if policy is not None:
+        policy.check_model(opened.gated)
     chosen = _C.MaskPolicy(opened.gated.heads()) if policy is None else policy
     return Prepared(task, opened, chosen, policy is not None, examples)
 

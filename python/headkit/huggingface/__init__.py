@@ -3,7 +3,7 @@
 import inspect
 import weakref
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -260,8 +260,9 @@ def gates(
             asked again after each so many, and the keys and values of all heads are written.
 
     Raises:
-        ValueError: if the model is not attached or the gates do not fit; gates for another batch
-            are refused by the forward pass before a layer runs.
+        ValueError: if the model is not attached or the gates do not fit, or if a policy was
+            calibrated for another model; gates for another batch are refused by the forward pass
+            before a layer runs.
 
     Example:
         >>> import transformers
@@ -279,6 +280,9 @@ def gates(
     if gating.needs_hooks:
         attach(model).hook_for(gating)
     if gating.policy is not None:
+        gated = attach(model)
+        gating.policy.check_model(gated)
+        gating = replace(gating, model=gated)
         _hook_decisions(attach(model).structure, attachment, gating.policy.decision_layers[1:])
     return bind(attachment, gating)
 

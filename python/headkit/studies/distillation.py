@@ -7,15 +7,12 @@ from pathlib import Path
 import torch
 
 from headkit import _C
-from headkit.huggingface import gates
 from headkit.studies.dynamic_task import Opened, Task
 from headkit.studies.recipe import Recipe, keep, resume
 
 EVERY = 20
-TASK_WEIGHT = 0.5
 
 
-@torch.enable_grad()
 def distilled(
     task: Task,
     fresh: Callable[[], Opened],
@@ -27,9 +24,10 @@ def distilled(
 ) -> int:
     """Train all weights so that each rung says what the dense model said, and keep them.
 
-    Each step runs every rung on one batch; the loss of a rung is its divergence from the dense
-    model (KL, or 1 - cosine), plus half of the cross entropy of the labels where units are closed.
-    A static sub-network is the case of one rung; a ladder of two is the sandwich rule.
+    Each step is one of ``headkit.RungTrainer``, as in ``headkit.train_ladder``: it runs every rung
+    on one batch; the loss of a rung is its divergence from the dense model (KL, or 1 - cosine),
+    plus half of the cross entropy of the labels where units are closed. A static sub-network is the
+    case of one rung; a ladder of two is the sandwich rule.
 
     Args:
         task: of the model; its seed draws order and dropout.
@@ -57,10 +55,21 @@ def distilled(
     module = student.module
     for parameter in module.parameters():
         parameter.requires_grad_(True)
-    optimizer, schedule = recipe.optimizer(module, steps)
-    checkpoint = path.with_suffix(".checkpoint")
-    first, done = resume(checkpoint, module, optimizer, schedule), 0
-    sets = [rung.gates(torch.zeros(1)) for rung in rungs]
+    cross_entropy = _C.make_objective("cross_entropy") if task.classifies else None
+    trainer = _C.RungTrainer(
+        student.gated,
+        rungs,
+        distillation=_C.make_objective("kl_to_dense" if task.classifies else "cosine_to_dense"),
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        max_norm=recipe.clip,
+        warmup_steps=recipe.warmup_steps(steps),
+        total_steps=steps,
+        task=cross_entropy,
+        last_without_task=ladder,
+    )
+    checkpoint, parts = path.with_suffix(".trainer"), {"model": module, "trainer": trainer}
+    first, done = resume(checkpoint, parts), 0
     module.train()
     for epoch in range(recipe.epochs):
         for batch in task.epoch(recipe.batch_size, 1_000_003 * (1000 + task.seed) + epoch):
@@ -70,18 +79,10 @@ def distilled(
             torch.manual_seed(1_000_003 * (1000 + task.seed) + done)
             with torch.no_grad():
                 dense = task.forward(teacher, batch)
-            loss = torch.zeros(())
-            for place, opened in enumerate(sets):
-                with gates(module, opened):
-                    outputs = task.forward(module, batch)
-                loss = loss + task.divergence(outputs, dense).mean()
-                if task.classifies and not (ladder and place == len(sets) - 1):
-                    entropy = torch.nn.functional.cross_entropy(outputs, batch["labels"])
-                    loss = loss + TASK_WEIGHT * entropy
-            recipe.step(module, loss, optimizer, schedule)
-            task.tell(f"training {len(sets)} rungs", done, steps)
+            trainer.step(batch, dense)
+            task.tell(f"training {len(rungs)} rungs", done, steps)
             if done % EVERY == 0:
-                keep(checkpoint, module, optimizer, schedule, done)
+                keep(checkpoint, parts, done)
     beside = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(module.state_dict(), beside)

@@ -41,12 +41,16 @@ class Recipe:
         """Steps of the whole fine-tuning."""
         return self.epochs * -(-sentences // self.batch_size)
 
+    def warmup_steps(self, steps: int) -> int:
+        """Steps of a fine-tuning of so many over which the rate climbs."""
+        return max(1, round(self.warmup * steps))
+
     def optimizer(self, model: torch.nn.Module, steps: int) -> tuple[Any, Any]:
         """AdamW over all parameters of a model, and the schedule of its learning rate."""
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
-        warm = max(1, round(self.warmup * steps))
+        warm = self.warmup_steps(steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm + 1)),
@@ -115,7 +119,8 @@ def fine_tune(
         parameter.requires_grad_(True)
     steps = recipe.steps(len(sentences))
     optimizer, schedule = recipe.optimizer(model, steps)
-    first = resume(checkpoint, model, optimizer, schedule)
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    first = resume(checkpoint, parts)
     done = first * -(-len(sentences) // recipe.batch_size)
     model.train()
     for epoch in range(first, recipe.epochs):
@@ -125,7 +130,7 @@ def fine_tune(
             done += 1
             if show:
                 show(done, steps)
-        keep(checkpoint, model, optimizer, schedule, epoch + 1)
+        keep(checkpoint, parts, epoch + 1)
     optimizer.zero_grad(set_to_none=True)
     model.eval()
     for parameter in model.parameters():
@@ -148,24 +153,28 @@ def groups_of(
     return groups
 
 
-def keep(path: Path | None, model: Any, optimizer: Any, schedule: Any, done: int) -> None:
-    """Write how far training has come, whole or not at all; nothing without a path."""
+def keep(path: Path | None, parts: dict[str, Any], done: int) -> None:
+    """Write how far training has come, whole or not at all; nothing without a path.
+
+    Args:
+        path: of the file.
+        parts: what has a state: the model, its optimiser ..
+        done: how far.
+    """
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     states = {name: part.state_dict() for name, part in parts.items()}
     torch.save({**states, "epochs": done}, beside)
     os.replace(beside, path)
 
 
-def resume(path: Path | None, model: Any, optimizer: Any, schedule: Any) -> int:
+def resume(path: Path | None, parts: dict[str, Any]) -> int:
     """Go on from what ``keep`` wrote: how far training has come, 0 if nothing is there."""
     if path is None or not path.is_file():
         return 0
     saved = torch.load(path, weights_only=True)
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    schedule.load_state_dict(saved["schedule"])
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
     return saved["epochs"]

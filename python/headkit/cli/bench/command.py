@@ -8,6 +8,7 @@ import headkit
 from headkit.bench.attention import Attention
 from headkit.bench.decode import Decode
 from headkit.bench.feed_forward import FeedForward
+from headkit.bench.gate import Gate
 from headkit.bench.model import FETCHED, Model
 from headkit.bench.plan import Plan
 from headkit.bench.routine import Routine
@@ -149,6 +150,33 @@ def model(
             dtype=dtype,
             shares=fractions(shares),
             feed_forward=feed_forward,
+            seed=seed,
+        )
+    ]
+
+
+@app.command()
+@measuring
+def gate(
+    dim: options.Dims = "768,384",
+    batch: options.Batch = 8,
+    length: options.Length = 128,
+    layers: options.Layers = 1,
+    shares: options.Shares = "0.95,0.9,0.5",
+    seed: options.Seed = 0,
+) -> list[Routine]:
+    """Time what deciding costs: an encoder under a linear gate that decides at every call.
+
+    Gate tax: x headkit of the policy that drops nothing, less 1. Fraction of ideal: ideal of the
+    rows below it. Break-even: the largest open share that is faster than every row at 100 %.
+    """
+    return [
+        Gate(
+            dims=numbers(dim),
+            batch=batch,
+            length=length,
+            layers=layers,
+            shares=fractions(shares),
             seed=seed,
         )
     ]

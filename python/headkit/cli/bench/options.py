@@ -11,6 +11,8 @@ import typer
 Batch = Annotated[int, typer.Option(help="Samples in a batch.")]
 Batches = Annotated[str, typer.Option("--batch", help="Samples in a batch, with commas.")]
 Dim = Annotated[int, typer.Option(help="Width of the layer.")]
+Dims = Annotated[str, typer.Option("--dim", help="Widths, multiples of 64, with commas.")]
+Layers = Annotated[int, typer.Option(help="Encoder layers.")]
 Heads = Annotated[int, typer.Option(help="Heads of the layer.")]
 Neurons = Annotated[int, typer.Option(help="Neurons of the layer.")]
 Block = Annotated[int, typer.Option(help="Neurons that a gate opens or closes together.")]
