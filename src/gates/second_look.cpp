@@ -462,9 +462,11 @@ std::shared_ptr<SecondLook> fit_second_look(GatedModel& model, const DataSource&
   const at::Tensor relative =
       std::get<0>((theta / settings.median.unsqueeze(1)).masked_select(near).sort());
   const int64_t opened = (z >= gate.threshold()).masked_select(near).sum().item<int64_t>();
-  settings.ratio = opened > 0 ? relative[relative.numel() - opened].item<double>()
-                              : std::nextafter(relative[-1].item<double>(),
-                                               std::numeric_limits<double>::infinity());
+  // Midway between neighbours, so that rounding does not decide.
+  const int64_t first = relative.numel() - opened;
+  const auto at_place = [&](int64_t place) { return relative[place].item<double>(); };
+  const double below = first > 0 ? at_place(first - 1) : 0;
+  settings.ratio = opened > 0 ? (below + at_place(first)) / 2 : 2 * below;
   return std::make_shared<SecondLook>(std::move(settings));
 }
 

@@ -1,6 +1,7 @@
 """The dynamic study at toy size: three tasks, whole, cut off, and found again."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from .cli_models import call, refused, said
 from .families import randomise
 from .study_data import CALIBRATION, QUICK, VALIDATION, quiet
 
-LAYERS, HEADS = 3, 4
+LAYERS, HEADS = 2, 4
 PAGE = Path(__file__).parents[2] / "docs" / "studies" / "dynamic.md"
 CHOICES = Choices(
     metrics=("michel", "backward_elimination"),
@@ -38,6 +39,13 @@ DIGITS = {
     "recipe": Recipe(epochs=14, learning_rate=6e-3, batch_size=16),
     "limit": 160,
 }
+
+
+@pytest.fixture(scope="module")
+def splits(splits):
+    """Two batches of each part that is looked at."""
+    few = {name: getattr(splits, name)[:32] for name in ("calibration", "validation", "test")}
+    return replace(splits, **few)
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +317,12 @@ def test_the_page_has_a_place_for_every_table(report):
     assert fill(filled, parts) == filled and "| escalation at 0.5 |" in filled
 
 
-def test_the_command(study, study_model, tmp_path):
+def test_the_command(study, study_model, tmp_path, monkeypatch):
+    few = replace(CHOICES, metrics=("gate_gradient",))
+    monkeypatch.setattr(
+        "headkit.studies.dynamic.run_dynamic",
+        lambda asked, *given: run_dynamic(replace(asked, choices=few), *given),
+    )
     page = tmp_path / "page.md"
     page.write_text(PAGE.read_text(encoding="utf-8"))
     arguments = (

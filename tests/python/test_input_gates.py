@@ -156,26 +156,26 @@ def test_a_ladder_is_trained_in_place(tiny, model, batch):
 
 
 def test_the_rank_loss_orders_heads_at_the_boundary(tiny, model, batch):
-    """With more weight on it, more pairs across the top k of a layer stand in the right order."""
-    hk.attach(model)
+    """Written down pair by pair, it is lower where the fit minimises it beside the squares."""
+    gated = hk.attach(model)
     data = [{**batch, "labels": torch.arange(24) % 5}]
     importance, _ = hk.input_importance(model, data)
-    hidden = hk.attach(model).embed(data[0]).hidden
-    mask = batch["attention_mask"].bool()
-    wrong = []
+    target = (importance + 0.01 * importance.mean()).log()
+    pooled = hk.pooled_state(gated.embed(data[0]).hidden, batch["attention_mask"].bool())
+    top = torch.zeros_like(target).scatter(2, target.topk(2, 2).indices, 1).bool()
+    across = top[..., :, None] & ~top[..., None, :]
+    gap = (target[..., :, None] - target[..., None, :]) * across
+    losses = []
     for weight in (0.0, 10.0):
         gate, _ = hk.fit_linear_gate(
             model, data, data, mean_heads=6, ridge=1e-3, rank_weight=weight, settled_share=0
         )
-        u = (hk.pooled_state(hidden, mask) - gate.reference) @ gate.weight.flatten(0, 1).T
-        logits = u.view(24, tiny.layers, tiny.heads) + gate.static_logits
-        top = torch.zeros_like(importance).scatter(2, importance.topk(2, 2).indices, 1)
-        pairs = (top[..., :, None] == 1) & (top[..., None, :] == 0)
-        gap = (importance + 1e-3 * importance.mean()).log()
-        gap = (gap[..., :, None] - gap[..., None, :]) * pairs
-        flipped = logits[..., :, None] < logits[..., None, :]
-        wrong.append(float((gap * flipped).sum() / gap.sum()))
-    assert wrong[1] < wrong[0]
+        logits = ((pooled - gate.reference) @ gate.weight.flatten(0, 1).T).view_as(target)
+        logits = logits + gate.static_logits
+        lead = logits[..., :, None] - logits[..., None, :]
+        pairs = gap * torch.nn.functional.softplus(-lead)
+        losses.append(float((pairs.sum((2, 3)) / gap.sum((2, 3))).sum(1).mean()))
+    assert losses[1] < losses[0]
     with pytest.raises(ValueError, match="rank_weight"):
         hk.fit_linear_gate(model, data, data, mean_heads=6, rank_weight=-1)
 
@@ -209,7 +209,7 @@ def test_a_second_look_decides_the_same_inside_the_model(tiny, model, batch, by_
     assert torch.equal(hk.run(model, batch, again).output, run.output)
     state = hk.attach(model).embed(batch)
     estimates = look.estimates(gated, 0, [0, 1], state.hidden, batch["attention_mask"].bool())
-    assert estimates.shape == (24, 2) and (estimates > 0).all()
+    assert torch.equal(estimates > 0, (tokens > 1)[:, None].expand(24, 2)), "one token is the mean"
     calibration = hk.calibrate(model, look, [batch], risk=0.2, length_buckets=1)
     assert calibration.grid[-1] == 1
 
@@ -251,7 +251,7 @@ def test_a_static_rung_is_trained_as_torch_would(tiny, batch):
         else:
             trainer = hk.RungTrainer(
                 gated, [hk.Rung(hk.HeadMask(low))], learning_rate=1e-2, weight_decay=0.02,
-                distillation=hk.make_objective("kl_to_dense"), warmup_steps=warm, max_norm=1.0,
+                distillation=hk.make_objective("kl_to_dense"), warmup_steps=warm, max_norm=0.25,
                 total_steps=steps, task=hk.make_objective("cross_entropy"), last_without_task=False,
             )  # fmt: skip
         for step in range(steps):
@@ -266,12 +266,14 @@ def test_a_static_rung_is_trained_as_torch_would(tiny, batch):
             ) + 0.5 * torch.nn.functional.cross_entropy(logits, data["labels"])
             optimizer.zero_grad()
             loss.backward()
-            assert torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) > 1
+            assert torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25) > 0.25
             optimizer.step()
             schedule.step()
         weights.append({name: value.detach() for name, value in model.named_parameters()})
     assert trainer.steps == steps and trainer.learning_rate == 0
     for name, value in weights[0].items():
+        if name.endswith("key.bias"):
+            continue  # its gradient is 0 but for rounding, whose sign AdamW follows
         torch.testing.assert_close(weights[1][name], value, atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match='a state with "mean"'):
         trainer.load_state_dict({"steps": 1})

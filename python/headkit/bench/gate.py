@@ -23,10 +23,10 @@ TAX = "policy, nothing dropped"
 class Gate(Routine):
     """An encoder of random weights under a linear gate that decides anew at every call.
 
-    ``policy, nothing dropped`` is the gate tax: the policy pools, decides, and opens every head. The
-    rows of ``headkit`` below share 1 drop heads by decisions that differ between inputs, the policy's
-    cost included; the largest of their shares that is faster than every row at share 1 is where
-    gating breaks even.
+    ``policy, nothing dropped`` is the gate tax: the policy pools, decides, and opens every head.
+    The rows of ``headkit`` below share 1 drop heads by decisions that differ between inputs, the
+    policy's cost included; the largest of their shares that is faster than every row at share 1 is
+    where gating breaks even.
 
     Attributes:
         dims: widths, D, multiples of 64; a case for each. Heads are 64 wide, D / 64 of them.
@@ -88,8 +88,8 @@ class Gate(Routine):
         exact_model = copy.deepcopy(plain).double()
         case = Case([], [])
         case.note = (
-            "Gate tax: 'x headkit' of 'policy, nothing dropped' less 1. Ideal: in proportion to the "
-            "FLOPs of the whole encoder, the policy's time included."
+            "Gate tax: 'x headkit' of 'policy, nothing dropped' less 1. Ideal: in proportion to "
+            "the FLOPs of the whole encoder, the policy's time included."
         )
         lost: dict[float, float] = {}
 

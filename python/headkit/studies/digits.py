@@ -61,7 +61,7 @@ def read_digits(limit: int | None = None) -> dict[str, Digits]:
     """The digits of scikit-learn, cut once: test, then calibration and validation, then the rest.
 
     Args:
-        limit: at most so many in each part, for tests.
+        limit: at most so many in the training part, and a quarter of it in the others; for tests.
 
     Raises:
         RuntimeError: if scikit-learn is not installed.
@@ -81,8 +81,9 @@ def read_digits(limit: int | None = None) -> dict[str, Digits]:
     for name, count in (("test", TEST), ("calibration", CALIBRATION), ("validation", VALIDATION)):
         parts[name], first = places[first : first + count], first + count
     parts["train"] = places[first:]
+    most = {name: limit and (limit if name == "train" else limit // 4) for name in parts}
     return {
-        name: Digits(images[chosen[:limit]], labels[chosen[:limit]])
+        name: Digits(images[chosen[: most[name]]], labels[chosen[: most[name]]])
         for name, chosen in parts.items()
     }
 

@@ -283,7 +283,7 @@ class DigitsTask(Task):
     Args:
         sizes: of the model.
         recipe: of its training.
-        limit: at most so many images in each part, for tests.
+        limit: at most so many images for training, fewer in the other parts; for tests.
     """
 
     name = "digits"

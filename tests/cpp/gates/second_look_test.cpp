@@ -125,7 +125,7 @@ TEST(SecondLook, DecidesNearTheThresholdByTheFormula) {
     // What it costs is in the FLOPs and in the records, and the records replay.
     const at::Tensor tokens = batch.at("attention_mask").to(at::kLong).sum(1);
     PolicyRun without = run;
-    without.decision_flops = {};
+    without.decision_flops = at::Tensor();
     EXPECT_TRUE(at::allclose(run_flops(kLayout, run, tokens) - run_flops(kLayout, without, tokens),
                              expected.flops, 1e-9, 1e-6));
     ASSERT_EQ(run.records.size(), 30u);
