@@ -149,7 +149,8 @@ Returns:
     dict[str, dict[str, str]]: by registry name.
 Example:
     >>> sorted(headkit.policies())
-    ['calibrated', 'escalation', 'hysteresis', 'layer_gate', 'linear_gate', 'mask', 'reactivation']
+    ['calibrated', 'escalation', 'hysteresis', 'layer_gate', 'linear_gate', 'mask',
+     'reactivation', 'second_look']
 )pbdoc");
 }
 

@@ -139,8 +139,7 @@ TEST_P(ExplainDecisions, StandardisesMarginsByTheSpreadOfTheLogits) {
   const at::Tensor spread = logit_spread(*model_, BatchList({batch_, other}), *policy_);
   std::vector<DecisionRecord> all;
   for (const Batch& each : {batch_, other}) {
-    for (DecisionRecord& record :
-         run_policy(*model_, each, *policy_, {.record = true}).records) {
+    for (DecisionRecord& record : run_policy(*model_, each, *policy_, {.record = true}).records) {
       all.push_back(std::move(record));
     }
   }
