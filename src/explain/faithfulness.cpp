@@ -292,9 +292,9 @@ Faithfulness faithfulness(std::span<const int64_t> order, const SetValue& value,
   for (int64_t i = 0; i < options.random_orders; ++i) {
     std::vector<int64_t> drawn(order.size());
     std::iota(drawn.begin(), drawn.end(), int64_t{0});
-    // Not std::shuffle, whose order differs between standard libraries.
-    for (size_t last = drawn.size() - 1; last > 0; --last) {
-      std::swap(drawn[last], drawn[random() % (last + 1)]);
+    for (auto last = static_cast<int64_t>(drawn.size()) - 1; last > 0; --last) {
+      std::swap(drawn[static_cast<size_t>(last)],
+                drawn[static_cast<size_t>(draw_below(random, last + 1))]);
     }
     orders.random.push_back(std::move(drawn));
   }

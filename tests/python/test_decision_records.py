@@ -10,6 +10,7 @@ import torch
 import headkit as hk
 
 SCHEMA = Path(__file__).parents[2] / "docs/reference/decision_record.schema.json"
+OLD = Path(__file__).parents[1] / "data/decision_record_1_1.json"
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,19 @@ def test_records_of_every_policy_fit_the_schema(tiny, model, batch, schema):
             schema.validate(json.loads(line))
         for record in hk.explain_decisions(gated, batch, policy):
             schema.validate(json.loads(record.to_json()))
+
+
+def test_a_line_that_headkit_wrote_under_schema_1_is_read(schema):
+    old = json.loads(OLD.read_text())
+    assert old["schema_version"] == "1.1"
+    record = hk.read_decision_records(OLD.read_text())[0]
+    new = json.loads(record.to_json())
+    schema.validate(new)
+    for group in ("budget", "policy", "run_time", "mode"):
+        assert new[group] == old[group]
+    for before, now in zip(old["heads"], new["heads"], strict=True):
+        assert now == before
+    assert record.active == old["budget"]["active"]
 
 
 def test_the_schema_refuses_what_is_no_record(tiny, model, batch, schema):
@@ -143,6 +157,23 @@ def test_a_record_takes_what_others_found(tiny, model, batch, schema):
     assert "pairs" in {each["field"] for each in content["not_computed"]}
     with pytest.raises(ValueError, match="valid JSON"):
         record.updated('{"output": {"metric": "x", "value_selected": NaN}}')
+
+
+def test_effects_and_their_test_fill_the_record(tiny, model, batch, schema):
+    gate = linear_gate(tiny)
+    records = hk.explain_decisions(model, batch, gate)
+    effects = hk.effects(model, batch, ablation="zero", gates=gate, pair_heads=2)
+    tested = hk.effect_faithfulness(model, batch, effects, random_orders=3)
+    for record, found, curves in zip(records, effects, tested, strict=True):
+        trust = {"trust": {"faithfulness": json.loads(curves.to_json())}}
+        wide = record.updated(found.record_patch()).updated(json.dumps(trust))
+        content = json.loads(wide.to_json())
+        schema.validate(content)
+        missing = {each["field"] for each in content["not_computed"]}
+        assert not missing & {"output", "pairs", "heads.effects", "trust.faithfulness"}
+        assert "trust.stability" in missing
+        assert content["heads"][0]["why"]["flip"]["verified"]
+        assert hk.DecisionRecord.from_json(wide.to_json()) == wide
 
 
 def test_a_gate_by_hand_is_taken_apart_under_any_rule():

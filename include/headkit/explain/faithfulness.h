@@ -25,8 +25,8 @@ struct FaithfulnessOptions {
   /// this width above (about 4 width n k values, k the largest of the grid). 0 = no bounds above.
   int64_t beam_width = 0;
   int64_t exact_heads = 8;
-  std::string metric;    ///< name of m, told in the result
-  std::string ablation;  ///< what stands in for a head that is not left
+  std::string metric{};    ///< name of m, told in the result
+  std::string ablation{};  ///< what stands in for a head that is not left
 };
 
 /// One quantity along an order of heads. Values are at the counts of the grid.
