@@ -25,7 +25,7 @@ from .cli_models import call, refused, said
 from .families import randomise
 from .study_data import CALIBRATION, QUICK, VALIDATION, quiet
 
-LAYERS, HEADS = 2, 4
+LAYERS, HEADS = 3, 4
 PAGE = Path(__file__).parents[2] / "docs" / "studies" / "dynamic.md"
 CHOICES = Choices(
     metrics=("michel", "backward_elimination"),
