@@ -19,6 +19,9 @@ fi
 has_header() { [ -e "/usr/include/$1" ] || [ -e "/usr/local/include/$1" ]; }
 has_header nlohmann/json.hpp || need nlohmann-json3-dev
 has_header gtest/gtest.h || need libgtest-dev
+# Tests open the reports in it.
+command -v chromium >/dev/null || command -v chromium-browser >/dev/null ||
+  command -v google-chrome >/dev/null || need chromium
 has_header benchmark/benchmark.h || need libbenchmark-dev
 
 [ -z "$missing" ] && exit 0

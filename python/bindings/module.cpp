@@ -25,4 +25,5 @@ PYBIND11_MODULE(_C, m) {
   register_decisions(m);
   register_trust(m);
   register_known_roles(m);
+  register_report(m);
 }

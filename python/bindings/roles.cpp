@@ -168,6 +168,7 @@ Attributes:
     key_allowed: bool, shape [1 or h, queries, keys].
     query_valid: bool, shape [queries]: tokens that may see a key.
     output_norm: shape [h, queries], norm of what a head writes; None unless asked for.
+    value_norm: shape [h, keys], norm of what it would write for one key alone; None likewise.
     cross: whether keys are of another sequence than queries.
     row: place of the example in its batch.
 )pbdoc")
@@ -179,6 +180,8 @@ Attributes:
       .def_readonly("query_valid", &SampleAttention::query_valid)
       .def_property_readonly("output_norm",
                              [](const SampleAttention& rows) { return or_none(rows.output_norm); })
+      .def_property_readonly("value_norm",
+                             [](const SampleAttention& rows) { return or_none(rows.value_norm); })
       .def_readonly("cross", &SampleAttention::cross)
       .def_readonly("row", &SampleAttention::row);
   m.def(

@@ -27,5 +27,6 @@ void register_decisions(pybind11::module_& m);
 void register_trust(pybind11::module_& m);
 void register_syntax(pybind11::module_& m);
 void register_known_roles(pybind11::module_& m);
+void register_report(pybind11::module_& m);
 
 }  // namespace headkit::bindings

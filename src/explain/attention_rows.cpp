@@ -123,7 +123,10 @@ class BlockRows {
       rows.probabilities = at::zeros({problem_.heads, queries, keys}, at::kFloat);
       rows.key_allowed = at::zeros({1, queries, keys}, at::kBool);
       rows.query_valid = at::zeros({queries}, at::kBool);
-      if (grams_.defined()) rows.output_norm = at::zeros({problem_.heads, queries}, at::kFloat);
+      if (grams_.defined()) {
+        rows.output_norm = at::zeros({problem_.heads, queries}, at::kFloat);
+        rows.value_norm = at::zeros({problem_.heads, keys}, at::kFloat);
+      }
       return;
     }
     const at::Tensor q = q_[sample - first_].narrow(1, 0, queries);
@@ -150,9 +153,10 @@ class BlockRows {
       rows.key_allowed = at::ones({1, queries, keys}, at::kBool);
     }
     if (grams_.defined()) {
-      rows.output_norm = norms_of(probabilities.matmul(heads_of(v_, sample, keys)), grams_)
-                             .to(at::kCPU, at::kFloat)
-                             .contiguous();
+      const at::Tensor v = heads_of(v_, sample, keys);
+      rows.output_norm =
+          norms_of(probabilities.matmul(v), grams_).to(at::kCPU, at::kFloat).contiguous();
+      rows.value_norm = norms_of(v, grams_).to(at::kCPU, at::kFloat).contiguous();
     }
     rows.probabilities = probabilities.to(at::kCPU, at::kFloat).contiguous();
   }

@@ -23,6 +23,7 @@ struct SampleAttention {
   at::Tensor key_allowed;        ///< bool [1 or h, T, S]: keys that a query may see
   at::Tensor query_valid;        ///< bool [T]: tokens, no padding, that may see a key
   at::Tensor output_norm;        ///< [h, T]: |o W_O^T|, what a head writes under a gate of 1
+  at::Tensor value_norm;         ///< [h, S]: |v W_O^T|, what it would write for one key alone
   int64_t block_queries = 0;     ///< T before the padding was cut off
   int64_t block_keys = 0;        ///< S before that
   bool cross = false;            ///< keys are of another sequence than queries
@@ -32,7 +33,7 @@ struct SampleAttention {
 
 struct AttentionRowOptions {
   GateSet gates = {};         ///< of the run: [L, H], or [B, L, H] for data of one batch
-  bool output_norms = false;  ///< ask for `output_norm`
+  bool output_norms = false;  ///< ask for `output_norm` and `value_norm`
   Progress progress = {};     ///< batches done
 };
 
