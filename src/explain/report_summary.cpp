@@ -30,15 +30,21 @@ SummaryLine what_ran(const Json& record) {
   return {text + ".", ""};
 }
 
+// The name of a class or token, else its number.
+std::string class_name(const Json& record, const std::string& which) {
+  std::string name = text_at(record, {"output", (which + "_name").c_str()});
+  if (name.empty()) name = text_at(record, {"output", which.c_str()});
+  const auto number = number_at(record, {"output", which.c_str()});
+  return name.empty() && number ? std::to_string(std::lround(*number)) : name;
+}
+
 SummaryLine what_came_out(const Json& record) {
   const std::string metric = text_at(record, {"output", "metric"});
   const auto value = number_at(record, {"output", "value_selected"});
   if (metric.empty() || !value) return {"No output metric was computed.", ""};
   std::string text = metric + " " + shown(*value, true);
-  if (const std::string target = text_at(record, {"output", "target"}); !target.empty()) {
-    text += " for " + target;
-  }
-  if (const std::string other = text_at(record, {"output", "distractor"}); !other.empty()) {
+  if (const std::string of = class_name(record, "target"); !of.empty()) text += " for " + of;
+  if (const std::string other = class_name(record, "distractor"); !other.empty()) {
     text += " against " + other;
   }
   if (const auto whole = number_at(record, {"output", "value_dense"})) {

@@ -82,7 +82,7 @@ def test_the_policy_is_strict_and_comes_first():
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    assert len(script.encode()) < 40 * 1024
+    assert len(script.encode()) < 40_000
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", script)
     assert not re.search(r" style=| on[a-z]+=", page.split('<script type="application/json"')[0])
     urls = set(re.findall(r"https?://[^\s\"'`)]+", page))

@@ -52,8 +52,8 @@ TEST(CodedAttention, SplitsOffSinksAndLeavesOutPadding) {
   const at::Tensor rows =
       at::tensor({0.5f, 0.25f, 0.25f, 0.0f, 0.125f, 0.5f, 0.375f, 0.0f, 9.0f, 9.0f, 9.0f, 9.0f})
           .reshape({1, 3, 4});
-  const CodedAttention coded = code_attention(rows, at::tensor({true, true, false}),
-                                              at::tensor({true, false, false, false}))[0];
+  const CodedAttention coded = code_attention(rows, at::tensor({1, 1, 0}).to(at::kBool),
+                                              at::tensor({1, 0, 0, 0}).to(at::kBool))[0];
   EXPECT_EQ(coded.sink_mass, (std::vector<double>{0.5, 0.125, 0}));
   EXPECT_EQ(coded.kept_mass, (std::vector<double>{1, 1, 0}));
   EXPECT_EQ(coded.received, (std::vector<double>{0.3125, 0.375, 0.3125, 0}));
@@ -73,7 +73,7 @@ TEST(CodedAttention, RefusesWhatIsNoAttention) {
   EXPECT_THROW(code_attention(at::zeros({2, 3})), std::invalid_argument);
   EXPECT_THROW(code_attention(at::full({1, 1, 2}, 0.7) * 2), std::invalid_argument);
   EXPECT_THROW(code_attention(at::full({1, 1, 2}, NAN)), std::invalid_argument);
-  EXPECT_THROW(code_attention(at::zeros({1, 1, 2}), at::tensor({true, false})),
+  EXPECT_THROW(code_attention(at::zeros({1, 1, 2}), at::tensor({1, 0}).to(at::kBool)),
                std::invalid_argument);
   EXPECT_THROW(code_attention(at::zeros({1, 1, 65537})), std::invalid_argument);
 }

@@ -1,5 +1,5 @@
 const showCardTools = () => by("card-tools").replaceChildren(...(state.head === null ? [] : [
-  button(state.flips.has(state.head) ? "Take the flip back" : "Flip", state.flips.has(state.head), () => { flip(state.head); by("flip").focus(); }, { id: "flip" }),
+  button(state.flips.has(state.head) ? "Take the flip back" : "Flip", state.flips.has(state.head), () => { flip(state.head); by("flip").focus(); }, { id: "flip", disabled: has(toggled(source.heads[state.head])) ? null : "" }),
   button("Close", null, closeCard, { id: "close" })]));
 function openCard(place, focus) {
   if (place !== state.head) state.query = null;

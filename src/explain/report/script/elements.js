@@ -28,6 +28,7 @@ function svg(name, options, ...children) {
   return made;
 }
 const panel = (id, ...children) => document.querySelector(`#${id} .fill`).replaceChildren(...children.flat().filter(has));
+const quiet = (text) => h("p.quiet", text);
 const label = (text) => ({ "aria-label": text, title: text });
 const button = (text, pressed, click, more) => h("button", { type: "button", "aria-pressed": has(pressed) ? String(pressed) : null, click, ...more }, text);
 

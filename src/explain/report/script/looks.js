@@ -80,7 +80,7 @@ function showLooks(head) {
     const of = (masses) => (!list(masses).length ? null : state.query !== null ? masses[state.query] : mean(masses.filter((_, n) => all[n] && !all[n].padding)));
     const kept = of(coded.kept_mass);
     out.push(h("p", h("bdi", who), `: sink mass ${number(of(coded.sink_mass))} on ${source.sinks || "special tokens"}; the eight largest keys hold ${number(kept)}. `, level("L0")));
-    if (kept < 0.9) out.push(h("p.quiet", `Sparse view: the eight largest keys hold less than 90 %.${state.query === null ? " The mean over queries is exact, rows are not." : ""}`));
+    if (kept < 0.9) out.push(quiet(`Sparse view: the eight largest keys hold less than 90 %.${state.query === null ? " The mean over queries is exact, rows are not." : ""}`));
   }
   panel("looks", out, table(reading ? "parts by token" : `attention, ${who}`, ["place", "token", reading ? "part" : "weight"], shown.filter((n) => values[n] || shown.length <= 64).map((n) => [n, unitName(n), values[n]])));
 }

@@ -30,6 +30,7 @@ function unitName(n) {
 }
 const valueOf = (one = source) => (one.output ? one.output.value_selected : null);
 function metricName() {
-  const { metric, target, distractor } = source.output || {};
-  return `${words(metric || "not named")}${has(target) ? ` (${target}${has(distractor) ? ` against ${distractor}` : ""})` : ""}`;
+  const { metric, target_name, distractor_name, target = null, distractor = null } = source.output || {};
+  const [of, against] = [target_name ?? target, distractor_name ?? distractor];
+  return `${words(metric || "not named")}${has(of) ? ` (${of}${has(against) ? ` against ${against}` : ""})` : ""}`;
 }

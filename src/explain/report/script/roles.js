@@ -6,14 +6,13 @@ function roleSign(name) {
   return h("span.role", { style: { "border-bottom-color": colour } }, glyph);
 }
 const roleWords = (role) => words([role.role, role.variant].filter(Boolean).join(" "));
-const ranked = (roles) => list(roles).slice().sort((a, b) => (b.margin ?? -Infinity) - (a.margin ?? -Infinity));
-const mainRole = (head) => (head.roles && ranked(head.roles.dataset).find((role) => role.assigned)) || null;
+const mainRole = (head) => (head.roles && list(head.roles.dataset).find((role) => role.assigned)) || null;
 
 function showRoles(head) {
   const found = head.roles || {};
   const side = (title, what, column, said) => h("div", h("p", h("strong", title), " ", level("L0")),
-    list(found[what]).length ? table(`roles, ${title}`, ["role", "score", "nulls", "95 % interval", "rows", column], ranked(found[what]).slice(0, 8).map((role) =>
-      [roleWords(role), role.assessed === false ? "not assessed" : role.score, list(role.null).map((null_) => `${words(null_.name)} ${number(null_.value)}`).join(", "), interval(role.interval), role.sample && role.sample.rows, said(role)]), true)
+    list(found[what]).length ? table(`roles, ${title}`, ["role", "score", "nulls", "95 % interval", "rows", column], found[what].slice(0, 8).map((role) =>
+      [roleWords(role), role.assessed === false ? "not assessed" : role.score, list(role.null).map((zero) => `${words(zero.name)} ${number(zero.value)}`).join(", "), interval(role.interval), role.sample && role.sample.rows, said(role)]), true)
       : missing(`heads.roles.${what}`));
   panel("roles", h("div.columns",
     side("this input", "input", "data set", (role) => (has(role.agrees) ? (role.agrees ? "agrees" : "departs") : "")),

@@ -9,7 +9,7 @@ function showWhy(head) {
   const left = parts.slice(8).reduce((sum, part) => sum + part.value, why.rest || 0), residual = why.residual || 0;
   out.push(addUp(`gate logit of ${headName(head)}`, [{ name: `base: ${words(why.reference || source.policy.reference || "reference")}`, value: why.base }, ...parts.slice(0, 8), { name: "rest", value: left },
     ...(Math.abs(residual) > 1e-4 ? [{ name: "residual", value: residual }] : []), { name: "logit", value: head.logit, total: true }], head.threshold),
-  h("p.quiet", `Dashed: the threshold. Residual of the sum ${number(why.residual)}.${has(why.control_share) ? ` ${share(why.control_share, 1)} of the size of the features can move gates of this layer.` : ""}`));
+  quiet(`Dashed: the threshold. Residual of the sum ${number(why.residual)}.${has(why.control_share) ? ` ${share(why.control_share, 1)} of the size of the features can move gates of this layer.` : ""}`));
   const moved = why.flip && list(why.flip.removed);
   out.push(moved && moved.length ? h("p", h("bdi", `Nearest flip: ${moved.map((n) => `“${unitName(n)}”`).join(", ")} moved to the reference turn${moved.length > 1 ? "" : "s"} it ${head.gate ? "off" : "on"} (${why.flip.minimal ? "minimal" : "greedy"}, ${why.flip.verified ? "" : "not "}verified by running the gate).${why.flip.in_model ? ` Taken out of the model's input instead, they ${why.flip.in_model.flips ? "flip" : "do not flip"} it.` : ""}`))
     : missing("heads.why.flip", "no flip was searched for"),
