@@ -226,6 +226,7 @@ from headkit.agreements import agreement, plot_agreement, plot_stability, stabil
 from headkit.calibrating import calibrate, trace_policy
 from headkit.contributions import causal_head_gating, effects
 from headkit.decisions import explain_decisions, logit_spread
+from headkit.explaining import Explanation, explain
 from headkit.fitting import (
     fit_layer_gate,
     fit_linear_gate,
@@ -313,6 +314,7 @@ __all__ = [
     "DependencySentence",
     "EnergyMeter",
     "Escalation",
+    "Explanation",
     "ExplanationStability",
     "FaithfulInteractions",
     "Faithfulness",
@@ -437,6 +439,7 @@ __all__ = [
     "effect_faithfulness",
     "effects",
     "encoder_flops",
+    "explain",
     "explain_decisions",
     "explanation_stability",
     "faithful_interactions",

@@ -263,7 +263,7 @@ def test_a_gate_is_fitted_saved_run_and_explained(folders, data, tmp_path):
     words = said(call("explain", "--model", out, "--text", texts[0]))
     assert f"{record.heads_run} of 12 heads run" in words and "linear_gate" in words
 
-    refused("*.json", "explain", "--model", out, "--text", "w1", "--out", tmp_path / "r.html")
+    refused("*.json", "explain", "--model", out, "--text", "w1", "--out", tmp_path / "r.txt")
     refused("new or empty", "fit", *arguments)
     refused("at most 12", "fit", *arguments[:4], "--out", tmp_path / "x", "--mean-heads", 13)
 

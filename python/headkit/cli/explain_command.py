@@ -1,6 +1,7 @@
 """``headkit explain``."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,8 +37,20 @@ def explain(
             "with a property of the inputs.",
         ),
     ] = 10,
+    compare: Annotated[
+        str | None,
+        typer.Option("--compare", help="A second input of the same kind, for the report."),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", help="JSON of a policy, in place of the saved one."),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write the decision record to this JSON file.")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="A file *.html: the report, with effects of heads; *.json: the decision record.",
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="With --data: draw how often each head runs.")
@@ -51,25 +64,43 @@ def explain(
         from headkit.cli.records import record_input
         from headkit.files import write_json
 
-        if out is not None and out.suffix != ".json":
-            raise ValueError(f"[explain] expected a file named *.json as --out; found {out.name}")
+        if out is not None and out.suffix not in (".json", ".html"):
+            raise ValueError(
+                f"[explain] expected a file named *.html or *.json as --out; found {out.name}"
+            )
+        if compare is not None and (out is None or out.suffix != ".html"):
+            raise ValueError("[explain] expected --out FILE.html with --compare; found none")
         given = {"text": text, "image": image, "audio": audio}
         if data is not None:
             from headkit.cli.usage_tables import explain_data, print_usage
 
+            if out is not None and out.suffix != ".json":
+                raise ValueError(
+                    f"[explain] expected a file named *.json as --out with --data; found {out.name}"
+                )
             with quiet_transformers(), shown_progress() as show:
-                many = prepare("explain", model, task, given, data, False, show, limit)
+                many = prepare("explain", model, task, given, data, policy is not None, show, limit)
+                many = _under(many, policy)
                 usage = explain_data(many, show, out, plot)
             print_usage(usage, closest, as_json)
             return
         if plot is not None:
             raise ValueError("[explain] expected --data beside --plot; found one input")
         with quiet_transformers(), shown_progress() as show:
-            prepared = prepare("explain", model, task, given, None, False, show)
+            prepared = prepare("explain", model, task, given, None, policy is not None, show)
+            prepared = _under(prepared, policy)
             record, units = record_input(prepared)
             show("deciding", 1, 1)
+            if out is not None and out.suffix == ".html":
+                from headkit.cli.reports import explain_inputs
+
+                if compare is not None:
+                    value = compare if prepared.task.INPUT == "text" else Path(compare)
+                    second = prepared.task.given(value)
+                    prepared = replace(prepared, examples=[*prepared.examples, second])
+                explain_inputs(prepared, show).to_html(out)
         content = {**json.loads(record.to_json()), "units": units}
-        if out is not None:
+        if out is not None and out.suffix == ".json":
             write_json(out, content)
         if as_json:
             print_json(content)
@@ -91,6 +122,19 @@ def explain(
             console.print(_details(scored[:closest], units))
         if out is not None:
             console.print(str(out))
+
+
+def _under(prepared: Any, path: Path | None) -> Any:
+    """The same under the policy of a file."""
+    if path is None:
+        return prepared
+    from headkit import policy_from_json
+
+    try:
+        policy = policy_from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"[explain] expected a policy in {path}; found: {error}") from error
+    return replace(prepared, policy=policy, saved_policy=True)
 
 
 def _grid(record: Any) -> Table:
