@@ -20,11 +20,11 @@ from headkit.head_roles import input_roles
 from headkit.hybrid import HybridPruner, as_policy
 from headkit.input_units import picture_of, sink_keys, units_of
 from headkit.scoring import gated_model
+from headkit.trust import effect_faithfulness
 
 # Of a page inside a notebook.
 COMPACT_BYTES, COMPACT_HEADS = 500_000, 12
 ROLES_KEPT = 5
-MOST_AT_ONCE = 32
 
 
 class Explanation:
@@ -194,7 +194,7 @@ def explain(
         ablation, metric, reference, target, path_nodes, pair_heads: as for ``effects``.
         roles: what ``headkit.roles`` found on a data set; also each input is then compared with it.
         faithfulness: take heads away in the order of their toggles, and in 50 random orders: some
-            hundred runs of each input. For zero ablation, and outputs [batch, numbers].
+            hundred runs of each input.
         attention: keep what the heads look at: the eight largest keys of each query.
         pictures: put pictures and spectrograms behind patches and frames.
         logit_spread, removals, first_input, about: as for ``explain_decisions``.
@@ -260,11 +260,13 @@ def explain(
         _add_agreement(patch)
     if not faithfulness:
         _note(patches, "trust.faithfulness", "it was not asked for")
-    elif ablation != "zero":
-        _note(patches, "trust.faithfulness", "it is measured by zero ablation only")
-    else:
-        for row, (patch, one) in enumerate(zip(patches, found, strict=True)):
-            _add_faithfulness(patch, gated, batch, row, gates, one)
+    for row, patch in enumerate(patches if faithfulness else ()):
+        if not any(head.on for head in found[row].heads):
+            _note([patch], "trust.faithfulness", "no head is on")
+            continue
+        one = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+        curves = effect_faithfulness(gated, one, [found[row]], reference=reference)[0]
+        patch.setdefault("trust", {})["faithfulness"] = json.loads(curves.to_json())
     tell("looking at attention", 2, 4)
     sinks, sink_words = sink_keys(units)
     if attention:
@@ -347,51 +349,6 @@ def _add_agreement(patch: Patch) -> None:
 def _tau(a: torch.Tensor, b: torch.Tensor) -> float | None:
     found = _C.kendall_tau(a[0].tolist(), b[0].tolist())
     return None if found is None or math.isnan(found) else round(found, 4)
-
-
-def _add_faithfulness(
-    patch: Patch,
-    gated: _C.GatedModel,
-    batch: Mapping[str, torch.Tensor],
-    row: int,
-    gates: _C.GateSet,
-    found: _C.InputEffects,
-) -> None:
-    running = [head for head in found.heads if head.on]
-    one = {name: tensor[row : row + 1] for name, tensor in batch.items()}
-    base = gates.heads[row]
-    whole = gated(one, _C.GateSet())
-    if whole.dim() != 2 or not running or any(head.toggle is None for head in running):
-        _note([patch], "trust.faithfulness", "outputs [batch, numbers] and toggles are needed")
-        return
-    metric = _C.make_output_metric(found.metric)
-    choice = {
-        name: None if value is None else torch.tensor([value])
-        for name, value in (("target", found.target), ("distractor", found.distractor))
-    }
-
-    def value(sets: torch.Tensor) -> torch.Tensor:
-        values = []
-        for part in sets.split(MOST_AT_ONCE):
-            closed = base.expand(len(part), -1, -1).clone()
-            for place, head in enumerate(running):
-                closed[:, head.layer, head.head] *= part[:, place]
-            many = {
-                name: tensor.expand(len(part), *tensor.shape[1:]) for name, tensor in one.items()
-            }
-            output = gated(many, _C.GateSet(heads=closed))
-            targets = {
-                name: None if given is None else given.expand(len(part))
-                for name, given in choice.items()
-            }
-            dense = whole.expand(len(part), -1) if metric.needs_dense else None
-            values.append(metric(output, **targets, dense=dense).double())
-        return torch.cat(values)
-
-    order = sorted(range(len(running)), key=lambda place: -running[place].toggle.frozen)
-    with torch.no_grad():
-        told = _C.faithfulness(order, value, metric=found.metric, ablation="zero")
-    patch.setdefault("trust", {})["faithfulness"] = json.loads(told.to_json())
 
 
 def _add_attention(patch: Patch, heads: Sequence[_C.CodedAttention | None], sinks: str) -> None:
