@@ -78,7 +78,7 @@ SummaryLine about_head(const Json& record, const Json& head) {
   if (margin && why != head.end() && why->is_object() && why->contains("parts") &&
       !why->at("parts").empty()) {
     const Json& part = why->at("parts").front();
-    text += ": margin " + shown(*margin, true) + ", most of it by " + unit_name(record, part) +
+    text += ": margin " + shown(*margin, true) + ", largest part " + unit_name(record, part) +
             " (" + shown(part.at("value").get<double>(), true) + ")";
     if (level.empty()) level = "L1";
   } else if (margin) {

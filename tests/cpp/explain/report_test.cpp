@@ -108,7 +108,7 @@ TEST(ReportSummary, SaysWhatRanWhatCameOutAndWhy) {
   EXPECT_EQ(lines[1].text, "class_margin +1.50 for positive.");
   EXPECT_EQ(
       lines[2].text,
-      "L0H0 is on, estimated effect \u22120.50: margin +0.00, most of it by \"film\" (+0.25).");
+      "L0H0 is on, estimated effect \u22120.50: margin +0.00, largest part \"film\" (+0.25).");
   EXPECT_EQ(lines[2].level, "L1");
 }
 
