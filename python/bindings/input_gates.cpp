@@ -630,7 +630,7 @@ Args:
     scale: factor on the scores.
 Example:
     >>> keys = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
-    >>> headkit.integer_score_norm(torch.ones(2, 1, dtype=torch.float64), keys, 0.5)
+    >>> round(headkit.integer_score_norm(torch.ones(2, 1, dtype=torch.float64), keys, 0.5), 9)
     1.0
 )pbdoc");
 }
