@@ -222,6 +222,7 @@ def every(seed: options.Seed = 0) -> list[Routine]:
         FeedForward(shares=shares, peers=peers, seed=seed),
         Decode(lengths=(512,), shares=shares, seed=seed),
         Model(shares=shares, feed_forward=True, seed=seed),
+        Gate(dims=(768,), seed=seed),
         Plan(batches=(8,), seed=seed),
     ]
 

@@ -40,7 +40,7 @@ function drawGrid(host, name, cellOf) {
   }, ...rows));
   return cells;
 }
-const short = (value, sign) => (has(value) ? number(value, sign).replace(/^([+−]?)0\./, "$1.") : "n/c");
+const short = (value, sign) => (!has(value) ? "n/c" : Math.abs(value) < 0.01 ? `${value < 0 ? "−" : sign ? "+" : ""}.00` : number(value, sign).replace(/^([+−]?)0\./, "$1."));
 let cells = [];
 function showGrid() {
   const measure = measureOf(state.measure), heads = source.heads;
