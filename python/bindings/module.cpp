@@ -12,7 +12,12 @@ PYBIND11_MODULE(_C, m) {
   register_agreement(m);
   register_gates(m);
   register_learned_gates(m);
-  register_input_gates(m);
+  register_linear_probe(m);
+  register_layer_gate(m);
+  register_training(m);
+  register_rung_trainer(m);
+  register_second_look(m);
+  register_static_stage(m);
   register_calibration(m);
   register_pruners(m);
   register_control(m);

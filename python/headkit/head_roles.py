@@ -58,16 +58,12 @@ def for_each_attention(
         0 (4, 3, 3)
         1 (4, 3, 3)
     """
-    if gates is None:
-        gates = _C.GateSet()
-    elif isinstance(gates, torch.Tensor):
-        gates = _C.GateSet(heads=gates)
     with reporting("attention", progress) as tell:
         _C.for_each_attention(
             gated_model(model, "for_each_attention"),
             data,
             visit,
-            gates=gates,
+            gates=_gate_set(gates),
             output_norms=output_norms,
             progress=tell,
         )
@@ -216,14 +212,12 @@ def _options(
         delimiters = {} if tokenizer is None else token_delimiters(tokenizer)
     begin = None
     if tokenizer is not None:
-        begin = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else None
+        begin = tokenizer.cls_token_id
         begin = tokenizer.bos_token_id if begin is None else begin
-    if isinstance(gates, torch.Tensor):
-        gates = _C.GateSet(heads=gates)
     embedding, unembedding = _vocabulary_maps(module)
     places = getattr(getattr(module, "config", None), "max_position_embeddings", None)
     return _C.RoleOptions(
-        gates=_C.GateSet() if gates is None else gates,
+        gates=_gate_set(gates),
         special_tokens=sorted(set(special_tokens)),
         delimiters=[(name, sorted(set(ids))) for name, ids in delimiters.items()],
         embedding=embedding,
@@ -232,6 +226,12 @@ def _options(
         max_tokens=max(places - POSITIONS_KEPT, 0) if isinstance(places, int) else 0,
         **others,
     )
+
+
+def _gate_set(gates: _C.GateSet | torch.Tensor | None) -> _C.GateSet:
+    if gates is None:
+        return _C.GateSet()
+    return _C.GateSet(heads=gates) if isinstance(gates, torch.Tensor) else gates
 
 
 def token_delimiters(tokenizer: Any) -> dict[str, list[int]]:

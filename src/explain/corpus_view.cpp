@@ -8,7 +8,7 @@
 #include <set>
 #include <span>
 
-#include "core/json.h"
+#include "core/json_members.h"
 #include "headkit/core/error.h"
 #include "headkit/scorers/agreement.h"
 #include "scorers/resampling.h"
@@ -39,14 +39,11 @@ CorpusCorrelation correlate(const std::string& property, std::span<const double>
 
 std::vector<double> numbers(const std::vector<bool>& open) { return {open.begin(), open.end()}; }
 
-Json nullable(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
-
 Json correlations_json(const std::vector<CorpusCorrelation>& all) {
   Json json = Json::object();
   for (const CorpusCorrelation& each : all) {
-    json[each.property] = {
-        {"spearman", nullable(each.spearman)},
-        {"interval", each.lower ? Json{*each.lower, *each.upper} : Json(nullptr)}};
+    json[each.property] = {{"spearman", nullable(each.spearman)},
+                           {"interval", nullable_interval(each.lower, each.upper)}};
   }
   return json;
 }

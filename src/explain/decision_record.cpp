@@ -7,7 +7,7 @@
 #include <cmath>
 #include <string_view>
 
-#include "core/json.h"
+#include "core/json_members.h"
 #include "explain/record_json.h"
 #include "headkit/core/error.h"
 #include "headkit/explain/head_explanation.h"
@@ -29,7 +29,7 @@ constexpr std::array<std::string_view, 5> kStates{"on", "off", "pruned", "always
 constexpr auto kNotAsked = "not asked for";
 
 int64_t optional_size(const Json& value, const char* name) {
-  return optional_integer(value, name).value_or(0);
+  return optional_integer(kOperation, value, name).value_or(0);
 }
 Json known(int64_t size) { return size > 0 ? Json(size) : Json(nullptr); }
 
@@ -40,7 +40,7 @@ Json head_to_json(const HeadDecision& decision) {
             {"head", decision.head},
             {"state", decision.state},
             {"gate", finite_json(decision.gate, "gate")},
-            {"reason", nullable_json(decision.reason)},
+            {"reason", nullable(decision.reason)},
             {"logit", nullable_json(decision.logit, "logit")},
             {"threshold", nullable_json(decision.threshold, "threshold")},
             {"margin", nullable_json(decision.margin, "margin")},
@@ -69,15 +69,15 @@ HeadDecision head_from_json(const Json& json) {
   HEADKIT_CHECK(std::find(kStates.begin(), kStates.end(), decision.state) != kStates.end(),
                 kOperation, "a state of on, off, pruned, always_on, collapsed", decision.state);
   decision.gate = number_member(kOperation, json, "gate");
-  decision.reason = optional_text(json, "reason");
-  decision.logit = optional_number(json, "logit");
-  decision.threshold = optional_number(json, "threshold");
-  decision.margin = optional_number(json, "margin");
+  decision.reason = optional_text(kOperation, json, "reason");
+  decision.logit = optional_number(kOperation, json, "logit");
+  decision.threshold = optional_number(kOperation, json, "threshold");
+  decision.margin = optional_number(kOperation, json, "margin");
   if (json.contains("why") && !json.at("why").is_null()) {
     const Json& why = json.at("why");
     decision.base = number_member(kOperation, why, "base");
-    decision.rest = optional_number(why, "rest");
-    decision.residual = optional_number(why, "residual");
+    decision.rest = optional_number(kOperation, why, "rest");
+    decision.residual = optional_number(kOperation, why, "residual");
     const Json& parts = member(kOperation, why, "parts");
     HEADKIT_CHECK(parts.is_array(), kOperation, "an array as \"parts\"", parts.type_name());
     for (const Json& part : parts) {
@@ -202,9 +202,9 @@ Json record_json(const DecisionRecord& record) {
   for (const HeadDecision& decision : record.heads) all_heads.push_back(head_to_json(decision));
   Json json{
       {"schema_version", kRecordSchema},
-      {"library", {{"name", "headkit"}, {"version", nullable_json(record.library_version)}}},
+      {"library", {{"name", "headkit"}, {"version", nullable(record.library_version)}}},
       {"model",
-       {{"weights_sha256", nullable_json(record.weights_sha256)},
+       {{"weights_sha256", nullable(record.weights_sha256)},
         {"layers", record.layout.layers},
         {"heads", record.layout.heads},
         {"kv_heads", record.layout.key_value_heads()},
@@ -214,15 +214,15 @@ Json record_json(const DecisionRecord& record) {
       {"input", {{"id", record.input}, {"length", record.tokens}}},
       {"policy",
        {{"name", record.policy},
-        {"calibration_id", nullable_json(record.calibration)},
+        {"calibration_id", nullable(record.calibration)},
         {"threshold", nullable_json(record.threshold, "threshold")},
         {"lambda", nullable_json(record.lambda, "lambda")},
         {"confidence", nullable_json(record.confidence, "confidence")},
-        {"signal", nullable_json(record.signal)},
+        {"signal", nullable(record.signal)},
         {"rung", record.rung ? Json(*record.rung) : Json(nullptr)},
         {"rungs", record.rungs ? Json(*record.rungs) : Json(nullptr)},
         {"decided_at", record.decided_at ? Json(*record.decided_at) : Json(nullptr)},
-        {"reference", nullable_json(record.reference)}}},
+        {"reference", nullable(record.reference)}}},
       {"budget",
        {{"active", record.active()},
         {"total", record.layout.total_heads()},
@@ -233,7 +233,7 @@ Json record_json(const DecisionRecord& record) {
         {"unmet", record.budget_unmet ? Json(*record.budget_unmet) : Json(nullptr)}}},
       {"mode", record.mode},
       {"run_time",
-       {{"request_id", nullable_json(record.request_id)},
+       {{"request_id", nullable(record.request_id)},
         {"ood_score", nullable_json(record.ood_score, "score")},
         {"audit_loss", nullable_json(record.audit_loss, "loss")}}},
       {"heads", std::move(all_heads)},
@@ -290,9 +290,10 @@ DecisionRecord DecisionRecord::from_json(const std::string& text) {
                 std::string("schema version 1 or 2; this headkit writes ") + kRecordSchema, schema);
   if (major == "1") upgrade_record(json);
   DecisionRecord record;
-  record.library_version = optional_text(member(kOperation, json, "library"), "version");
+  record.library_version =
+      optional_text(kOperation, member(kOperation, json, "library"), "version");
   const Json& model = member(kOperation, json, "model");
-  record.weights_sha256 = optional_text(model, "weights_sha256");
+  record.weights_sha256 = optional_text(kOperation, model, "weights_sha256");
   record.layout = {integer_member(kOperation, model, "layers"),
                    integer_member(kOperation, model, "heads"),
                    optional_size(model, "head_dim"),
@@ -304,20 +305,20 @@ DecisionRecord DecisionRecord::from_json(const std::string& text) {
   record.tokens = integer_member(kOperation, input, "length");
   const Json& policy = member(kOperation, json, "policy");
   record.policy = string_member(kOperation, policy, "name");
-  record.calibration = optional_text(policy, "calibration_id");
-  record.threshold = optional_number(policy, "threshold");
-  record.lambda = optional_number(policy, "lambda");
-  record.confidence = optional_number(policy, "confidence");
-  record.signal = optional_text(policy, "signal");
-  record.rung = optional_integer(policy, "rung");
-  record.rungs = optional_integer(policy, "rungs");
-  record.decided_at = optional_integer(policy, "decided_at");
-  record.reference = optional_text(policy, "reference");
+  record.calibration = optional_text(kOperation, policy, "calibration_id");
+  record.threshold = optional_number(kOperation, policy, "threshold");
+  record.lambda = optional_number(kOperation, policy, "lambda");
+  record.confidence = optional_number(kOperation, policy, "confidence");
+  record.signal = optional_text(kOperation, policy, "signal");
+  record.rung = optional_integer(kOperation, policy, "rung");
+  record.rungs = optional_integer(kOperation, policy, "rungs");
+  record.decided_at = optional_integer(kOperation, policy, "decided_at");
+  record.reference = optional_text(kOperation, policy, "reference");
   const Json& budget = member(kOperation, json, "budget");
   record.heads_run = integer_member(kOperation, budget, "heads_run");
-  record.flops_run = optional_number(budget, "flops_run");
-  record.flops_dense = optional_number(budget, "flops_dense");
-  record.risk_bound = optional_number(budget, "risk_bound");
+  record.flops_run = optional_number(kOperation, budget, "flops_run");
+  record.flops_dense = optional_number(kOperation, budget, "flops_dense");
+  record.risk_bound = optional_number(kOperation, budget, "risk_bound");
   if (const auto unmet = budget.find("unmet"); unmet != budget.end() && !unmet->is_null()) {
     HEADKIT_CHECK(unmet->is_boolean(), kOperation, "true, false or null as \"unmet\"",
                   unmet->type_name());
@@ -325,9 +326,9 @@ DecisionRecord DecisionRecord::from_json(const std::string& text) {
   }
   record.mode = string_member(kOperation, json, "mode");
   if (const auto run_time = json.find("run_time"); run_time != json.end()) {
-    record.request_id = optional_text(*run_time, "request_id");
-    record.ood_score = optional_number(*run_time, "ood_score");
-    record.audit_loss = optional_number(*run_time, "audit_loss");
+    record.request_id = optional_text(kOperation, *run_time, "request_id");
+    record.ood_score = optional_number(kOperation, *run_time, "ood_score");
+    record.audit_loss = optional_number(kOperation, *run_time, "audit_loss");
   }
   const Json& heads = member(kOperation, json, "heads");
   HEADKIT_CHECK(heads.is_array(), kOperation, "an array as \"heads\"", heads.type_name());

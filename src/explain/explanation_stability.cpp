@@ -6,7 +6,7 @@
 #include <functional>
 #include <span>
 
-#include "core/json.h"
+#include "core/json_members.h"
 #include "headkit/core/error.h"
 #include "headkit/scorers/agreement.h"
 #include "headkit/scorers/rank_biased_overlap.h"
@@ -117,15 +117,10 @@ RankStability ranks_of(const at::Tensor& values, const BootstrapOptions& options
   return result;
 }
 
-Json interval_json(const std::optional<double>& lower, const std::optional<double>& upper) {
-  return lower && upper ? Json{*lower, *upper} : Json(nullptr);
-}
-Json nullable(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
-
 Json ranks_json(const std::optional<RankStability>& ranks) {
   if (!ranks) return nullptr;
   return {{"kendall", nullable(ranks->kendall)},
-          {"kendall_interval", interval_json(ranks->kendall_lower, ranks->kendall_upper)},
+          {"kendall_interval", nullable_interval(ranks->kendall_lower, ranks->kendall_upper)},
           {"rbo", ranks->rbo},
           {"rbo_interval", {ranks->rbo_lower, ranks->rbo_upper}},
           {"undefined_inputs", ranks->undefined_inputs}};
@@ -166,7 +161,7 @@ std::string ExplanationStability::to_json() const {
   if (selection) {
     json["selection"] = {
         {"nogueira", nullable(selection->nogueira)},
-        {"interval", interval_json(selection->nogueira_lower, selection->nogueira_upper)},
+        {"interval", nullable_interval(selection->nogueira_lower, selection->nogueira_upper)},
         {"undefined_inputs", selection->undefined_inputs},
         {"jaccard", selection->jaccard},
         {"identical", selection->identical}};

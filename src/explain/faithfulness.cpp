@@ -8,7 +8,7 @@
 #include <numeric>
 #include <random>
 
-#include "core/json.h"
+#include "core/json_members.h"
 #include "headkit/core/error.h"
 #include "scorers/resampling.h"
 
@@ -252,9 +252,6 @@ Json curve_json(const FaithfulnessCurve& curve) {
 
 Json aopc_json(const std::vector<Aopc>& all) {
   Json json = Json::object();
-  const auto nullable = [](const std::optional<double>& value) {
-    return value ? Json(*value) : Json(nullptr);
-  };
   for (const Aopc& each : all) {
     json[each.grid] = {{"value", each.value},
                        {"inverse", each.inverse},

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "core/json.h"
+#include "core/json_members.h"
 #include "headkit/core/error.h"
 
 namespace headkit {
@@ -15,35 +15,15 @@ Json finite(double value) {
   return value;
 }
 
-Json nullable(const std::optional<double>& value) { return value ? finite(*value) : Json(nullptr); }
-Json nullable(const std::optional<int64_t>& value) { return value ? Json(*value) : Json(nullptr); }
-Json nullable(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
+Json finite(const std::optional<double>& value) { return value ? finite(*value) : Json(nullptr); }
 
 Json interval(const std::optional<double>& lower, const std::optional<double>& upper) {
   return lower && upper ? Json{finite(*lower), finite(*upper)} : Json(nullptr);
 }
 
-bool known(const Json& json, const char* name) {
-  return json.contains(name) && !json.at(name).is_null();
-}
-
-std::optional<double> optional_number(const Json& json, const char* name) {
-  if (!known(json, name)) return std::nullopt;
-  return number_member(kOperation, json, name);
-}
-
-std::optional<int64_t> optional_integer(const Json& json, const char* name) {
-  if (!known(json, name)) return std::nullopt;
-  return integer_member(kOperation, json, name);
-}
-
-std::string optional_text(const Json& json, const char* name) {
-  return known(json, name) ? string_member(kOperation, json, name) : std::string();
-}
-
 void read_interval(const Json& json, const char* name, std::optional<double>& lower,
                    std::optional<double>& upper) {
-  if (!known(json, name)) return;
+  if (known_member(json, name) == nullptr) return;
   const Json& ends = json.at(name);
   HEADKIT_CHECK(ends.is_array() && ends.size() == 2 && ends[0].is_number() && ends[1].is_number(),
                 kOperation, "two numbers as an interval", ends.dump().substr(0, 80));
@@ -57,25 +37,11 @@ HeadId read_place(const Json& json) {
   return {integer_member(kOperation, json, "layer"), integer_member(kOperation, json, "head")};
 }
 
-const Json& list_member(const Json& json, const char* name) {
-  const Json& list = member(kOperation, json, name);
-  HEADKIT_CHECK(list.is_array(), kOperation, std::string("an array as \"") + name + "\"",
-                list.type_name());
-  return list;
-}
-
-bool flag_member(const Json& json, const char* name) {
-  const Json& flag = member(kOperation, json, name);
-  HEADKIT_CHECK(flag.is_boolean(), kOperation, std::string("true or false as \"") + name + "\"",
-                flag.type_name());
-  return flag.get<bool>();
-}
-
 Json to_json_of(const ToggleEffect& toggle) {
   return {{"ablation", toggle.ablation},
           {"frozen", finite(toggle.frozen)},
-          {"redecided", nullable(toggle.redecided)},
-          {"routing_mediated", nullable(toggle.routing_mediated())},
+          {"redecided", finite(toggle.redecided)},
+          {"routing_mediated", finite(toggle.routing_mediated())},
           {"interval", interval(toggle.lower, toggle.upper)}};
 }
 
@@ -83,7 +49,7 @@ ToggleEffect toggle_from_json(const Json& json) {
   ToggleEffect toggle;
   toggle.ablation = string_member(kOperation, json, "ablation");
   toggle.frozen = number_member(kOperation, json, "frozen");
-  toggle.redecided = optional_number(json, "redecided");
+  toggle.redecided = optional_number(kOperation, json, "redecided");
   read_interval(json, "interval", toggle.lower, toggle.upper);
   return toggle;
 }
@@ -96,17 +62,17 @@ Json to_json_of(const HeadEffects& effects) {
   }
   Json json = place(effects.head);
   json.update({{"gate", finite(effects.gate)},
-               {"write_norm", nullable(effects.write_norm)},
-               {"relative_write_norm", nullable(effects.relative_write_norm)},
-               {"direct", nullable(effects.direct)},
+               {"write_norm", finite(effects.write_norm)},
+               {"relative_write_norm", finite(effects.relative_write_norm)},
+               {"direct", finite(effects.direct)},
                {"direct_linearised", effects.direct_linearised},
-               {"gate_gradient", nullable(effects.gate_gradient)},
-               {"integrated_gate_gradient", nullable(effects.integrated_gate_gradient)},
+               {"gate_gradient", finite(effects.gate_gradient)},
+               {"integrated_gate_gradient", finite(effects.integrated_gate_gradient)},
                {"toggle", effects.toggle ? to_json_of(*effects.toggle) : Json(nullptr)},
-               {"repair", nullable(effects.repair())},
+               {"repair", finite(effects.repair())},
                {"repair_interval", interval(effects.repair_lower, effects.repair_upper)},
-               {"shapley", nullable(effects.shapley)},
-               {"shapley_error", nullable(effects.shapley_error)},
+               {"shapley", finite(effects.shapley)},
+               {"shapley_error", finite(effects.shapley_error)},
                {"flipped_gates", std::move(flipped)},
                {"level", nullable(effects.level())}});
   return json;
@@ -116,18 +82,20 @@ HeadEffects effects_from_json(const Json& json) {
   HeadEffects effects;
   effects.head = read_place(json);
   effects.gate = number_member(kOperation, json, "gate");
-  effects.write_norm = optional_number(json, "write_norm");
-  effects.relative_write_norm = optional_number(json, "relative_write_norm");
-  effects.direct = optional_number(json, "direct");
-  effects.direct_linearised = flag_member(json, "direct_linearised");
-  effects.gate_gradient = optional_number(json, "gate_gradient");
-  effects.integrated_gate_gradient = optional_number(json, "integrated_gate_gradient");
-  if (known(json, "toggle")) effects.toggle = toggle_from_json(json.at("toggle"));
+  effects.write_norm = optional_number(kOperation, json, "write_norm");
+  effects.relative_write_norm = optional_number(kOperation, json, "relative_write_norm");
+  effects.direct = optional_number(kOperation, json, "direct");
+  effects.direct_linearised = flag_member(kOperation, json, "direct_linearised");
+  effects.gate_gradient = optional_number(kOperation, json, "gate_gradient");
+  effects.integrated_gate_gradient = optional_number(kOperation, json, "integrated_gate_gradient");
+  if (const Json* toggle = known_member(json, "toggle")) {
+    effects.toggle = toggle_from_json(*toggle);
+  }
   read_interval(json, "repair_interval", effects.repair_lower, effects.repair_upper);
-  effects.shapley = optional_number(json, "shapley");
-  effects.shapley_error = optional_number(json, "shapley_error");
-  for (const Json& each : list_member(json, "flipped_gates")) {
-    effects.flipped_gates.push_back({read_place(each), flag_member(each, "on")});
+  effects.shapley = optional_number(kOperation, json, "shapley");
+  effects.shapley_error = optional_number(kOperation, json, "shapley_error");
+  for (const Json& each : array_member(kOperation, json, "flipped_gates")) {
+    effects.flipped_gates.push_back({read_place(each), flag_member(kOperation, each, "on")});
   }
   return effects;
 }
@@ -179,12 +147,12 @@ std::string InputEffects::to_json() const {
               {"target", nullable(target)},
               {"distractor", nullable(distractor)},
               {"value", finite(value)},
-              {"value_without_heads", nullable(value_without_heads)},
+              {"value_without_heads", finite(value_without_heads)},
               {"ablation", nullable(ablation)},
               {"reference", nullable(reference)},
               {"routing", nullable(routing)},
-              {"path_gap", nullable(path_gap)},
-              {"direct_residual", nullable(direct_residual)},
+              {"path_gap", finite(path_gap)},
+              {"direct_residual", finite(direct_residual)},
               {"heads", std::move(all_heads)},
               {"pairs", std::move(all_pairs)},
               {"not_computed", std::move(missing)}}
@@ -215,22 +183,22 @@ InputEffects InputEffects::from_json(const std::string& text) {
   InputEffects effects;
   effects.input = integer_member(kOperation, json, "input");
   effects.metric = string_member(kOperation, json, "metric");
-  effects.target = optional_integer(json, "target");
-  effects.distractor = optional_integer(json, "distractor");
+  effects.target = optional_integer(kOperation, json, "target");
+  effects.distractor = optional_integer(kOperation, json, "distractor");
   effects.value = number_member(kOperation, json, "value");
-  effects.value_without_heads = optional_number(json, "value_without_heads");
-  effects.ablation = optional_text(json, "ablation");
-  effects.reference = optional_text(json, "reference");
-  effects.routing = optional_text(json, "routing");
-  effects.path_gap = optional_number(json, "path_gap");
-  effects.direct_residual = optional_number(json, "direct_residual");
-  for (const Json& each : list_member(json, "heads")) {
+  effects.value_without_heads = optional_number(kOperation, json, "value_without_heads");
+  effects.ablation = optional_text(kOperation, json, "ablation");
+  effects.reference = optional_text(kOperation, json, "reference");
+  effects.routing = optional_text(kOperation, json, "routing");
+  effects.path_gap = optional_number(kOperation, json, "path_gap");
+  effects.direct_residual = optional_number(kOperation, json, "direct_residual");
+  for (const Json& each : array_member(kOperation, json, "heads")) {
     effects.heads.push_back(effects_from_json(each));
   }
-  for (const Json& each : list_member(json, "pairs")) {
+  for (const Json& each : array_member(kOperation, json, "pairs")) {
     effects.pairs.push_back(pair_from_json(each));
   }
-  for (const Json& each : list_member(json, "not_computed")) {
+  for (const Json& each : array_member(kOperation, json, "not_computed")) {
     effects.not_computed.push_back(
         {string_member(kOperation, each, "quantity"), string_member(kOperation, each, "reason")});
   }

@@ -11,24 +11,12 @@ namespace {
 
 constexpr auto kOperation = "decision_record";
 
-const Json* found(const Json& value, const char* name) {
-  const auto place = value.find(name);
-  return place == value.end() || place->is_null() ? nullptr : &*place;
-}
-
 bool flag(const Json& value, const char* name) {
-  const Json* const given = found(value, name);
+  const Json* const given = known_member(value, name);
   if (given == nullptr) return false;
   HEADKIT_CHECK(given->is_boolean(), kOperation, std::string("true or false as \"") + name + "\"",
                 given->type_name());
   return given->get<bool>();
-}
-
-const Json& array_member(const Json& value, const char* name) {
-  const Json& given = member(kOperation, value, name);
-  HEADKIT_CHECK(given.is_array(), kOperation, std::string("an array as \"") + name + "\"",
-                given.type_name());
-  return given;
 }
 
 int64_t whole(const Json& value, const char* what) {
@@ -42,14 +30,14 @@ Json embedded(const std::string& text) {
   return text.empty() ? Json(nullptr) : parse_json(kOperation, text);
 }
 std::string kept_text(const Json& value, const char* name) {
-  const Json* const given = found(value, name);
+  const Json* const given = known_member(value, name);
   return given == nullptr ? std::string() : given->dump();
 }
 
 Json parts_json(const FeatureParts& given) {
   Json parts = Json::array();
   for (const FeaturePart& part : given.parts) {
-    parts.push_back({{"unit", nullable_json(part.token)},
+    parts.push_back({{"unit", nullable(part.token)},
                      {"feature", part.scalar.empty() ? Json(part.dimension) : Json(part.scalar)},
                      {"value", finite_json(part.value, "part")}});
   }
@@ -57,13 +45,13 @@ Json parts_json(const FeatureParts& given) {
 }
 
 std::optional<FeatureParts> read_parts(const Json& why, const char* name) {
-  const Json* const given = found(why, name);
+  const Json* const given = known_member(why, name);
   if (given == nullptr) return std::nullopt;
   FeatureParts result;
   result.rest = number_member(kOperation, *given, "rest");
-  for (const Json& each : array_member(*given, "parts")) {
+  for (const Json& each : array_member(kOperation, *given, "parts")) {
     FeaturePart part;
-    part.token = optional_integer(each, "unit");
+    part.token = optional_integer(kOperation, each, "unit");
     const Json& feature = member(kOperation, each, "feature");
     if (feature.is_string()) {
       part.scalar = feature.get<std::string>();
@@ -94,24 +82,25 @@ Json flip_json(const HeadExplanation& explained) {
 }
 
 void read_flip(const Json& why, HeadExplanation& explained) {
-  const Json* const given = found(why, "flip");
+  const Json* const given = known_member(why, "flip");
   if (given == nullptr) return;
   GateFlip flip;
-  for (const Json& token : array_member(*given, "removed")) {
+  for (const Json& token : array_member(kOperation, *given, "removed")) {
     flip.removed.push_back(whole(token, "removed units"));
   }
   flip.minimal = flag(*given, "minimal");
   flip.verified = flag(*given, "verified");
   flip.logit = number_member(kOperation, *given, "logit");
   explained.flip = std::move(flip);
-  if (const Json* const removal = found(*given, "in_model")) {
-    explained.removal = TokenRemoval{string_member(kOperation, *removal, "state"),
-                                     optional_number(*removal, "logit"), flag(*removal, "flips")};
+  if (const Json* const removal = known_member(*given, "in_model")) {
+    explained.removal =
+        TokenRemoval{string_member(kOperation, *removal, "state"),
+                     optional_number(kOperation, *removal, "logit"), flag(*removal, "flips")};
   }
 }
 
 Json unit_json(const InputUnit& unit) {
-  return {{"text", nullable_json(unit.text)},
+  return {{"text", nullable(unit.text)},
           {"grid", unit.grid ? Json(*unit.grid) : Json(nullptr)},
           {"seconds", nullable_json(unit.seconds, "time")},
           {"special", unit.special},
@@ -121,13 +110,13 @@ Json unit_json(const InputUnit& unit) {
 InputUnit read_unit(const Json& json) {
   HEADKIT_CHECK(json.is_object(), kOperation, "an object for each unit", json.type_name());
   InputUnit unit;
-  unit.text = optional_text(json, "text");
-  if (const Json* const grid = found(json, "grid")) {
+  unit.text = optional_text(kOperation, json, "text");
+  if (const Json* const grid = known_member(json, "grid")) {
     HEADKIT_CHECK(grid->is_array() && grid->size() == 2, kOperation,
                   "a row and a column as \"grid\"", grid->dump().substr(0, 60));
     unit.grid = {whole((*grid)[0], "a row"), whole((*grid)[1], "a column")};
   }
-  unit.seconds = optional_number(json, "seconds");
+  unit.seconds = optional_number(kOperation, json, "seconds");
   unit.special = flag(json, "special");
   unit.padding = flag(json, "padding");
   return unit;
@@ -135,8 +124,8 @@ InputUnit read_unit(const Json& json) {
 
 std::vector<std::string> read_warnings(const Json& json) {
   std::vector<std::string> warnings;
-  if (found(json, "warnings") == nullptr) return warnings;
-  for (const Json& warning : array_member(json, "warnings")) {
+  if (known_member(json, "warnings") == nullptr) return warnings;
+  for (const Json& warning : array_member(kOperation, json, "warnings")) {
     HEADKIT_CHECK(warning.is_string(), kOperation, "texts as warnings", warning.type_name());
     warnings.push_back(warning.get<std::string>());
   }
@@ -145,7 +134,7 @@ std::vector<std::string> read_warnings(const Json& json) {
 
 const Json& group(const Json& json, const char* name) {
   static const Json none = Json::object();
-  const Json* const given = found(json, name);
+  const Json* const given = known_member(json, name);
   if (given == nullptr) return none;
   HEADKIT_CHECK(given->is_object(), kOperation, std::string("an object as \"") + name + "\"",
                 given->type_name());
@@ -161,27 +150,11 @@ Json finite_json(double value, const char* what) {
 Json nullable_json(const std::optional<double>& value, const char* what) {
   return value ? finite_json(*value, what) : Json(nullptr);
 }
-Json nullable_json(const std::optional<int64_t>& value) {
-  return value ? Json(*value) : Json(nullptr);
-}
-Json nullable_json(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
-
-std::optional<double> optional_number(const Json& value, const char* name) {
-  if (found(value, name) == nullptr) return std::nullopt;
-  return number_member(kOperation, value, name);
-}
-std::optional<int64_t> optional_integer(const Json& value, const char* name) {
-  if (found(value, name) == nullptr) return std::nullopt;
-  return integer_member(kOperation, value, name);
-}
-std::string optional_text(const Json& value, const char* name) {
-  return found(value, name) == nullptr ? std::string() : string_member(kOperation, value, name);
-}
 
 void write_explanation(const HeadExplanation& explained, Json& head) {
   head["margin_std"] = nullable_json(explained.margin_std, "margin");
   head["distance"] = nullable_json(explained.distance, "distance");
-  head["rank"] = nullable_json(explained.rank);
+  head["rank"] = nullable(explained.rank);
   Json rivals = Json::array();
   for (const RivalHead& rival : explained.rivals) {
     rivals.push_back({{"layer", rival.layer},
@@ -192,7 +165,7 @@ void write_explanation(const HeadExplanation& explained, Json& head) {
   head["rivals"] = std::move(rivals);
   if (head["why"].is_object()) {
     Json& why = head["why"];
-    why["reference"] = nullable_json(explained.reference);
+    why["reference"] = nullable(explained.reference);
     why["features"] = explained.features ? parts_json(*explained.features) : Json(nullptr);
     why["joint"] = explained.joint ? parts_json(*explained.joint) : Json(nullptr);
     why["flip"] = flip_json(explained);
@@ -209,22 +182,22 @@ std::optional<HeadExplanation> read_explanation(const Json& head) {
     return std::nullopt;
   }
   HeadExplanation explained;
-  explained.margin_std = optional_number(head, "margin_std");
-  explained.distance = optional_number(head, "distance");
-  explained.rank = optional_integer(head, "rank");
-  if (found(head, "rivals") != nullptr) {
-    for (const Json& rival : array_member(head, "rivals")) {
+  explained.margin_std = optional_number(kOperation, head, "margin_std");
+  explained.distance = optional_number(kOperation, head, "distance");
+  explained.rank = optional_integer(kOperation, head, "rank");
+  if (known_member(head, "rivals") != nullptr) {
+    for (const Json& rival : array_member(kOperation, head, "rivals")) {
       explained.rivals.push_back({integer_member(kOperation, rival, "layer"),
                                   integer_member(kOperation, rival, "head"),
                                   number_member(kOperation, rival, "logit"), flag(rival, "open")});
     }
   }
-  if (const Json* const why = found(head, "why")) {
-    explained.reference = optional_text(*why, "reference");
+  if (const Json* const why = known_member(head, "why")) {
+    explained.reference = optional_text(kOperation, *why, "reference");
     explained.features = read_parts(*why, "features");
     explained.joint = read_parts(*why, "joint");
     read_flip(*why, explained);
-    explained.control_share = optional_number(*why, "control_share");
+    explained.control_share = optional_number(kOperation, *why, "control_share");
   }
   explained.roles = kept_text(head, "roles");
   explained.effects = kept_text(head, "effects");
@@ -234,37 +207,37 @@ std::optional<HeadExplanation> read_explanation(const Json& head) {
 }
 
 void write_details(const RecordDetails& details, Json& json) {
-  json["created"] = nullable_json(details.created);
+  json["created"] = nullable(details.created);
   json["seeds"] = details.seeds;
   Json& library = json["library"];
-  library["build"] = nullable_json(details.build);
-  library["device"] = nullable_json(details.device);
-  library["dtype"] = nullable_json(details.dtype);
-  library["isa"] = nullable_json(details.isa);
+  library["build"] = nullable(details.build);
+  library["device"] = nullable(details.device);
+  library["dtype"] = nullable(details.dtype);
+  library["isa"] = nullable(details.isa);
   Json& model = json["model"];
-  model["name"] = nullable_json(details.model_name);
-  model["norm"] = nullable_json(details.norm);
-  model["attention"] = nullable_json(details.attention);
-  model["modality"] = nullable_json(details.modality);
+  model["name"] = nullable(details.model_name);
+  model["norm"] = nullable(details.norm);
+  model["attention"] = nullable(details.attention);
+  model["modality"] = nullable(details.modality);
   Json& input = json["input"];
-  input["sha256"] = nullable_json(details.input_sha256);
+  input["sha256"] = nullable(details.input_sha256);
   Json units = Json::array();
   for (const InputUnit& unit : details.units) units.push_back(unit_json(unit));
   input["units"] = details.units.empty() ? Json(nullptr) : std::move(units);
   json["output"] = nullptr;
   if (details.output) {
     json["output"] = {{"metric", details.output->metric},
-                      {"target", nullable_json(details.output->target)},
-                      {"distractor", nullable_json(details.output->distractor)},
+                      {"target", nullable(details.output->target)},
+                      {"distractor", nullable(details.output->distractor)},
                       {"value_selected", nullable_json(details.output->value_selected, "value")},
                       {"value_dense", nullable_json(details.output->value_dense, "value")}};
   }
   Json& policy = json["policy"];
-  policy["version"] = nullable_json(details.policy_version);
-  policy["sha256"] = nullable_json(details.policy_sha256);
-  policy["kind"] = nullable_json(details.policy_kind);
-  policy["granularity"] = nullable_json(details.granularity);
-  policy["calibration_sha256"] = nullable_json(details.calibration_sha256);
+  policy["version"] = nullable(details.policy_version);
+  policy["sha256"] = nullable(details.policy_sha256);
+  policy["kind"] = nullable(details.policy_kind);
+  policy["granularity"] = nullable(details.granularity);
+  policy["calibration_sha256"] = nullable(details.calibration_sha256);
   Json parameters = Json::object();
   for (const auto& [name, value] : details.policy_parameters) {
     parameters[name] = finite_json(value, "parameter");
@@ -276,57 +249,59 @@ void write_details(const RecordDetails& details, Json& json) {
                    {"simulatability", embedded(details.simulatability)},
                    {"stability", embedded(details.stability)},
                    {"agreement", embedded(details.agreement)},
-                   {"registry_version", nullable_json(details.role_registry)},
+                   {"registry_version", nullable(details.role_registry)},
                    {"warnings", details.warnings}};
 }
 
 std::optional<RecordDetails> read_details(const Json& json) {
   RecordDetails details;
-  details.created = optional_text(json, "created");
-  if (found(json, "seeds") != nullptr) {
-    for (const Json& seed : array_member(json, "seeds")) {
+  details.created = optional_text(kOperation, json, "created");
+  if (known_member(json, "seeds") != nullptr) {
+    for (const Json& seed : array_member(kOperation, json, "seeds")) {
       details.seeds.push_back(whole(seed, "seeds"));
     }
   }
   const Json& library = group(json, "library");
-  details.build = optional_text(library, "build");
-  details.device = optional_text(library, "device");
-  details.dtype = optional_text(library, "dtype");
-  details.isa = optional_text(library, "isa");
+  details.build = optional_text(kOperation, library, "build");
+  details.device = optional_text(kOperation, library, "device");
+  details.dtype = optional_text(kOperation, library, "dtype");
+  details.isa = optional_text(kOperation, library, "isa");
   const Json& model = group(json, "model");
-  details.model_name = optional_text(model, "name");
-  details.norm = optional_text(model, "norm");
-  details.attention = optional_text(model, "attention");
-  details.modality = optional_text(model, "modality");
+  details.model_name = optional_text(kOperation, model, "name");
+  details.norm = optional_text(kOperation, model, "norm");
+  details.attention = optional_text(kOperation, model, "attention");
+  details.modality = optional_text(kOperation, model, "modality");
   const Json& input = group(json, "input");
-  details.input_sha256 = optional_text(input, "sha256");
-  if (found(input, "units") != nullptr) {
-    for (const Json& unit : array_member(input, "units")) details.units.push_back(read_unit(unit));
+  details.input_sha256 = optional_text(kOperation, input, "sha256");
+  if (known_member(input, "units") != nullptr) {
+    for (const Json& unit : array_member(kOperation, input, "units"))
+      details.units.push_back(read_unit(unit));
   }
-  if (const Json* const output = found(json, "output")) {
-    details.output = OutputValue{
-        string_member(kOperation, *output, "metric"), optional_integer(*output, "target"),
-        optional_integer(*output, "distractor"), optional_number(*output, "value_selected"),
-        optional_number(*output, "value_dense")};
+  if (const Json* const output = known_member(json, "output")) {
+    details.output = OutputValue{string_member(kOperation, *output, "metric"),
+                                 optional_integer(kOperation, *output, "target"),
+                                 optional_integer(kOperation, *output, "distractor"),
+                                 optional_number(kOperation, *output, "value_selected"),
+                                 optional_number(kOperation, *output, "value_dense")};
   }
   const Json& policy = group(json, "policy");
-  details.policy_version = optional_text(policy, "version");
-  details.policy_sha256 = optional_text(policy, "sha256");
-  details.policy_kind = optional_text(policy, "kind");
-  details.granularity = optional_text(policy, "granularity");
-  details.calibration_sha256 = optional_text(policy, "calibration_sha256");
+  details.policy_version = optional_text(kOperation, policy, "version");
+  details.policy_sha256 = optional_text(kOperation, policy, "sha256");
+  details.policy_kind = optional_text(kOperation, policy, "kind");
+  details.granularity = optional_text(kOperation, policy, "granularity");
+  details.calibration_sha256 = optional_text(kOperation, policy, "calibration_sha256");
   for (const auto& [name, value] : group(policy, "parameters").items()) {
     details.policy_parameters.emplace_back(
         name, number_member(kOperation, policy.at("parameters"), name.c_str()));
   }
-  details.predicted_loss = optional_number(group(json, "budget"), "predicted_loss");
+  details.predicted_loss = optional_number(kOperation, group(json, "budget"), "predicted_loss");
   details.pairs = kept_text(json, "pairs");
   const Json& trust = group(json, "trust");
   details.faithfulness = kept_text(trust, "faithfulness");
   details.simulatability = kept_text(trust, "simulatability");
   details.stability = kept_text(trust, "stability");
   details.agreement = kept_text(trust, "agreement");
-  details.role_registry = optional_text(trust, "registry_version");
+  details.role_registry = optional_text(kOperation, trust, "registry_version");
   details.warnings = read_warnings(trust);
   if (details == RecordDetails()) return std::nullopt;
   return details;
@@ -335,7 +310,7 @@ std::optional<RecordDetails> read_details(const Json& json) {
 void upgrade_record(Json& json) {
   if (const auto heads = json.find("heads"); heads != json.end() && heads->is_array()) {
     for (Json& head : *heads) {
-      if (!head.is_object() || found(head, "why") == nullptr) continue;
+      if (!head.is_object() || known_member(head, "why") == nullptr) continue;
       Json& why = head["why"];
       if (!why.is_object() || !why.contains("parts") || !why["parts"].is_array()) continue;
       for (Json& part : why["parts"]) {

@@ -3,7 +3,7 @@
 #include <optional>
 #include <string>
 
-#include "core/json.h"
+#include "core/json_members.h"
 #include "headkit/explain/decision_record.h"
 
 namespace headkit {
@@ -11,13 +11,6 @@ namespace headkit {
 /// A finite number; std::invalid_argument names `what` otherwise.
 Json finite_json(double value, const char* what);
 Json nullable_json(const std::optional<double>& value, const char* what);
-Json nullable_json(const std::optional<int64_t>& value);
-Json nullable_json(const std::string& text);
-
-/// Members that may be missing or null.
-std::optional<double> optional_number(const Json& value, const char* name);
-std::optional<int64_t> optional_integer(const Json& value, const char* name);
-std::string optional_text(const Json& value, const char* name);
 
 /// What an explanation adds to a head, and to the record.
 void write_explanation(const HeadExplanation& explained, Json& head);

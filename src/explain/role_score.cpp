@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/json.h"
+#include "core/json_members.h"
 #include "headkit/core/error.h"
 
 namespace headkit {
@@ -46,25 +46,9 @@ std::string lack_of(const RoleScore& score, const RoleInfo& info) {
   return {};
 }
 
-Json nullable(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
-
 std::optional<double> optional_number(const Json& value, const char* name) {
   const Json& found = member(kName, value, name);
   return found.is_null() ? std::nullopt : std::optional(number_member(kName, value, name));
-}
-
-bool bool_member(const Json& value, const char* name) {
-  const Json& found = member(kName, value, name);
-  HEADKIT_CHECK(found.is_boolean(), kName, std::string("true or false as \"") + name + "\"",
-                found.type_name());
-  return found.get<bool>();
-}
-
-const Json& array_member(const Json& value, const char* name) {
-  const Json& found = member(kName, value, name);
-  HEADKIT_CHECK(found.is_array(), kName, std::string("an array as \"") + name + "\"",
-                found.type_name());
-  return found;
 }
 
 Json to_json(const RoleScore& score) {
@@ -80,7 +64,7 @@ Json to_json(const RoleScore& score) {
           {"variant", score.variant},
           {"formula", score.formula},
           {"score", score.assessed ? Json(score.score) : Json(nullptr)},
-          {"interval", score.lower && score.upper ? Json{*score.lower, *score.upper} : Json()},
+          {"interval", nullable_interval(score.lower, score.upper)},
           {"null", std::move(nulls)},
           {"margin", nullable(score.margin())},
           {"sample",
@@ -112,7 +96,7 @@ RoleScore score_from_json(const Json& json) {
     score.lower = interval[0].get<double>();
     score.upper = interval[1].get<double>();
   }
-  for (const Json& null : array_member(json, "null")) {
+  for (const Json& null : array_member(kName, json, "null")) {
     score.nulls.push_back(
         {string_member(kName, null, "name"), number_member(kName, null, "value")});
   }
@@ -124,12 +108,12 @@ RoleScore score_from_json(const Json& json) {
   score.threshold = optional_number(json, "threshold");
   score.threshold_source = string_member(kName, json, "threshold_source");
   score.convention = string_member(kName, json, "convention");
-  score.assessed = bool_member(json, "assessed");
-  score.assigned = bool_member(json, "assigned");
-  if (!member(kName, json, "agrees").is_null()) score.agrees = bool_member(json, "agrees");
+  score.assessed = flag_member(kName, json, "assessed");
+  score.assigned = flag_member(kName, json, "assigned");
+  if (!member(kName, json, "agrees").is_null()) score.agrees = flag_member(kName, json, "agrees");
   score.reason = string_member(kName, json, "reason");
   score.level = string_member(kName, json, "level");
-  for (const Json& detail : array_member(json, "details")) {
+  for (const Json& detail : array_member(kName, json, "details")) {
     score.details.emplace_back(string_member(kName, detail, "name"),
                                number_member(kName, detail, "value"));
   }
@@ -259,7 +243,7 @@ RoleTable RoleTable::from_json(const std::string& text) {
   const Json& seed = member(kName, json, "seed");
   HEADKIT_CHECK(seed.is_number_unsigned(), kName, "a whole number >= 0 as \"seed\"", seed.dump());
   table.seed = seed.get<uint64_t>();
-  const Json& rows = array_member(json, "roles");
+  const Json& rows = array_member(kName, json, "roles");
   HEADKIT_CHECK(static_cast<int64_t>(rows.size()) == table.layout.layers, kName,
                 "roles of " + std::to_string(table.layout.layers) + " layers", rows.size());
   for (const Json& row : rows) {
@@ -273,7 +257,7 @@ RoleTable RoleTable::from_json(const std::string& text) {
       for (const Json& score : scores) head.push_back(score_from_json(score));
     }
   }
-  for (const Json& warning : array_member(json, "warnings")) {
+  for (const Json& warning : array_member(kName, json, "warnings")) {
     HEADKIT_CHECK(warning.is_string(), kName, "texts as \"warnings\"", warning.type_name());
     table.warnings.push_back(warning.get<std::string>());
   }

@@ -8,7 +8,7 @@
 #include <numeric>
 #include <span>
 
-#include "core/json.h"
+#include "core/json_members.h"
 #include "headkit/core/error.h"
 #include "headkit/explain/gate_decomposition.h"
 #include "headkit/scorers/agreement.h"
@@ -41,8 +41,6 @@ double share_of_majority(const std::vector<char>& open) {
 std::span<const double> row_of(const at::Tensor& parts, int64_t row) {
   return {parts.const_data_ptr<double>() + row * parts.size(1), static_cast<size_t>(parts.size(1))};
 }
-
-Json nullable(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
 
 }  // namespace
 
