@@ -11,6 +11,11 @@ from .study_data import splits, study  # noqa: F401
 LAYERS, HEADS, HEAD_DIM, CLASSES, VOCABULARY = 3, 4, 6, 5, 60
 
 
+@pytest.fixture(autouse=True)
+def _same_draws_in_any_order():
+    torch.manual_seed(0)
+
+
 class TinyModels:
     """Models of the BERT line: 3 layers, 4 heads of width 6, every parameter random."""
 
