@@ -17,6 +17,7 @@ from headkit.studies.dynamic import DynamicStudy, Subject, run_dynamic, subjects
 from headkit.studies.dynamic_report import PICTURES, dynamic_markdown, dynamic_parts
 from headkit.studies.dynamic_rungs import Choices
 from headkit.studies.equal_cost import Point, against, at_cost
+from headkit.studies.realised_risk import Knob, realised_risk
 from headkit.studies.recipe import Recipe
 from headkit.studies.results import Missing
 from headkit.studies.tables import fill
@@ -69,7 +70,7 @@ def asked_of(model, **options):
     standard = {
         "model": str(model), "seeds": (0,), "budgets": (0.5,), "trained_budgets": (0.6,),
         "draws": 1, "oracle": 3, "oracle_step": 2, "rounds": 1, "recipe": QUICK, "choices": CHOICES,
-        "digits": DIGITS,
+        "digits": DIGITS, "risks": (0.02, 0.2), "splits": 4,
     }  # fmt: skip
     return DynamicStudy(**{**standard, **options})
 
@@ -124,6 +125,35 @@ def test_the_whole_study(report):
         assert ("reactivation trained at 0.6", "time") in compared
         assert task["oracle"]["examples"] == 3
         assert task["drift"][0]["arm"] == "top rung"
+        assert [row["promised"] for row in task["promises"]] == (
+            [] if name == "embedding" else [0.02, 0.2]
+        )
+        for row in task["promises"]:
+            assert ("refused" in row) == (row["promised"] == 0.02), "32 test examples"
+
+
+def test_a_promise_is_kept_and_not_by_far():
+    draw = torch.Generator().manual_seed(0)
+    count, steps = 600, 200
+    enough = torch.rand(count, generator=draw, dtype=torch.float64) * (steps - 1)
+    losses = (torch.arange(steps + 1) < enough[:, None]).double()
+    flops = torch.linspace(0.5, 1, steps + 1, dtype=torch.float64).expand(count, -1)
+    for risk in (0.05, 0.2):
+        found = realised_risk(Knob(losses, flops, torch.ones(count).double()), risk, splits=400)
+        slack = 3 * found.simulation_error
+        # What the theorem leaves: the correction for the halves' size, and a step of the grid.
+        least = risk - 2 / (count // 2 + 1) - 1 / steps
+        assert least - slack < found.mean <= risk + slack
+        assert found.largest > risk, "one split is promised nothing"
+        assert found.flops == pytest.approx(1 - risk / 2, abs=0.02)
+
+
+def test_a_promise_needs_examples():
+    few = Knob(*(torch.zeros(20, 3, dtype=torch.float64) for _ in range(2)), torch.ones(20))
+    with pytest.raises(ValueError, match="99"):
+        realised_risk(few, 0.01, splits=4)
+    with pytest.raises(ValueError, match="expected two splits or more; found 1"):
+        realised_risk(few, 0.2, splits=1)
 
 
 def test_a_static_arm_is_the_cut_model(sentences):

@@ -17,6 +17,7 @@ from headkit.studies.dynamic_task import BATCH, DigitsTask, EmbeddingTask, Sente
 from headkit.studies.equal_cost import Point, against
 from headkit.studies.fine_tuned import Show
 from headkit.studies.methods import VARIANTS
+from headkit.studies.realised_risk import Knob, realised_risk
 from headkit.studies.recipe import Recipe
 from headkit.studies.results import Missing, Results
 from headkit.studies.splits import Splits
@@ -39,6 +40,8 @@ class DynamicStudy:
         oracle: examples of the greedy oracle; 0 = none.
         oracle_step: heads that it closes at once.
         rounds: of the measurement of time; 0 = none.
+        risks: mean shares of flipped labels that are promised.
+        splits: random halves on which a promise is tried.
         recipe: of fine-tuning.
         choices: what arms choose from.
         digits: other sizes, recipe or parts of the digits task.
@@ -53,6 +56,8 @@ class DynamicStudy:
     oracle: int = 64
     oracle_step: int = 6
     rounds: int = 5
+    risks: tuple[float, ...] = (0.01, 0.02, 0.05)
+    splits: int = 100
     recipe: Recipe = field(default_factory=Recipe)
     choices: Choices = field(default_factory=Choices)
     digits: dict[str, Any] = field(default_factory=dict)
@@ -82,6 +87,11 @@ class DynamicStudy:
                 raise ValueError(f"[dynamic] expected orders of {', '.join(known)}; found {name!r}")
         if not self.budgets:
             raise ValueError("[dynamic] expected budgets; found none")
+        for risk in self.risks:
+            if not 0 < risk < 1:
+                raise ValueError(f"[dynamic] expected risks between 0 and 1; found {risk:g}")
+        if self.splits < 2:
+            raise ValueError(f"[dynamic] expected splits >= 2; found {self.splits}")
         for name in ("draws", "oracle", "rounds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"[dynamic] expected {name} >= 0; found {getattr(self, name)}")
@@ -106,6 +116,7 @@ class Subject:
         self.seconds: dict[str, float] = {}
         self.greedy: dict[str, Any] | None = None
         self.drift: dict[str, Any] | None = None
+        self.knob: Knob | None = None
 
     def _try(self, name: str, compute: Callable[[], Any]) -> Any:
         try:
@@ -147,6 +158,9 @@ class Subject:
                 )
         if self.asked.trained_budgets:
             self.drift = self._try("drift", arms.drift)
+        if self.task.classifies:
+            trained = bool(self.asked.trained_budgets)
+            self.knob = self._try("promise", lambda: arms.knob(trained=trained))
 
     def beside(self) -> None:
         """What the arms are measured against: random rungs, stages left out, the greedy oracle."""
@@ -304,6 +318,7 @@ def _task_report(subjects: Sequence[Subject]) -> dict[str, Any]:
         "inputs": _inputs(subjects),
         "oracle": _oracle(subjects),
         "drift": _drift(subjects),
+        "promises": _promises(subjects),
         "reference_seconds": _mean(
             [each.seconds["transformers"] for each in subjects if "transformers" in each.seconds]
         ),
@@ -519,3 +534,29 @@ def _agrees(
         "agreement": _interval([s.task.agreement(a, b) for s, a, b in sides]),
         "divergence": _interval([s.task.divergence(a, b) for s, a, b in sides]),
     }
+
+
+def _promises(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+    """Risks promised and realised, each seed by its own halves of the test data."""
+    having = [subject for subject in subjects if subject.knob is not None]
+    rows = []
+    for risk in subjects[0].asked.risks if having else ():
+        try:
+            found = [
+                realised_risk(each.knob, risk, each.asked.splits, each.task.seed) for each in having
+            ]
+        except ValueError as error:
+            rows.append({"promised": risk, "refused": str(error)})
+            continue
+        errors = [each.simulation_error for each in found]
+        rows.append(
+            {
+                "promised": risk, "splits": having[0].asked.splits, "seeds": len(found),
+                "trained": bool(having[0].asked.trained_budgets),
+                "realised": _mean([each.mean for each in found]),
+                "simulation_error": math.hypot(*errors) / len(errors),
+                "largest": max(each.largest for each in found),
+                "flops": _mean([each.flops for each in found]),
+            }
+        )  # fmt: skip
+    return rows

@@ -18,6 +18,7 @@ from headkit.running import run
 from headkit.studies.distillation import distilled
 from headkit.studies.dynamic_rungs import GREEDY_KEEP, Rungs, full_rung
 from headkit.studies.dynamic_task import Batch, Opened
+from headkit.studies.realised_risk import Knob, knob_of
 from headkit.studies.results import key_of
 
 GATE_EXAMPLES = 2048
@@ -479,6 +480,24 @@ class Arms(Rungs):
         asked = {"low": low, **self._asked(True), "metrics": self.choices.metrics}
         outputs = torch.tensor(self.task.get("drift", asked, compute), dtype=torch.float64)
         return {"low": low, "outputs": outputs}
+
+    def knob(self, *, trained: bool) -> Knob:
+        """What test examples lose and cost over the threshold of escalation from the highest low
+        rung; dense is the ladder's own top rung.
+        """
+        low = self.choices.lows[-1]
+
+        def compute() -> Any:
+            ladder, chosen = self._rungs(low, trained)
+            opened = self.opened(self._path(chosen))
+            trace = _C.Escalation(ladder, threshold=0.5).trace(opened.gated, self._test.batches)
+            return {name: rows.tolist() for name, rows in vars(knob_of(trace)).items()}
+
+        asked = {"low": low, "trained": trained, **self._asked(trained)}
+        with torch.no_grad():
+            found = self.task.get("knobs", {**asked, "metrics": self.choices.metrics}, compute)
+        rows = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in found.items()}
+        return Knob(**rows)
 
     def runner(self, arm: Arm) -> Callable[[Batch], torch.Tensor]:
         """The arm as it would be deployed, for the clock: static ones are cut, not gated."""

@@ -29,6 +29,7 @@ def dynamic_parts(report: dict[str, Any]) -> dict[str, str]:
         "stages": _by_task(report, _stages),
         "oracle": _by_task(report, _oracle),
         "drift": _by_task(report, _drift),
+        "promise": _by_task(report, _promise),
         "refused": _by_task(report, _refused),
     }
 
@@ -159,6 +160,21 @@ def _drift(task: dict[str, Any]) -> str:
         for row in task["drift"]
     ]  # fmt: skip
     return table(["what", "against", "agreement, %", "divergence"], body)
+
+
+def _promise(task: dict[str, Any]) -> str:
+    if not task["promises"]:
+        return "No policy that can be wrong about a class."
+    body = []
+    for row in task["promises"]:
+        if "refused" in row:
+            body.append([f"{row['promised']:g}", row["refused"], "", "", ""])
+            continue
+        realised = f"{row['realised']:.4f} ± {row['simulation_error']:.4f}"
+        of = f"{row['splits']} x {row['seeds']}"
+        cells = [f"{row['promised']:g}", realised, of, f"{row['largest']:.4f}"]
+        body.append([*cells, _share(row["flops"])])
+    return table(["promised", "realised", "splits x seeds", "worst split", "FLOPs"], body)
 
 
 def _refused(task: dict[str, Any]) -> str:
