@@ -42,7 +42,13 @@ def test_the_whole_study(report):
     for (method, keep), row in rows.items():
         assert row["lower"] <= row["accuracy"] <= row["upper"] and row["kl"] >= 0
         assert row["kept_heads"] == 12 * keep
-        assert method == "random" or 0 <= row["against_random"]["holm_p"] <= 1
+        if method == "random":
+            continue
+        against = row["against_random"]
+        assert 0 <= against["holm_p"] <= 1
+        below, other = against["kl_below"], rows["random", keep]["kl"]
+        assert below["lower"] <= below["difference"] <= below["upper"]
+        assert below["difference"] == pytest.approx(other - row["kl"], abs=1e-9)
     assert len(rows["random", 0.5]["draws"]) == 3 * 5
     assert rows["random", 0.5]["parameters"] < rows["random", 0.75]["parameters"]
     assert report["agreement"]["names"] == ["random", "michel", "ablation"]

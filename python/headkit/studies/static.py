@@ -35,6 +35,8 @@ OBJECTIVE = "cross_entropy"
 CUT = ("mask", "units", "kept_heads", "parameters")
 UNITS = ("neurons", "attention_sublayers", "feed_forward_sublayers", "hidden")
 LEAST_DRAWS, LEAST_SEEDS = 5, 3
+# Of the test sentences, a tensor [N] for each seed.
+BySeed = list[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -432,7 +434,8 @@ def _all_rows(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     rows, refused = [], []
     for keep in asked.keeps:
-        right: dict[str, list[torch.Tensor]] = {}
+        right: dict[str, BySeed] = {}
+        kl: dict[str, BySeed] = {}
         here: dict[str, dict[str, Any]] = {}
         for label in (RANDOM, MICHEL, *asked.methods):
             if label in here:
@@ -447,6 +450,10 @@ def _all_rows(
                 continue
             answers = [torch.stack([one.outcome.right for one in runs]) for runs in found]
             right[label] = [each[0] if draws == 1 else each.double().mean(0) for each in answers]
+            kl[label] = [
+                torch.stack([one.outcome.kl_from(of) for one in runs]).mean(0)
+                for runs, of in zip(found, dense, strict=True)
+            ]
             by_draw = [
                 _row(label, keep, [runs[draw].outcome for runs in found], dense)
                 for draw in range(draws)
@@ -461,7 +468,7 @@ def _all_rows(
             if draws > 1:
                 row["draws"] = [float(one.mean()) for each in answers for one in each.double()]
             here[label] = row
-        _compare_all(here, {name: each for name, each in right.items() if _counts_heads(name)})
+        _compare_all(here, *(_of_heads(each) for each in (right, kl)))
         rows += here.values()
     return rows, refused
 
@@ -476,11 +483,14 @@ def _pruned(
     )
 
 
-def _counts_heads(label: str) -> bool:
-    return method_of(label).budget == "heads"
+def _of_heads(found: dict[str, BySeed]) -> dict[str, BySeed]:
+    """Those of methods whose share is one of heads."""
+    return {label: each for label, each in found.items() if method_of(label).budget == "heads"}
 
 
-def _compare_all(rows: dict[str, dict[str, Any]], right: dict[str, list[torch.Tensor]]) -> None:
+def _compare_all(
+    rows: dict[str, dict[str, Any]], right: dict[str, BySeed], kl: dict[str, BySeed]
+) -> None:
     """Add to rows of one share how much better they are than random and than Michel's."""
     for against in (RANDOM, MICHEL):
         if against not in right:
@@ -490,6 +500,8 @@ def _compare_all(rows: dict[str, dict[str, Any]], right: dict[str, list[torch.Te
         }
         with_holm(family)
         for label, each in family.items():
+            below = compare(kl[label], kl[against])
+            each["kl_below"] = {name: below[name] for name in ("difference", "lower", "upper")}
             rows[label][f"against_{against}"] = each
 
 

@@ -89,9 +89,11 @@ def _against(report: dict[str, Any], other: str) -> str:
                     f"{100 * row['keep']:g} %",
                     signed(found["difference"], found["lower"], found["upper"]),
                     p_value(found["holm_p"]),
+                    "{difference:+.3f} ({lower:+.3f}..{upper:+.3f})".format(**found["kl_below"]),
                 ]
             )
-    return table(["method", "keeps", f"points over `{other}`", "p (Holm)"], body)
+    titles = ["method", "keeps", f"points over `{other}`", "p (Holm)", "KL below its"]
+    return table(titles, body)
 
 
 def _tuned(report: dict[str, Any]) -> str:
