@@ -51,6 +51,7 @@ def test_the_whole_study(report):
         assert below["difference"] == pytest.approx(other - row["kl"], abs=1e-9)
     assert len(rows["random", 0.5]["draws"]) == 3 * 5
     assert rows["random", 0.5]["parameters"] < rows["random", 0.75]["parameters"]
+    assert rows["ablation", 0.5]["seconds"] > 0, "that of scoring counts"
     assert report["agreement"]["names"] == ["random", "michel", "ablation"]
     assert report["agreement"]["runs"] == 3
     assert report["agreement"]["between_runs"][0] < 0.9, "random scores are drawn for each seed"

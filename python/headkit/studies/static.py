@@ -133,6 +133,13 @@ class StudySubject(FineTuned):
 
     def scores(self, metric: str) -> _C.HeadScores:
         """Scores of every head; ValueError where the metric refuses the model or the loss."""
+        return _C.HeadScores.from_json(json.dumps(self._scored(metric)["scores"]))
+
+    def scoring_seconds(self, metric: str) -> float:
+        """Processor seconds that ``scores`` took."""
+        return float(self._scored(metric)["seconds"])
+
+    def _scored(self, metric: str) -> dict[str, Any]:
         method = method_of(metric)
 
         def compute() -> dict[str, Any]:
@@ -162,7 +169,7 @@ class StudySubject(FineTuned):
         found = self._get("scores", asked, compute)
         if "refused" in found:
             raise ValueError(found["refused"])
-        return _C.HeadScores.from_json(json.dumps(found["scores"]))
+        return found
 
     def removal(self, method: Method) -> dict[str, Any]:
         """Heads in the order in which a search removes them, down to the smallest share."""
@@ -464,6 +471,9 @@ def _all_rows(
             for name in ("kept_heads", "parameters", "seconds"):
                 values = [one.found[name] for runs in found for one in runs]
                 row[name] = sum(values) / len(values)
+            if method_of(label).one_shot:
+                scoring = [subject.scoring_seconds(label) for subject in subjects]
+                row["seconds"] += sum(scoring) / len(scoring)
             row["budget"] = method_of(label).budget
             if draws > 1:
                 row["draws"] = [float(one.mean()) for each in answers for one in each.double()]

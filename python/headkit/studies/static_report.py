@@ -1,5 +1,6 @@
 """The static study as tables and pictures."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import torch
 from headkit.agreements import agreement, plot_agreement
 from headkit.plotting import COLOURS, DENSE, RANDOM, pyplot_for, save_figure
 from headkit.studies.methods import MICHEL
-from headkit.studies.tables import interval, p_value, signed, table
+from headkit.studies.tables import interval, signed, table
 
+LEVEL = 0.05
 MARKERS = "osD^vPX*"
 PICTURES = ("static_accuracy.svg", "static_kl.svg", "static_agreement.svg")
 
@@ -18,9 +20,10 @@ def static_parts(report: dict[str, Any]) -> dict[str, str]:
     """The report as Markdown tables, by name."""
     return {
         "setting": _setting(report),
-        "accuracy": _grid(report, _accuracy),
+        "accuracy": _rows(report, _accuracy),
         "pictures": _pictures(report),
-        "kl": _grid(report, lambda row: f"{row['kl']:.3f}"),
+        "agrees": _rows(report, lambda row: f"{100 * (1 - row['flips']):.1f}"),
+        "kl": _rows(report, lambda row: f"{row['kl']:.3f}"),
         "random": _against(report, "random"),
         "michel": _against(report, MICHEL),
         "tuned": _tuned(report),
@@ -66,34 +69,40 @@ def _labels(report: dict[str, Any]) -> list[str]:
     return sorted(names, key=lambda name: -value.get(name, 0))
 
 
-def _grid(report: dict[str, Any], cell: Any) -> str:
+Cells = dict[tuple[str, float], str]  # by method and share
+
+
+def _grid(report: dict[str, Any], cells: Cells) -> str:
+    """A row for each method that has a cell, the best first, and a column for each share."""
     keeps = report["asked"]["keeps"]
-    rows = {(row["method"], row["keep"]): row for row in report["rows"]}
+    budgets = {row["method"]: row["budget"].split(",")[0] for row in report["rows"]}
+    named = {name for name, _ in cells}
     body = []
-    for name in _labels(report):
-        budget = next(row["budget"] for row in report["rows"] if row["method"] == name)
-        cells = [cell(rows[name, keep]) if (name, keep) in rows else "" for keep in keeps]
-        of = "" if budget == "heads" else f" ({budget.split(',')[0]})"
-        body.append([f"`{name}`{of}", *cells])
+    for name in (label for label in _labels(report) if label in named):
+        of = "" if budgets[name] == "heads" else f" ({budgets[name]})"
+        body.append([f"`{name}`{of}", *(cells.get((name, keep), "") for keep in keeps)])
     return table(["method", *(f"{100 * keep:g} %" for keep in keeps)], body)
 
 
+def _rows(report: dict[str, Any], cell: Callable[[dict[str, Any]], str]) -> str:
+    return _grid(report, {(row["method"], row["keep"]): cell(row) for row in report["rows"]})
+
+
 def _against(report: dict[str, Any], other: str) -> str:
-    body = []
+    points: Cells = {}
+    below: Cells = {}
     for row in report["rows"]:
         found = row.get(f"against_{other}")
-        if found is not None:
-            body.append(
-                [
-                    f"`{row['method']}`",
-                    f"{100 * row['keep']:g} %",
-                    signed(found["difference"], found["lower"], found["upper"]),
-                    p_value(found["holm_p"]),
-                    "{difference:+.3f} ({lower:+.3f}..{upper:+.3f})".format(**found["kl_below"]),
-                ]
-            )
-    titles = ["method", "keeps", f"points over `{other}`", "p (Holm)", "KL below its"]
-    return table(titles, body)
+        if found is None:
+            continue
+        place = row["method"], row["keep"]
+        sure = "*" if found["holm_p"] < LEVEL else ""
+        points[place] = signed(found["difference"], found["lower"], found["upper"]) + sure
+        below[place] = "{difference:+.3f} ({lower:+.3f}..{upper:+.3f})".format(**found["kl_below"])
+    return (
+        f"Points of accuracy over `{other}`; `*`: p below {LEVEL} (Holm):\n\n"
+        f"{_grid(report, points)}\n\nKL below that of `{other}`:\n\n{_grid(report, below)}"
+    )
 
 
 def _tuned(report: dict[str, Any]) -> str:
@@ -119,20 +128,20 @@ def _tuned(report: dict[str, Any]) -> str:
 def _latency(report: dict[str, Any]) -> str:
     if not report["latency"]:
         return "Not measured."
-    body = []
-    for each in report["latency"]:
-        dense = each["ms"]["dense"]
-        for name, ms in each["ms"].items():
-            body.append(
-                [
-                    f"`{name}`",
-                    "100 %" if name == "dense" else f"{100 * each['keep']:g} %",
-                    str(each["batch"]),
-                    f"{ms:.1f}",
-                    f"{dense / ms:.2f}x",
-                ]
-            )
-    return table(["method", "keeps", "batch", "ms", "speed-up"], body)
+    parts = []
+    for size in dict.fromkeys(each["batch"] for each in report["latency"]):
+        rows = [each for each in report["latency"] if each["batch"] == size]
+        dense = " / ".join(f"{each['ms']['dense']:.1f}" for each in rows)
+        cells = {
+            (name, each["keep"]): f"{each['ms']['dense'] / ms:.2f}x"
+            for each in rows
+            for name, ms in each["ms"].items()
+            if name != "dense"
+        }
+        parts.append(
+            f"Batches of {size}; dense {dense} ms beside each share:\n\n{_grid(report, cells)}"
+        )
+    return "\n\n".join(parts)
 
 
 def _agreement(report: dict[str, Any]) -> str:
@@ -149,30 +158,27 @@ def _agreement(report: dict[str, Any]) -> str:
 
 
 def _stability(report: dict[str, Any]) -> str:
-    body = [
-        [
-            f"`{row['method']}`",
-            f"{100 * row['keep']:g} %",
-            f"{row['nogueira']:.2f} ({row['lower']:.2f}..{row['upper']:.2f})",
-        ]
-        for row in report["stability"]
-    ]
-    return table(["method", "keeps", "Nogueira's index over seeds"], body)
+    return _grid(
+        report,
+        {
+            (row["method"], row["keep"]): f"{row['nogueira']:.2f} "
+            f"({row['lower']:.2f}..{row['upper']:.2f})"
+            for row in report["stability"]
+        },
+    )
 
 
 def _cost(report: dict[str, Any]) -> str:
-    body = [
-        [
-            f"`{row['method']}`",
-            f"{100 * row['keep']:g} %",
-            f"{row['seconds']:.1f}",
-            f"{row['kept_heads']:.0f}",
-            f"{row['parameters'] / 1e6:.2f}",
-        ]
-        for row in report["rows"]
-    ]
-    head = ["method", "keeps", "processor seconds to decide", "heads left", "10^6 parameters"]
-    return table(head, body)
+    def seconds(row: dict[str, Any]) -> str:
+        return f"{row['seconds']:.1f}"
+
+    def left(row: dict[str, Any]) -> str:
+        return f"{row['kept_heads']:.0f} / {row['parameters'] / 1e6:.2f}"
+
+    return (
+        f"Processor seconds to decide:\n\n{_rows(report, seconds)}\n\n"
+        f"Heads that are left / 10^6 parameters:\n\n{_rows(report, left)}"
+    )
 
 
 def _refused(report: dict[str, Any]) -> str:
