@@ -9,6 +9,8 @@ import torch
 import transformers
 
 import headkit as hk
+from headkit import assets
+from headkit.studies import Results
 from headkit.studies.alignment_heads import (
     alignment_scores,
     average_precision,
@@ -17,6 +19,7 @@ from headkit.studies.alignment_heads import (
     published_heads,
 )
 from headkit.studies.forced_alignment import in_order, losses_without, token_times
+from headkit.studies.speech_domain import Speech
 
 NAN = math.nan
 
@@ -131,3 +134,16 @@ def test_published_heads():
         published_heads(model)
     model.generation_config.alignment_heads = [[1, 0], [0, 1]]
     assert published_heads(model).tolist() == [[False, True], [True, False]]
+
+
+def test_whispers_published_heads_follow_the_sound(tmp_path, monkeypatch):
+    """Chance is 8 of 24; which heads follow the sound is told by word times without attention."""
+    recordings = sorted(assets.recordings(), key=lambda each: len(each.samples))[:2]
+    domain = Speech(Results(tmp_path), 0, lambda *told: None)
+    monkeypatch.setattr(Speech, "_recordings", {"test": recordings})
+    found = domain.alignment()
+    assert found["chance"] == pytest.approx(8 / 24) and found["recordings"] == 2
+    assert found["average_precision"] > 0.5
+    scores = torch.tensor(found["scores"])
+    assert scores[tuple(torch.tensor(found["published"]).T)].min() > 0.9
+    assert scores.flatten().sort().values[:8].max() < 0.9

@@ -99,7 +99,9 @@ def twice_as_fast(samples: np.ndarray) -> np.ndarray:
         [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
     count = len(samples)
+    if not count:
+        return np.zeros(0, np.float32)
     spectrum = np.fft.rfft(samples)
-    if count % 2 == 0 and count:
+    if count % 2 == 0:
         spectrum[-1] /= 2  # half of it belongs to the negative frequency
-    return (2 * np.fft.irfft(spectrum, 2 * count)).astype(np.float32) if count else samples
+    return (2 * np.fft.irfft(spectrum, 2 * count)).astype(np.float32)

@@ -147,11 +147,12 @@ class DomainSubject:
         self.asked, self.domain = asked, domain
         self.found: dict[tuple[str, float, int], Found] = {}
         self.dense: Found | None = None
-        self.seconds: dict[str, float] = {}
+        self.milliseconds: dict[str, float] = {}
         self.joules: dict[str, float] = {}
         self.generated: dict[str, dict[str, float]] = {}
         self.alignment: dict[str, Any] | None = None
         self.flops: dict[str, Any] | None = None
+        self._choices: dict[tuple[str, float, int], Choice] = {}
 
     def _try(self, compute: Callable[[], Any]) -> Any:
         try:
@@ -188,12 +189,23 @@ class DomainSubject:
 
     def choice(self, way: str, share: float, draw: int = 0) -> Choice:
         """A mask, or a gate fitted to open as many heads in the mean, with mean outputs."""
+        key = (way, share, draw)
+        if key not in self._choices:
+            domain = self.domain
+            mask = self.mask("static" if way == "dynamic" else way, share, draw)
+            means = mean_head_outputs(domain.opened.gated, domain.batches("train"), gates=mask)
+            self._choices[key] = (
+                Choice(None, self._gate(share, mask, means), means)
+                if way == "dynamic"
+                else Choice(mask, None, means)
+            )
+        return self._choices[key]
+
+    def _gate(self, share: float, mask: _C.HeadMask, means: torch.Tensor) -> _C.LinearGate:
         domain = self.domain
-        mask = self.mask("static" if way == "dynamic" else way, share, draw)
-        means = mean_head_outputs(domain.opened.gated, domain.batches("train"), gates=mask)
-        if way != "dynamic":
-            return Choice(mask, None, means)
-        with torch.enable_grad():
+
+        @torch.enable_grad()
+        def compute() -> Any:
             gate, _ = fit_linear_gate(
                 domain.opened.scored,
                 domain.batches("train"),
@@ -203,7 +215,10 @@ class DomainSubject:
                 dropped_output=means,
                 progress=lambda done, total: domain.tell(f"gate of {share:g}", done, total),
             )
-        return Choice(None, gate, means)
+            return json.loads(gate.to_json())
+
+        asked = {"metric": self.asked.metric, "share": share}
+        return _C.policy_from_json(json.dumps(domain.get("gates", asked, compute)))
 
     @property
     def _whole(self) -> Choice:
@@ -284,7 +299,7 @@ class DomainSubject:
                     lambda: interleaved(self._ways(), [batch], self.asked.rounds)[0],
                 )
             )  # fmt: skip
-            self.seconds = found or {}
+            self.milliseconds = found or {}
         if self.asked.joule_seconds and meter:
             found = self._try(
                 lambda: self.domain.get(
@@ -479,7 +494,7 @@ def _domain_report(asked: DomainsStudy, subjects: Sequence[DomainSubject]) -> di
         "rows": rows,
         "comparisons": _comparisons(asked, subjects),
         "inputs": _inputs(asked, subjects),
-        "milliseconds": _mean_of([subject.seconds for subject in subjects]),
+        "milliseconds": _mean_of([subject.milliseconds for subject in subjects]),
         "joules": _mean_of([subject.joules for subject in subjects]),
         "generated": {
             name: _mean_of([each.generated[name] for each in subjects if name in each.generated])
