@@ -20,6 +20,7 @@ from headkit.studies.reactions import condensations, partners_of
 from headkit.studies.tables import fill
 from headkit.studies.word_errors import edit_distance, word_errors
 
+from .cli_models import call, refused, said
 from .families import randomise
 from .study_data import quiet
 
@@ -114,6 +115,19 @@ def test_the_whole_study_and_again(cache, tmp_path):
     assert "**toy**, tiny BERT" in domains_markdown(report)
     plot_domains(report, tmp_path)
     assert (tmp_path / PICTURE).read_text().startswith("<?xml")
+
+
+def test_the_command_fills_a_page(cache, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE.read_text())
+    options = ["--domains", "toy", "--cache", cache, "--seeds", 2, "--shares", 0.5, "--draws", 2]
+    options += ["--rounds", 1, "--joule-seconds", 0, "--no-ladders"]
+    result = call("experiment", "domains", *options, "--page", page, "--out", tmp_path / "out")
+    assert result.exit_code == 0, said(result)
+    assert "**toy**, tiny BERT" in page.read_text() and (tmp_path / PICTURE).is_file()
+    report = json.loads((tmp_path / "out" / "domains.json").read_text())
+    assert report["domains"]["toy"]["rows"][0]["way"] == "dense"
+    refused("different domains of", "experiment", "domains", "--domains", "x", "--cache", cache)
 
 
 def closed_share():
