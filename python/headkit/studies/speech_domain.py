@@ -16,7 +16,6 @@ from headkit.huggingface import attach
 from headkit.huggingface import gates as gated
 from headkit.studies.alignment_heads import (
     alignment_scores,
-    average_precision,
     cross_attention,
     precision_interval,
     published_heads,
@@ -154,7 +153,6 @@ class Speech(Domain):
         return {
             "average_precision": value, "lower": lower, "upper": upper,
             "chance": float(published.double().mean()), "scores": mean.tolist(),
-            "best": average_precision(published.double(), published),
             "published": published.nonzero().tolist(),
             "recordings": len(found), "tokens": int(tokens.sum()),
         }  # fmt: skip

@@ -21,8 +21,8 @@ from headkit.studies.dynamic_task import (
 from headkit.studies.splits import Sentence, Splits
 from headkit.studies.subject import MINILM
 
-# With fewer images a vision transformer learns nothing.
-LEAST_IMAGES = 640
+# With fewer images a vision transformer learns nothing; few sentences have one label.
+LEAST_IMAGES, LEAST_SENTENCES = 640, 64
 PARTS = {"train": "calibration", "validation": "validation", "test": "test"}
 
 
@@ -71,8 +71,9 @@ class Text(TaskDomain):
     def task(self) -> Task:
         """Sentences of reviews, no review in two parts."""
         parts = split_by_review(load_reviews(fetch("vaderSentiment")), self.seed)
+        most = None if self.limit is None else max(self.limit, LEAST_SENTENCES)
         cut = {
-            name: [Sentence(each.text, each.label) for each in part][: self.limit]
+            name: [Sentence(each.text, each.label) for each in part][:most]
             for name, part in parts.items()
         }
         half = len(cut["train"]) // 2
