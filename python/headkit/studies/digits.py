@@ -5,12 +5,12 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from headkit.demo.encoder import Part
-from headkit.studies.recipe import Recipe
+from headkit.studies.recipe import Recipe, keep, resume
 
 TEST, CALIBRATION, VALIDATION = 500, 200, 300
 RECIPE = Recipe(epochs=60, learning_rate=1e-3)
@@ -26,7 +26,12 @@ class DigitSizes:
         layers: of the encoder.
         heads: of a layer.
         neurons: of a feed-forward block.
+        IMAGE: rows and columns of an image.
+        PATCH: the same of a patch.
     """
+
+    IMAGE: ClassVar[int] = 8
+    PATCH: ClassVar[int] = 2
 
     width: int = 96
     layers: int = 6
@@ -36,7 +41,7 @@ class DigitSizes:
 
 @dataclass(frozen=True)
 class Digits:
-    """Images in [-1, 1], float32 [N, 1, 8, 8], and their labels, int64 [N]."""
+    """Images in [-1, 1], float32 [N, 1, rows, columns], and their labels, int64 [N]."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -89,7 +94,7 @@ def read_digits(limit: int | None = None) -> dict[str, Digits]:
 
 
 def make_vision_transformer(sizes: DigitSizes, seed: int) -> torch.nn.Module:
-    """A classifier of images of 8 x 8 in patches of 2 x 2, with random weights."""
+    """A classifier of images in ten classes, with random weights."""
     import transformers
 
     torch.manual_seed(seed)
@@ -98,8 +103,8 @@ def make_vision_transformer(sizes: DigitSizes, seed: int) -> torch.nn.Module:
         num_hidden_layers=sizes.layers,
         num_attention_heads=sizes.heads,
         intermediate_size=sizes.neurons,
-        image_size=8,
-        patch_size=2,
+        image_size=sizes.IMAGE,
+        patch_size=sizes.PATCH,
         num_channels=1,
         num_labels=10,
         initializer_range=sizes.width**-0.5,
@@ -132,18 +137,25 @@ def train_digits(
 ) -> None:
     """Train a vision transformer and write it to a folder, whole or not at all.
 
+    A run that was cut off goes on after its last whole epoch.
+
     Raises:
         RuntimeError: if the loss is not finite.
     """
     model = make_vision_transformer(sizes, seed).train()
     steps = recipe.steps(len(digits.labels))
     optimizer, schedule = recipe.optimizer(model, steps)
-    done = 0
-    for epoch in range(recipe.epochs):
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    checkpoint = folder.with_suffix(".training")
+    first = resume(checkpoint, parts)
+    done = first * steps // recipe.epochs
+    for epoch in range(first, recipe.epochs):
         for batch in epoch_of(digits, recipe.batch_size, 1_000_003 * seed + epoch):
             recipe.step(model, model(**batch).loss, optimizer, schedule)
             done += 1
             show(done, steps)
+        keep(checkpoint, parts, epoch + 1)
     beside: Any = folder.with_suffix(".part")
     model.eval().save_pretrained(beside)
     os.rename(beside, folder)
+    checkpoint.unlink()

@@ -13,7 +13,14 @@ from headkit import _C
 from headkit.demo.timing import interleaved
 from headkit.studies.dynamic_arms import Arm, Arms
 from headkit.studies.dynamic_rungs import GREEDY, Choices
-from headkit.studies.dynamic_task import BATCH, DigitsTask, EmbeddingTask, SentenceTask, Task
+from headkit.studies.dynamic_task import (
+    BATCH,
+    DigitsTask,
+    EmbeddingTask,
+    FashionTask,
+    SentenceTask,
+    Task,
+)
 from headkit.studies.equal_cost import Point, against
 from headkit.studies.fine_tuned import Show
 from headkit.studies.methods import VARIANTS
@@ -23,6 +30,9 @@ from headkit.studies.results import Missing, Results
 from headkit.studies.splits import Splits
 
 TASKS = ("sst2", "embedding", "digits")
+# Tasks of images need no sentences; that of clothes is run where it is asked for.
+IMAGES: dict[str, type[DigitsTask]] = {"digits": DigitsTask, "fashion": FashionTask}
+KNOWN = (*TASKS, "fashion")
 COSTS = ("time", "flops")
 
 
@@ -31,7 +41,7 @@ class DynamicStudy:
     """What is asked of the study.
 
     Attributes:
-        tasks: of ``TASKS``.
+        tasks: of ``KNOWN``.
         model: as for ``open_subject``.
         seeds: of fine-tuning; the embedding task has one model.
         budgets: shares of the dense FLOPs, without training.
@@ -44,7 +54,7 @@ class DynamicStudy:
         splits: random halves on which a promise is tried.
         recipe: of fine-tuning.
         choices: what arms choose from.
-        digits: other sizes, recipe or parts of the digits task.
+        digits: other sizes, recipe or parts of the tasks of images.
     """
 
     tasks: tuple[str, ...] = TASKS
@@ -69,10 +79,10 @@ class DynamicStudy:
             ValueError: for an unknown task, no seed, equal seeds, a budget outside 0 to 1, or a
                 negative count.
         """
-        unknown = [name for name in self.tasks if name not in TASKS]
+        unknown = [name for name in self.tasks if name not in KNOWN]
         if unknown or not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise ValueError(
-                f"[dynamic] expected different tasks of {', '.join(TASKS)}; found "
+                f"[dynamic] expected different tasks of {', '.join(KNOWN)}; found "
                 f"{', '.join(self.tasks) or 'none'}"
             )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -235,9 +245,9 @@ def subjects_of(
 ) -> Iterator[list[Subject]]:
     """The subjects of each task, by seed."""
     for name in asked.tasks:
-        if name == "digits":
+        if name in IMAGES:
             tasks: list[Task] = [
-                DigitsTask(results, seed, show, **asked.digits) for seed in asked.seeds
+                IMAGES[name](results, seed, show, **asked.digits) for seed in asked.seeds
             ]
         elif splits is None:
             raise ValueError(f"[dynamic] expected sentences for the task {name}; found none")

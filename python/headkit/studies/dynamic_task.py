@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -14,7 +14,8 @@ from headkit import _C
 from headkit.demo.encoder import Part, embed, encode, fit_probe, tokenise
 from headkit.huggingface import attach
 from headkit.studies.arms import check_fine_tuned
-from headkit.studies.digits import RECIPE, DigitSizes, epoch_of, read_digits, train_digits
+from headkit.studies.digits import RECIPE, Digits, DigitSizes, epoch_of, read_digits, train_digits
+from headkit.studies.fashion import FASHION_RECIPE, FashionSizes, read_fashion
 from headkit.studies.fine_tuned import Show
 from headkit.studies.recipe import Recipe, groups_of
 from headkit.studies.results import Results, key_of
@@ -287,6 +288,8 @@ class DigitsTask(Task):
     """
 
     name = "digits"
+    SIZES: ClassVar[type[DigitSizes]] = DigitSizes
+    RECIPE: ClassVar[Recipe] = RECIPE
 
     def __init__(
         self,
@@ -295,12 +298,17 @@ class DigitsTask(Task):
         show: Show,
         *,
         sizes: DigitSizes | None = None,
-        recipe: Recipe = RECIPE,
+        recipe: Recipe | None = None,
         limit: int | None = None,
     ):
         super().__init__(results, seed, show)
-        self.sizes, self.recipe = sizes or DigitSizes(), recipe
-        self.limit, self.digits = limit, read_digits(limit)
+        self.sizes, self.recipe = sizes or self.SIZES(), recipe or self.RECIPE
+        self.limit, self.digits = limit, self.read(limit)
+
+    @staticmethod
+    def read(limit: int | None) -> dict[str, Digits]:
+        """The images, by part."""
+        return read_digits(limit)
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -331,7 +339,7 @@ class DigitsTask(Task):
 
     def part(self, name: str) -> Part:
         """Images in order."""
-        return self.digits[name].part(BATCH, 17)
+        return self.digits[name].part(BATCH, 1 + (self.sizes.IMAGE // self.sizes.PATCH) ** 2)
 
     def check(self) -> None:
         """Refuse a model that did not learn its task with a ValueError."""
@@ -350,3 +358,19 @@ class DigitsTask(Task):
     def epoch(self, size: int, seed: int) -> Iterator[Batch]:
         """Images in a random order, each moved by up to a pixel."""
         return epoch_of(self.digits["train"], size, seed)
+
+
+class FashionTask(DigitsTask):
+    """Pictures of clothes and a vision transformer trained from nothing: 49 patches of 4 x 4.
+
+    Args: as for ``DigitsTask``.
+    """
+
+    name = "fashion"
+    SIZES = FashionSizes
+    RECIPE = FASHION_RECIPE
+
+    @staticmethod
+    def read(limit: int | None) -> dict[str, Digits]:
+        """The images, by part."""
+        return read_fashion(limit)

@@ -257,7 +257,7 @@ def dynamic(
     test: Test = None,
     model: Model = "minilm",
     tasks: Annotated[
-        str, typer.Option("--tasks", help="Of sst2, embedding, digits, with commas.")
+        str, typer.Option("--tasks", help="Of sst2, embedding, digits, fashion, with commas.")
     ] = "sst2,embedding,digits",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Of fine-tuning.")] = 3,
     budgets: Annotated[
@@ -288,7 +288,7 @@ def dynamic(
     with _resumable():
         from headkit.files import write_json, write_text
         from headkit.studies import Results, read_splits
-        from headkit.studies.dynamic import DynamicStudy, run_dynamic
+        from headkit.studies.dynamic import IMAGES, DynamicStudy, run_dynamic
         from headkit.studies.dynamic_report import dynamic_markdown, dynamic_parts, plot_dynamic
         from headkit.studies.dynamic_rungs import Choices
         from headkit.studies.tables import fill
@@ -308,7 +308,7 @@ def dynamic(
             choices=Choices(metrics=tuple(orders.split(","))),
         )
         asked.check()
-        if data is None and set(asked.tasks) - {"digits"}:
+        if data is None and set(asked.tasks) - set(IMAGES):
             raise ValueError("[experiment] expected --data for tasks of sentences; found none")
         splits = None
         if data is not None:
@@ -327,3 +327,83 @@ def dynamic(
             print_json(report)
         else:
             Console().print(Markdown(dynamic_markdown(report)))
+
+
+@app.command()
+def domains(
+    cache: Cache,
+    names: Annotated[
+        str,
+        typer.Option("--domains", help="Of text, language, speech, image, chemistry, with commas."),
+    ] = "text,language,speech,image,chemistry",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for domains.json, tables.md and a picture.")
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Of data, random masks and trained models.")
+    ] = 3,
+    shares: Annotated[
+        str, typer.Option("--shares", help="Of the heads that are open, with commas.")
+    ] = "0.75,0.5,0.25",
+    draws: Annotated[int, typer.Option("--draws", min=0, help="Random masks for each seed.")] = 3,
+    metric: Annotated[
+        str, typer.Option("--metric", help="Of headkit.scorers(): orders heads of static masks.")
+    ] = "gate_gradient",
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=0, help="Of the measurement of time; 0 = none.")
+    ] = 5,
+    joule_seconds: Annotated[
+        float, typer.Option("--joule-seconds", min=0, help="Of each measurement of energy.")
+    ] = 10.0,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="For the language model, in place of reviews.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=4, help="Most examples of a part: for a look.")
+    ] = None,
+    ladders: Annotated[
+        bool, typer.Option(help="Compare trained ladders with static masks on images.")
+    ] = True,
+    page: Page = None,
+    found_only: FoundOnly = False,
+    as_json: Json = False,
+) -> None:
+    """Close heads of models of text, language, speech, images and chemistry by the same method.
+
+    Quality against the share of open heads for random, static and dynamic choices, with time,
+    FLOPs and, where the machine counts it, energy.
+    """
+    with _resumable():
+        from headkit.files import write_json, write_text
+        from headkit.studies import Results
+        from headkit.studies.domains import DomainsStudy, run_domains
+        from headkit.studies.domains_report import domains_markdown, domains_parts, plot_domains
+        from headkit.studies.tables import fill
+
+        asked = DomainsStudy(
+            domains=tuple(names.split(",")),
+            seeds=tuple(range(seeds)),
+            shares=_numbers(shares, float, "--shares"),
+            draws=draws,
+            metric=metric,
+            rounds=rounds,
+            joule_seconds=joule_seconds,
+            text=text,
+            limit=limit,
+            ladders=ladders,
+        )
+        asked.check()
+        with quiet_transformers(), shown_progress() as show:
+            report = run_domains(asked, Results(cache, frozen=found_only), show)
+        if out is not None:
+            write_json(out / "domains.json", report)
+            write_text(out / "tables.md", domains_markdown(report))
+            plot_domains(report, out)
+        if page is not None:
+            content = page.read_text(encoding="utf-8")
+            write_text(page, fill(content, domains_parts(report)))
+            plot_domains(report, page.parent)
+        if as_json:
+            print_json(report)
+        else:
+            Console().print(Markdown(domains_markdown(report)))

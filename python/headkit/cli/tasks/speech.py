@@ -4,6 +4,7 @@ import wave
 from collections.abc import Sequence
 from math import exp
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,17 +59,13 @@ class Speech(Task):
             sounds, sampling_rate=SAMPLE_RATE, return_tensors="pt"
         )["input_features"]
         batch = {"input_features": features}
-        start = opened.model.config.decoder_start_token_id
         if any(example.label is None for example in examples):
             return batch
-        texts = [f" {example.label}" for example in examples]
-        labels = _padded([opened.processor.tokenizer(text)["input_ids"] for text in texts], start)
-        labels = labels[:, : opened.model.config.max_target_positions]
-        shifted = torch.full_like(labels, start)
-        shifted[:, 1:] = labels[:, :-1].masked_fill(
-            labels[:, :-1] == -100, opened.model.config.pad_token_id
-        )
-        return {**batch, "labels": labels, "decoder_input_ids": shifted}
+        transcripts = [str(example.label) for example in examples]
+        return {
+            **batch,
+            **encode_transcripts(opened.model.config, opened.processor.tokenizer, transcripts),
+        }
 
     def tally(self, output, tensors, dense):
         """The mean loss of each transcript."""
@@ -90,6 +87,28 @@ class Speech(Task):
     def units(self, opened, tensors, tokens):
         """Frames of the encoder."""
         return [f"frame {number}" for number in range(tokens)]
+
+
+def encode_transcripts(
+    config: Any, tokenizer: Any, transcripts: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """What Whisper should say, ``labels`` [B, T], and what its decoder reads meanwhile.
+
+    Args:
+        config: of the model.
+        tokenizer: of the model.
+        transcripts: the words.
+
+    Returns:
+        dict: ``labels``, -100 behind the end of each, and ``decoder_input_ids``, the same moved by
+        one.
+    """
+    start = config.decoder_start_token_id
+    labels = _padded([tokenizer(f" {text}")["input_ids"] for text in transcripts], start)
+    labels = labels[:, : config.max_target_positions]
+    shifted = torch.full_like(labels, start)
+    shifted[:, 1:] = labels[:, :-1].masked_fill(labels[:, :-1] == -100, config.pad_token_id)
+    return {"labels": labels, "decoder_input_ids": shifted}
 
 
 def read_sound(path: Path) -> np.ndarray:
