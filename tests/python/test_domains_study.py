@@ -164,7 +164,8 @@ def test_choices_do_what_they_say(cache):
     random_masks = [subject.mask("random", 0.5, draw) for draw in range(2)]
     assert random_masks[0] != random_masks[1]
     assert all(mask.count == LAYERS * HEADS // 2 for mask in random_masks)
-    scores = hk.score(gated, subject.domain.batches("train"), bootstrap=0).values.flatten()
+    published = {"granularity": "token", "normalization": "layer_l2", "bootstrap": 0}
+    scores = hk.score(gated, subject.domain.batches("train"), **published).values.flatten()
     kept = subject.mask("static", 0.5).keep.flatten()
     assert scores[kept].min() > scores[~kept].max()
     static = subject.choice("static", 0.5)

@@ -23,6 +23,7 @@ from headkit.studies.dynamic import DynamicStudy, run_dynamic
 from headkit.studies.dynamic_task import Batch
 from headkit.studies.fine_tuned import Show
 from headkit.studies.language_domain import Language
+from headkit.studies.methods import MICHEL, VARIANTS, method_of
 from headkit.studies.results import Missing, Results
 from headkit.studies.speech_domain import Speech
 from headkit.studies.task_domains import Image, Text
@@ -44,7 +45,7 @@ class DomainsStudy:
         seeds: of data, random masks and trained models.
         shares: of the heads that are open, in the mean.
         draws: random masks for each seed and share.
-        metric: in ``headkit.scorers()``; orders the heads of static masks.
+        metric: orders the heads of static masks: in ``headkit.scorers()``, or ``michel``.
         rounds: of the measurement of time; 0 = none.
         joule_seconds: that a measurement of energy lasts at least; 0 = none.
         new_tokens: that the language model generates for each window; 0 = none.
@@ -59,7 +60,7 @@ class DomainsStudy:
     seeds: tuple[int, ...] = (0, 1, 2)
     shares: tuple[float, ...] = (0.75, 0.5, 0.25)
     draws: int = 3
-    metric: str = "gate_gradient"
+    metric: str = MICHEL
     rounds: int = 5
     joule_seconds: float = LEAST_SECONDS
     new_tokens: int = 24
@@ -90,7 +91,7 @@ class DomainsStudy:
         for name in ("draws", "rounds", "joule_seconds", "new_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"[domains] expected {name} >= 0; found {getattr(self, name)}")
-        if self.metric not in _C.scorers() or self.metric == "random":
+        if self.metric not in (*VARIANTS, *_C.scorers()) or self.metric == "random":
             raise ValueError(f"[domains] expected a scorer; found {self.metric!r}")
         if self.limit is not None and self.limit < 4:
             raise ValueError(f"[domains] expected a limit of at least 4; found {self.limit}")
@@ -170,12 +171,13 @@ class DomainSubject:
         domain = self.domain
         random = {"metric": "random", "seed": seed} if seed is not None else {}
         asked = {"metric": self.asked.metric, "seed": domain.seed} | random
+        method = method_of(asked["metric"])
 
         @torch.enable_grad()
         def compute() -> Any:
             found = score(
-                domain.opened.scored, domain.batches("train"), asked["metric"], domain.OBJECTIVE,
-                seed=asked["seed"], bootstrap=0,
+                domain.opened.scored, domain.batches("train"), method.name, domain.OBJECTIVE,
+                seed=asked["seed"], bootstrap=0, **method.settings,
                 progress=lambda done, total: domain.tell("scoring", done, total),
             )  # fmt: skip
             return json.loads(found.to_json())

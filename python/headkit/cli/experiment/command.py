@@ -347,8 +347,9 @@ def domains(
     ] = "0.75,0.5,0.25",
     draws: Annotated[int, typer.Option("--draws", min=0, help="Random masks for each seed.")] = 3,
     metric: Annotated[
-        str, typer.Option("--metric", help="Of headkit.scorers(): orders heads of static masks.")
-    ] = "gate_gradient",
+        str,
+        typer.Option("--metric", help="Orders heads: michel, or of headkit.scorers()."),
+    ] = "michel",
     rounds: Annotated[
         int, typer.Option("--rounds", min=0, help="Of the measurement of time; 0 = none.")
     ] = 5,
