@@ -10,7 +10,7 @@ INSTALL := $(PIP) install -q --no-build-isolation -C build-dir=$(BUILD) \
   -C cmake.define.HEADKIT_BUILD_TESTS=ON -C cmake.define.HEADKIT_BUILD_BENCHMARKS=ON \
   -C cmake.define.HEADKIT_FETCH_DEPENDENCIES=OFF
 
-.PHONY: setup demo test bench docs site links stubs lint format tidy sanitize fuzz wheel oldest clean
+.PHONY: setup demo test bench docs site links stubs types lint format gates tidy sanitize fuzz wheel oldest clean
 
 setup: $(VENV)/.headkit
 
@@ -68,12 +68,17 @@ lint: $(VENV)/.dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+types: $(VENV)/.dependencies
 	$(BIN)/mypy
 
 format: $(VENV)/.dependencies
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(CXX_FILES)
+
+# What is asked of a change beside lint and tests.
+gates: types tidy sanitize site
 
 # What changed since the commit SINCE, default the one before; `make tidy SINCE=` looks at all sources.
 tidy: setup
@@ -96,7 +101,7 @@ wheel: setup
 # The oldest torch: an environment of its own, a build and a smoke test (about 5 GB, half an hour).
 oldest: build/oldest/.environment
 	$(OLDEST)/pip install -q --no-build-isolation --no-deps -C build-dir=build/oldest/python .
-	cd build/oldest && bin/python -m pytest -q -o addopts= -o testpaths= $(addprefix $(CURDIR)/tests/python/,$(SMOKE))
+	cd build/oldest && bin/python -m pytest -q $(addprefix $(CURDIR)/tests/python/,$(SMOKE))
 
 OLDEST := build/oldest/bin
 SMOKE := test_attention_forward.py test_attention_module.py test_policies.py

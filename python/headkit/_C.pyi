@@ -1,4 +1,4 @@
-"""The compiled core of headkit. Written by `make stubs`: do not edit."""
+"""The compiled core of headkit. `make stubs` wrote this, with torch 2.15: do not edit."""
 
 from __future__ import annotations
 
