@@ -74,7 +74,7 @@ QUESTIONS = [
     lambda **_: hk.score(attached(), [batch()], objective="kl_to_dense"),
     lambda **_: hk.prune(attached(), 0.5, "magnitude", [batch()]),
     lambda **_: hk.prune(attached(), 0.5),
-    lambda **_: hk.prune(attached(), 0.0, "kwon", [batch()]),
+    lambda **_: hk.prune(attached(), 0.3, "kwon", [batch()], neurons=False),
     lambda **_: hk.calibrate(attached(), mask_of_all(), [batch()], risk=0.1),
     lambda folder, **_: load_into_another(folder),
     lambda **_: check_torch("2.15.0", "2.16.0"),
