@@ -1,8 +1,8 @@
 """What a wheel asks of the system: ``python scripts/check_wheel.py FILE``.
 
 Torch's libraries come with the requirement and are not copied in, so that auditwheel cannot repair
-the wheel; the rest is held to what manylinux_2_28 has. Fails where a library is neither torch's nor
-of the C and C++ runtime, or where the requirement of torch is not a minor version.
+the wheel; the rest is compared with what manylinux_2_28 has. Fails where a library is neither of
+torch nor of the C and C++ runtime, or where the requirement of torch is not a minor version.
 """
 
 import email
@@ -19,6 +19,11 @@ RUNTIME |= {"libstdc++.so.6", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
 # The OpenMP pool is torch's, under the name that torch gave it.
 OPENMP = re.compile(r"libgomp(-[0-9a-f]+)?\.so\S*")
 NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11)}
+
+
+def dotted(version: tuple[int, ...]) -> str:
+    """A version as text."""
+    return ".".join(map(str, version))
 
 
 def needed(library: pathlib.Path) -> tuple[set[str], dict[str, tuple[int, ...]]]:
@@ -46,13 +51,14 @@ def check(wheel: pathlib.Path) -> list[str]:
         own = {path.name for path in libraries}
         for library in libraries:
             asked, versions = needed(library)
-            shown = ", ".join(f"{k} {'.'.join(map(str, v))}" for k, v in sorted(versions.items()))
+            shown = ", ".join(f"{name} {dotted(each)}" for name, each in sorted(versions.items()))
             print(f"{library.relative_to(root)}: {', '.join(sorted(asked - RUNTIME))}; {shown}")
             unknown = {name for name in asked - own - TORCH - RUNTIME if not OPENMP.match(name)}
             if unknown:
                 wrong.append(f"libraries of torch and the runtime; found {', '.join(unknown)}")
-            if any(versions.get(name, ()) > newest for name, newest in NEWEST.items()):
-                print(f"{library.name} loads on systems as new as this one, not on manylinux_2_28")
+            for name, newest in NEWEST.items():
+                if versions.get(name, ()) > newest:
+                    print(f"  newer than manylinux_2_28, which has {name} {dotted(newest)}")
         metadata = next(root.glob("*.dist-info/METADATA")).read_text(encoding="utf-8")
     requirements = email.message_from_string(metadata).get_all("Requires-Dist", [])
     torch = [each for each in requirements if re.match(r"torch[<>=]", each)]
