@@ -53,8 +53,9 @@ def load_into_another(folder):
 
 
 def cuda_forced(monkeypatch):
+    model = attached()
     monkeypatch.setenv("HEADKIT_BACKEND", "cuda")
-    attached()(**batch())
+    model(**batch())
 
 
 def mask_of_all():
