@@ -12,7 +12,7 @@ from sphinx.util import logging
 ROOT = pathlib.Path(__file__).parents[2]
 INCLUDE = ROOT / "include" / "headkit"
 READ = ROOT / "build" / "site" / "doxygen" / "xml"
-MEMBER = re.compile(r"Member .* of (struct|class) \\S+ is not documented")
+MEMBER = re.compile(r"Member .* of (struct|class) \S+ is not documented")
 SECTION = """\
 ## {name}
 
