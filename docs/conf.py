@@ -38,7 +38,10 @@ linkcheck_ignore = [r"https://arxiv\.org/.*"]  # refuses programs
 
 myst_enable_extensions = ["dollarmath", "fieldlist"]
 myst_heading_anchors = 4
-suppress_warnings = ["misc.highlighting_failure"]  # sketches in fences without a language
+suppress_warnings = [
+    "misc.highlighting_failure",  # sketches in fences without a language
+    "duplicate_declaration.cpp",  # the namespace, once for each header; no header is listed twice
+]
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

@@ -369,11 +369,11 @@ class Call:
 
     def decide_at(self, layer: int, hidden: torch.Tensor, padding: torch.Tensor | None) -> None:
         """Ask the policy again before a layer, if it decides there; once for each layer."""
-        given = self.given
-        if given is None or given.policy is None or self.asked >= layer:
+        given, gating = self.given, self.gating
+        if given is None or gating is None or given.policy is None or self.asked >= layer:
             return
         if layer in given.policy.decision_layers:
-            self.gating = given.decided_at(layer, hidden, padding, self.gating)
+            self.gating = given.decided_at(layer, hidden, padding, gating)
             self.asked = layer
 
 
