@@ -24,6 +24,11 @@ command -v chromium >/dev/null || command -v chromium-browser >/dev/null ||
   command -v google-chrome >/dev/null || need chromium
 has_header benchmark/benchmark.h || need libbenchmark-dev
 
+# Programs that only some targets use, and that are packages of the same name.
+for program in ${ALSO:-}; do
+  command -v "$program" >/dev/null || need "$program"
+done
+
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "installing system packages:$missing"

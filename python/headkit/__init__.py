@@ -5,14 +5,17 @@ import os as _os
 import torch
 
 try:
-    from headkit import _C
-except ImportError as error:
+    from headkit._build import TORCH_VERSION as _built_with
+except ModuleNotFoundError as _error:
     raise ImportError(
-        "[headkit] expected a compiled core that fits this torch; found that it does not load "
-        f"with torch {torch.__version__} ({error}). Reinstall headkit after changing torch."
-    ) from error
+        "[headkit] expected a package that was built; found its sources alone (pip install .)"
+    ) from _error
+from headkit.torch_version import check_torch as _check_torch
 
-from headkit import assets, nn
+# Before the core is loaded: with another torch its symbols are missing, or mean something else.
+_check_torch(_built_with, torch.__version__)
+
+from headkit import _C, assets, nn
 from headkit._C import (
     AdjustablePolicy,
     Agreement,

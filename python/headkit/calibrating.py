@@ -130,7 +130,7 @@ def calibrate(
         >>> calibrated.at(0).lambda_ == calibration.lambda_
         True
     """
-    promise = {
+    promise: dict[str, Any] = {
         "method": method,
         "risk": risk,
         "delta": delta,
@@ -143,6 +143,11 @@ def calibrate(
         return _C.calibrate_trace(model, **promise)
     if policy is None or data is None:
         raise ValueError("[calibrate] expected a policy and data beside a model; found neither")
+    if not isinstance(policy, _C.AdjustablePolicy):
+        raise ValueError(
+            "[calibrate] expected a policy whose lambda can be turned (headkit.AdjustablePolicy); "
+            f"found {type(policy).__name__}"
+        )
     gated = gated_model(model, "calibrate")
     with reporting("calibrate", progress) as tell:
         return _C.calibrate(

@@ -110,8 +110,8 @@ def fit_layer_gate(
     """Fit a linear gate to each layer, decided from the state before it, and one threshold.
 
     Args:
-        model, train, calibration, mean_heads, objective, scores, dropped_output, ridge, huber,
-            rank_weight, settled_share, progress: as for ``fit_linear_gate``.
+        model, train, calibration, mean_heads, objective, scores: as for ``fit_linear_gate``.
+        dropped_output, ridge, huber, rank_weight, settled_share, progress: the same.
         features: scalars beside the pooled state (``scalar_features``); margin, entropy and
             log_loss are those of linear probes that are fitted to ``train`` first.
         labels_of_data: probes learn ``batch["labels"]`` instead of what the dense model says.

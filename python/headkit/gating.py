@@ -138,7 +138,8 @@ class Gating:
         self, before: Any, layer: int, hidden: torch.Tensor, padding: torch.Tensor | None
     ) -> "Gating":
         parts = self.policy.decide_parts(layer, hidden, padding, self.state, self.model)
-        gates, added = parts[0][1], {}
+        gates = parts[0][1]
+        added: dict[str, Any] = {}
         if layer:
             if gates.heads is None or gates.heads.dim() == 2:
                 # What differs between samples is added apart, also where they happen to agree: a
@@ -161,7 +162,7 @@ class Gating:
 
     def repeated(self, batch: int) -> "Gating":
         """The gates of a batch in which each sample stands several times in a row, as for beams."""
-        repeated = {
+        repeated: dict[str, Any] = {
             name: gate.repeat_interleave(batch // len(gate), 0)
             for name, gate in self.by_sample().items()
             if len(gate) and batch % len(gate) == 0
@@ -170,7 +171,7 @@ class Gating:
 
     def selected(self, index: torch.Tensor) -> "Gating":
         """The gates of these samples, in this order."""
-        chosen = {
+        chosen: dict[str, Any] = {
             name: gate.index_select(0, index.to(gate.device))
             for name, gate in self.by_sample().items()
         }
@@ -348,8 +349,11 @@ class Call:
 
     def pads(self) -> bool:
         """Whether ``padding`` closes a key; looked at once in a pass, which a GPU must wait for."""
-        if self._pads is None or self._pads[0] is not self.padding:
-            self._pads = (self.padding, not bool(self.padding.all()))
+        padding = self.padding
+        if padding is None:
+            return False
+        if self._pads is None or self._pads[0] is not padding:
+            self._pads = (padding, not bool(padding.all()))
         return self._pads[1]
 
     def begin(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> None:
@@ -365,11 +369,11 @@ class Call:
 
     def decide_at(self, layer: int, hidden: torch.Tensor, padding: torch.Tensor | None) -> None:
         """Ask the policy again before a layer, if it decides there; once for each layer."""
-        given = self.given
-        if given is None or given.policy is None or self.asked >= layer:
+        given, gating = self.given, self.gating
+        if given is None or gating is None or given.policy is None or self.asked >= layer:
             return
         if layer in given.policy.decision_layers:
-            self.gating = given.decided_at(layer, hidden, padding, self.gating)
+            self.gating = given.decided_at(layer, hidden, padding, gating)
             self.asked = layer
 
 

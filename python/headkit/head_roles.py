@@ -311,4 +311,4 @@ def plot_roles(table: _C.RoleTable, path: str | Path) -> None:
     save_figure(pyplot, figure, path)
 
 
-_C.RoleTable.plot = plot_roles
+_C.RoleTable.plot = plot_roles  # type: ignore[method-assign]

@@ -262,7 +262,7 @@ class HybridPruner:
                 data that do not fit. The model is then as it was.
         """
         gated = gated_model(model, "HybridPruner.fit")
-        settings = dict(self._settings)
+        settings: dict[str, Any] = dict(self._settings)
         if not settings["neurons"] and not settings["block_shares"] and not _gates_blocks(gated):
             settings["neurons"] = "none"
         with reporting("fit: hybrid pruner", progress) as tell:
@@ -323,6 +323,7 @@ class HybridPruner:
     def report(self) -> HybridReport:
         """What ``fit`` did and found."""
         self._fitted("report")
+        assert self._report is not None
         return self._report
 
     @property

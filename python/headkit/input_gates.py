@@ -1,6 +1,6 @@
 """Gates that read the input, and the rungs of a ladder, trained end to end."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -187,7 +187,7 @@ def train_input_gates(
     """
     gated = gated_model(model, "train_input_gates")
     with reporting("train: input gates", progress) as tell:
-        return _C.train_input_gates(
+        trained, report = _C.train_input_gates(
             gated,
             start,
             train,
@@ -211,6 +211,7 @@ def train_input_gates(
             teacher=None if teacher is None else gated_model(teacher, "train_input_gates"),
             progress=tell,
         )
+    return cast("_C.LinearGate | _C.LayerGate", trained), report
 
 
 def train_ladder(

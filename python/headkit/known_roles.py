@@ -299,4 +299,4 @@ def syntactic_labels(table: _C.RoleTable) -> Iterator[tuple[int, int, _C.RoleSco
         for score in table.labels(layer, head)
         if score.role == "syntactic"
     ]
-    yield from sorted(found, key=lambda each: -each[2].margin)
+    yield from sorted(found, key=lambda each: each[2].margin or 0.0, reverse=True)

@@ -42,6 +42,7 @@ class LearnedGates(nn.Module):
         super().__init__()
         self.settings = settings
         self._ascending = []
+        self.step: torch.Tensor
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         for name, value, ascends in self.CORE(**settings).parameters():
             self.register_parameter(name, nn.Parameter(value.detach()))

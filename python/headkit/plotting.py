@@ -96,7 +96,7 @@ def draw_roles(table: Any, axes: Any) -> None:
             near = next((score for score in found if score.assessed), None)
             shown = labels[0] if labels else near
             hatch = None if near is not None else "////"
-            colour = role_mark(shown.role)[1] if labels else "white"
+            colour = role_mark(labels[0].role)[1] if labels else "white"
             axes.add_patch(
                 Rectangle(
                     (head - 0.5, layer - 0.5), 1, 1,

@@ -78,8 +78,8 @@ def prune(
         raise ValueError(
             f"[prune] expected no settings of score beside scores; found {', '.join(settings)}"
         )
-    batches = [] if data is None else data
-    share = {
+    batches: Any = [] if data is None else data
+    share: dict[str, Any] = {
         "keep": keep,
         "per_layer": per_layer,
         "min_per_layer": min_per_layer,

@@ -158,9 +158,9 @@ def plot_waterfall(
     if total is None:
         raise ValueError("[plot] expected a record with a value of m; found none")
     running = [
-        (_name(head), effect_of(head, chosen))
+        (_name(head), value)
         for head in found["heads"]
-        if head["gate"] and effect_of(head, chosen) is not None
+        if head["gate"] and (value := effect_of(head, chosen)) is not None
     ]
     running.sort(key=lambda one: -abs(one[1]))
     rest = running[heads:]
@@ -262,10 +262,14 @@ def plot_pairs(record: Record, ax: Any = None, *, heads: int = 20) -> Any:
     ax.set_yticks(range(len(names)), names)
     ax.grid(False)
     if len(names) <= MOST_ANNOTATED:
-        for (a, b), value in ((at, matrix[at]) for at in _indices(len(names))):
+        for row_place, column_place in _indices(len(names)):
+            value = matrix[row_place, column_place]
             if not value.isnan():
                 dark = "white" if abs(value) > 0.6 * reach else "black"
-                ax.text(b, a, f"{value:+.2f}", ha="center", va="center", fontsize=6, color=dark)
+                text = f"{value:+.2f}"
+                ax.text(
+                    column_place, row_place, text, ha="center", va="center", fontsize=6, color=dark
+                )
     ax.set_title(f"{pairs[0]['index']}, {pairs[0].get('ablation') or 'ablation not named'}")
     return image
 

@@ -2,12 +2,15 @@
 
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from headkit import _C
 from headkit.scoring import gated_model
+
+if TYPE_CHECKING:
+    from headkit.huggingface.staged_model import StagedModel
 
 
 def save(
@@ -64,7 +67,9 @@ def save(
     _C.write_model_folder(os.fspath(folder), content)
 
 
-def load(folder: str | os.PathLike, model: torch.nn.Module | None = None) -> torch.nn.Module:
+def load(
+    folder: str | os.PathLike, model: "torch.nn.Module | StagedModel | None" = None
+) -> torch.nn.Module:
     """Bring back what ``save`` wrote; outputs are those of the saved model, bit for bit.
 
     Args:
@@ -93,6 +98,7 @@ def load(folder: str | os.PathLike, model: torch.nn.Module | None = None) -> tor
         True
     """
     from headkit import huggingface
+    from headkit.huggingface.staged_model import StagedModel
 
     content = _C.read_model_folder(os.fspath(folder))
     feed_forward = bool(json.loads(content.details or "{}").get("feed_forward"))
@@ -104,7 +110,7 @@ def load(folder: str | os.PathLike, model: torch.nn.Module | None = None) -> tor
         remember_base(gated, content)
         return built.eval()
 
-    if isinstance(model, _C.GatedModel):
+    if isinstance(model, StagedModel):
         model = model.model
     was_attached = huggingface.is_attached(model)
     gated = huggingface.attach(model, feed_forward=feed_forward)
@@ -169,7 +175,7 @@ def base_fingerprint(gated: _C.GatedModel) -> str:
     return known
 
 
-def remember_base(gated: _C.GatedModel, content: _C.ModelFolder) -> None:
+def remember_base(gated: "StagedModel", content: _C.ModelFolder) -> None:
     """Note on a loaded model which original it came from."""
     from headkit.huggingface.weight_replacement import BASE
 
@@ -199,7 +205,12 @@ def _build(content: _C.ModelFolder) -> torch.nn.Module:
             f"[load] expected a model class of transformers {transformers.__version__}; found "
             f"{name!r}: give the original model"
         )
-    config = kind.config_class.from_dict(json.loads(content.config))
+    configuration = kind.config_class
+    if configuration is None:
+        raise ValueError(
+            f"[load] expected a class with a configuration; found {name}: give the original model"
+        )
+    config = configuration.from_dict(json.loads(content.config))
     # Weights drawn here are overwritten; the caller's random numbers are not touched.
     with torch.random.fork_rng(devices=[]):
         return kind(config)

@@ -95,7 +95,7 @@ class PruneWhileTraining(transformers.TrainerCallback):
         if state.global_step not in self.schedule:
             return
         gated = gated_model(model, "PruneWhileTraining")
-        mask = prune(
+        found = prune(
             gated,
             self.schedule[state.global_step],
             self.method,
@@ -103,7 +103,12 @@ class PruneWhileTraining(transformers.TrainerCallback):
             objective=self.objective,
             **self.settings,
         )
-        mask = mask.intersect(gated.heads())
+        if not isinstance(found, _C.HeadMask):
+            raise ValueError(
+                "[PruneWhileTraining] expected a method that decides about heads alone; found "
+                f"{self.method!r}"
+            )
+        mask = found.intersect(gated.heads())
         dropped = mean_head_outputs(gated, self.data, gates=mask) if self.compensate else None
         apply(gated, mask, dropped, optimizer=optimizer)
         self.done[state.global_step] = mask
@@ -217,7 +222,7 @@ class LearnGatesWhileTraining(transformers.TrainerCallback):
         if self._resumed is not None:
             self._load_moments(self._resumed)
             self._resumed = None
-        self._optimizer.zero_grad()
+        self._begun().zero_grad()
         self._hooks = [
             model.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True),
             model.register_forward_hook(self._end, always_call=True),
@@ -230,11 +235,12 @@ class LearnGatesWhileTraining(transformers.TrainerCallback):
         if penalty.requires_grad:
             penalty.backward()
         self.penalties.append(float(penalty.detach()))
-        descending = self._optimizer.param_groups[0]["params"]
+        optimizer = self._begun()
+        descending = optimizer.param_groups[0]["params"]
         if self.max_norm > 0:
             torch.nn.utils.clip_grad_norm_(descending, self.max_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         self.gates.after_step()
 
     def on_save(self, args, state, control, **kwargs):
@@ -249,7 +255,7 @@ class LearnGatesWhileTraining(transformers.TrainerCallback):
             "noise": self.generator.get_state(),
             "penalties": torch.tensor(self.penalties, dtype=torch.float64),
         }
-        for place, moments in self._optimizer.state_dict()["state"].items():
+        for place, moments in self._begun().state_dict()["state"].items():
             training |= {f"{place}.{name}": value for name, value in moments.items()}
         safetensors.torch.save_file(training, folder / GATES_TRAINING_FILE)
 
@@ -259,14 +265,21 @@ class LearnGatesWhileTraining(transformers.TrainerCallback):
             hook.remove()
         self._hooks = []
 
+    def _begun(self) -> torch.optim.Optimizer:
+        if self._optimizer is None:
+            raise RuntimeError(
+                "[LearnGatesWhileTraining] expected a training that has begun; found none"
+            )
+        return self._optimizer
+
     def _load_moments(self, training: dict[str, torch.Tensor]) -> None:
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in training.items():
             place, dot, name = key.partition(".")
             if dot:
                 state.setdefault(int(place), {})[name] = value
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        groups = self._begun().state_dict()["param_groups"]
+        self._begun().load_state_dict({"state": state, "param_groups": groups})
 
     def _begin(self, module, args, kwargs):
         if module.training:

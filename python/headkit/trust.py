@@ -143,7 +143,10 @@ def explanation_stability(
                 f"{', '.join(run)} in {name}"
             )
     return _C.explanation_stability(
-        [(name, *(run.get(field) for field in fields)) for name, run in runs.items()],
+        [
+            (name, run.get("selection"), run.get("explanation"), run.get("effect"))
+            for name, run in runs.items()
+        ],
         axis=axis,
         resamples=resamples,
         seed=seed,

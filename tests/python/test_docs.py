@@ -57,6 +57,23 @@ def test_the_readme_shows_the_python_example():
     assert example.endswith(f'"""\n\n{blocks(ROOT / "README.md", "python")[0]}')
 
 
+def lines(text):
+    return [line.strip() for line in text.strip().splitlines()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_cpp_examples_of_a_page_are_of_files_that_are_compiled(page):
+    found = blocks(page, "cpp")
+    if not found:
+        return
+    folders = ("include", "src", "examples/cpp", "tests/cpp")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.[hc]*")]
+    sources = ["\n".join(lines(path.read_text())) for path in files]
+    for block in found:
+        shown = "\n".join(lines(block))
+        assert any(shown in source for source in sources), block
+
+
 def test_the_example_of_the_hybrid_pruner_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "examples" / "python" / "hybrid_pruner.py"))
@@ -114,6 +131,7 @@ def test_the_commands_of_a_page_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_links_of_a_page_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+    prose = FENCE.sub("", page.read_text())
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", prose):
         if not re.match(r"[a-z]+:", target):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"

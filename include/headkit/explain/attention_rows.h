@@ -31,6 +31,7 @@ struct SampleAttention {
   int64_t row = 0;               ///< its place in the batch
 };
 
+/// What `for_each_attention` runs and asks for.
 struct AttentionRowOptions {
   GateSet gates = {};         ///< of the run: [L, H], or [B, L, H] for data of one batch
   bool output_norms = false;  ///< ask for `output_norm` and `value_norm`

@@ -12,6 +12,7 @@
 
 namespace headkit {
 
+/// Settings of `causal_head_gating`.
 struct CausalGatingOptions {
   int64_t fits = 5;             ///< at least 5: each from another start
   int64_t start_steps = 100;    ///< without pressure, from gates near 1/2

@@ -13,6 +13,7 @@
 
 namespace headkit {
 
+/// Settings of `effect_faithfulness`.
 struct EffectFaithfulness {
   std::string by = "toggle";              ///< what orders heads: toggle, gate_gradient, direct
   const DataSource* reference = nullptr;  ///< for the ablations mean and resample

@@ -14,6 +14,7 @@
 
 namespace headkit {
 
+/// Settings of `explain_decisions`.
 struct DecisionExplanation {
   int64_t listed_parts = 8;  ///< by feature, and by token and feature; the others are summed up
   /// Double [L, H] of `logit_spread`; undefined = no standardised margins.

@@ -15,6 +15,7 @@ namespace headkit {
 /// returns double [N]. Called with many sets at once.
 using SetValue = std::function<at::Tensor(const at::Tensor& sets)>;
 
+/// Settings of `faithfulness`.
 struct FaithfulnessOptions {
   /// Where curves are taken. "eraser": at ceil of 1, 5, 10, 20 and 50 % of n; "all": at every k
   /// from 1 to n, which gives the ERASER grid as well.

@@ -14,6 +14,7 @@
 
 namespace headkit {
 
+/// Settings of `head_usage`.
 struct HeadUsageOptions {
   /// The model's output is logits [B, C], C > 1: then "confidence" (largest probability) is a
   /// property, and the predicted class of an input its class.

@@ -13,6 +13,7 @@
 
 namespace headkit {
 
+/// Settings of `measure_effects`.
 struct EffectOptions {
   /// Required: what stands in for a head. zero = nothing; mean = its mean output over the tokens of
   /// `reference`; resample = its mean output over the tokens of another input of `reference`.

@@ -6,6 +6,7 @@
 
 namespace headkit {
 
+/// What a report shows beside the records.
 struct ReportOptions {
   std::string title = {};  ///< empty = the text of the first input
   /// Behind the tokens of each record: data URIs (data:image/png;base64,... or jpeg), empty = none.

@@ -47,6 +47,7 @@ class RoleRows {
 /// Rows with less mass than that after exclusions are dropped and counted.
 inline constexpr double kLeastMass = 1e-3;
 
+/// Settings of the measurement of a role.
 struct RoleMeasure {
   int64_t draws = 200;       ///< shuffles behind a null
   int64_t bootstrap = 1000;  ///< resamples over sequences; 0 = no interval
@@ -80,6 +81,7 @@ class RoleAccumulator {
 
 using RoleAccumulators = std::vector<std::unique_ptr<RoleAccumulator>>;
 
+/// One pass over the data for roles.
 struct RolePass {
   GateSet gates = {};                        ///< of the run, [L, H]
   std::vector<int64_t> special_tokens = {};  ///< ids; also true entries of "special_tokens_mask"

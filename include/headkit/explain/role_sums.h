@@ -24,6 +24,7 @@ class OffsetHits {
   }
   void add_rows(int64_t sample, int64_t layer, int64_t rows) { half(sample, layer).rows += rows; }
   void merge(const OffsetHits& other);
+  /// The offset with the best score.
   struct Best {
     int64_t offset = 0;
     double score = 0;  ///< share of rows
@@ -48,10 +49,12 @@ class RoleSums {
   /// `variant` as in RoleScore.
   RoleSums(std::string role, std::string variant, const HeadLayout& layout);
 
+  /// Sums over the rows of one head.
   struct Sums {
     double score = 0;
     double rows = 0;
   };
+  /// Sums over the rows of one head, with those of the null models.
   struct Totals {
     double uniform = 0;   ///< the same sum under uniform attention on the same rows
     double variance = 0;  ///< of the sum when the keys of every row are permuted

@@ -18,6 +18,7 @@ struct Delimiter {
   std::vector<int64_t> ids;
 };
 
+/// Settings of `roles` and `input_roles`.
 struct RoleOptions {
   GateSet gates = {};                        ///< of the run, [L, H]; undefined = all heads run
   std::vector<int64_t> special_tokens = {};  ///< ids; their keys are left out where a role says so

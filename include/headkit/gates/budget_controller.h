@@ -11,6 +11,7 @@ namespace headkit {
 
 class LatencyModel;
 
+/// Settings of `BudgetController`.
 struct BudgetOptions {
   std::string unit = "heads";  ///< of target and measurements: heads, flops, milliseconds, joules
   double target = 0;           ///< required: mean of a sample, > 0

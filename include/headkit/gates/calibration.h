@@ -9,6 +9,7 @@
 
 namespace headkit {
 
+/// The promise of a calibration, and how it is made.
 struct CalibrationOptions {
   std::string method = "crc";  ///< crc: conformal_risk_control; ltt: learn_then_test
   double risk = 0.05;          ///< alpha: the mean loss that is promised, in each bucket

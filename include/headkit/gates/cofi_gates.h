@@ -6,6 +6,7 @@
 
 namespace headkit {
 
+/// Settings of `CofiGates`.
 struct CofiSettings {
   HeadLayout layout = {};
   double target_sparsity = 0.5;  ///< share of the weights of all blocks that goes, in [0, 1)

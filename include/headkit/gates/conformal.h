@@ -6,11 +6,13 @@
 
 namespace headkit {
 
+/// Settings of `conformal_risk_control`.
 struct ConformalOptions {
   double risk = 0.05;  ///< alpha: the mean loss that is promised, in (0, bound)
   double bound = 1.0;  ///< no loss exceeds it
 };
 
+/// The lambda that conformal risk control takes, and what it is based on.
 struct ConformalResult {
   double lambda = 1;          ///< the grid value taken
   int64_t index = 0;          ///< its place in the grid

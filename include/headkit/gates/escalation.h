@@ -14,6 +14,7 @@
 
 namespace headkit {
 
+/// Everything that an `Escalation` is made of.
 struct EscalationSettings {
   Ladder ladder;
   /// In [0, 1]: a sample climbs while its confidence on a rung is below it; 1 = all to the top.

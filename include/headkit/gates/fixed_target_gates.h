@@ -8,6 +8,7 @@
 
 namespace headkit {
 
+/// Settings of `FixedTargetGates`.
 struct FixedTargetSettings {
   HeadLayout layout = {};
   /// Units that stay, by kind; not set = the kind has no gates. At least one is set.

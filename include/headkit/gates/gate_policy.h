@@ -30,6 +30,7 @@ struct GateInput {
 /// to call lives in a State.
 class GatePolicy {
  public:
+  /// What changes from call to call.
   struct State {
     virtual ~State() = default;
     bool record = false;                    ///< set it to get `records`

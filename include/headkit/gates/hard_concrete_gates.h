@@ -5,6 +5,7 @@
 
 namespace headkit {
 
+/// Settings of `HardConcreteGates`.
 struct HardConcreteSettings {
   int64_t layers = 0;
   int64_t heads = 0;

@@ -9,6 +9,7 @@
 
 namespace headkit {
 
+/// Settings of `harden`.
 struct HardenOptions {
   int64_t draws = 8;  ///< samples of the gates behind `sampled_loss`, >= 1
   int64_t step = 0;   ///< training step whose temperature and target hold

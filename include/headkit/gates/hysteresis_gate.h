@@ -12,6 +12,7 @@ namespace headkit {
 /// sequences.
 class HysteresisGate final : public AdjustablePolicy {
  public:
+  /// What was open for each sequence of a batch.
   struct SequenceState : State {
     at::Tensor open;  ///< double 0/1 [B, L, H] of the last decision; undefined before the first
     /// For beam search: the sequences go on as these; `index`: int64 [n].

@@ -48,6 +48,7 @@ std::vector<double> rung_thresholds(double lambda, const std::vector<double>& po
 double ladder_lambda(const LadderTrace& trace, const LadderBudget& budget,
                      const std::vector<double>& powers = {});
 
+/// The promise behind the threshold of a ladder.
 struct LadderRisk {
   double risk = 0.05;  ///< promised mean loss
   std::string loss =

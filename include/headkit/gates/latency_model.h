@@ -9,6 +9,7 @@
 
 namespace headkit {
 
+/// Settings of the measurements behind a `LatencyModel`.
 struct LatencyModelOptions {
   std::vector<int64_t> tokens{16, 64,
                               256};    ///< lengths to measure; a batch of fixed length: its own

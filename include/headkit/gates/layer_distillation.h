@@ -23,6 +23,7 @@ enum class LayerMatching {
 std::vector<int64_t> match_layers(const at::Tensor& distance, LayerMatching matching,
                                   const std::vector<bool>& open);
 
+/// Settings of `LayerDistillation`.
 struct LayerDistillationSettings {
   int64_t model_dim = 0;
   /// Teacher outputs to match, after so many layers, ascending, each >= 1; for 12 layers published

@@ -9,6 +9,7 @@
 
 namespace headkit {
 
+/// Everything that a `LayerGate` is made of.
 struct LayerGateSettings {
   at::Tensor weight;         ///< W, double [L, H, D + S]: pooled state, then S scalars
   at::Tensor reference;      ///< mu, double [L, D + S]: mean features of the calibration inputs
@@ -75,6 +76,7 @@ at::Tensor layer_gate_logits(GatedModel& model, const DataSource& data, const La
 LayerGate with_mean_heads(GatedModel& model, const DataSource& calibration, const LayerGate& gate,
                           double mean_heads);
 
+/// What `fit_layer_gate` returns.
 struct FittedLayerGate {
   std::shared_ptr<LayerGate> gate;
   LinearGateReport report;  ///< `ridge` and `explained`: mean over layers with a finite ridge

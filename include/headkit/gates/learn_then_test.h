@@ -6,12 +6,14 @@
 
 namespace headkit {
 
+/// Settings of `learn_then_test`.
 struct LearnThenTestOptions {
   double risk = 0.05;  ///< alpha: the mean loss that is promised, in (0, bound)
   double bound = 1.0;  ///< no loss exceeds it
   double delta = 0.1;  ///< chance that the promise is broken, in (0, 1)
 };
 
+/// The lambda that Learn then Test takes, and what it is based on.
 struct LearnThenTestResult {
   double lambda = 1;          ///< the grid value taken
   int64_t index = 0;          ///< its place in the grid

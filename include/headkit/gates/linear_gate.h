@@ -14,6 +14,7 @@
 
 namespace headkit {
 
+/// Everything that a `LinearGate` is made of.
 struct LinearGateSettings {
   at::Tensor weight;         ///< W, double [L, H, D + S]: pooled state, then S scalars
   at::Tensor reference;      ///< mu, double [D + S]: mean feature of the calibration inputs
@@ -74,6 +75,7 @@ class LinearGate final : public AdjustablePolicy {
   at::Tensor weight_by_feature_;  // [D, L*H], so that a product runs along contiguous heads
 };
 
+/// Settings of `fit_linear_gate` and `fit_layer_gate`.
 struct LinearGateFit {
   double mean_heads = 0;        ///< required: heads that run on average, in (0, L*H]
   at::Tensor dropped_output{};  ///< [L, H, D]: compensation, used while fitting as well
@@ -104,6 +106,7 @@ struct LinearGateReport {
   int64_t contested = 0;      ///< heads that some inputs open and others close
 };
 
+/// What `fit_linear_gate` returns.
 struct FittedLinearGate {
   std::shared_ptr<LinearGate> gate;
   LinearGateReport report;

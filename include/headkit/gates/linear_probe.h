@@ -12,6 +12,7 @@
 
 namespace headkit {
 
+/// Everything that a `LinearProbe` is made of.
 struct LinearProbeSettings {
   int64_t layer = 0;       ///< reads the state before this layer
   at::Tensor reference;    ///< mu, double [D]
@@ -61,6 +62,7 @@ class LinearProbe {
   at::Tensor loss_weight_by_feature_;  // [D, 1]
 };
 
+/// Settings of the fit of one probe.
 struct LinearProbeFit {
   /// L2 penalty of the class weights relative to the mean feature variance; < 0 = the one with the
   /// least loss on every fifth example, which is fitted on the others.
@@ -69,6 +71,7 @@ struct LinearProbeFit {
   double huber = 1.345;    ///< robust fit of the log loss; 0 = squares
 };
 
+/// A probe, and how the fit went.
 struct FittedProbe {
   LinearProbe probe;
   int64_t examples = 0;
@@ -87,6 +90,7 @@ FittedProbe fit_linear_probe(int64_t layer, const at::Tensor& features, const at
                              const at::Tensor& losses, int64_t classes = 0,
                              const LinearProbeFit& options = {});
 
+/// Settings of `fit_linear_probes`.
 struct LinearProbesFit {
   std::vector<int64_t> layers = {};  ///< required: which states, ascending, each in [0, L)
   bool task = true;                  ///< false = only the loss is predicted

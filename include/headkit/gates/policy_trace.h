@@ -8,6 +8,7 @@
 
 namespace headkit {
 
+/// Settings of `trace_policy`.
 struct TraceOptions {
   /// Lambdas to run, ascending, the last one 1; fixed before any loss was seen. Empty = 0, 1/16,
   /// .., 1.

@@ -14,6 +14,7 @@
 
 namespace headkit {
 
+/// Everything that a `Reactivation` is made of.
 struct ReactivationSettings {
   Ladder ladder;
   /// Reads the state before its layer j, 1 <= j < L; there it is decided how the sample goes on.
@@ -80,6 +81,7 @@ class Reactivation final : public AdjustablePolicy {
 LadderTrace trace_reactivation(GatedModel& model, const DataSource& data,
                                const ReactivationSettings& settings, const Progress& progress = {});
 
+/// Settings of `fit_reactivation`.
 struct ReactivationFit {
   int64_t layer = 1;  ///< j
   std::string signal = "probe_confidence";
@@ -90,6 +92,7 @@ struct ReactivationFit {
   Progress progress = {};  ///< batches done, over both data sources
 };
 
+/// What `fit_reactivation` returns.
 struct FittedReactivation {
   std::shared_ptr<Reactivation> policy;
   FittedProbe probe;

@@ -8,6 +8,7 @@
 
 namespace headkit {
 
+/// What a run under a policy records.
 struct RunOptions {
   bool record = false;           ///< ask for decision records
   int64_t first_input = 0;       ///< number of the first example, for the records

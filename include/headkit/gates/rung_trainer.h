@@ -13,6 +13,7 @@
 
 namespace headkit {
 
+/// Settings of `RungTrainer`.
 struct RungTrainerOptions {
   double learning_rate = 4e-5;  ///< of the model's weights, by AdamW; at its peak
   double weight_decay = 0.01;

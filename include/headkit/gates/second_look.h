@@ -10,6 +10,7 @@
 
 namespace headkit {
 
+/// Everything that a `SecondLook` is made of.
 struct SecondLookSettings {
   std::shared_ptr<const AdjustablePolicy> gate;  ///< a LinearGate or a LayerGate
   double band = 0;  ///< heads with |logit - threshold| < band are looked at again, >= 0
@@ -65,6 +66,7 @@ class SecondLook final : public AdjustablePolicy {
   std::vector<int64_t> decision_layers_;
 };
 
+/// Settings of `fit_second_look`.
 struct SecondLookFit {
   double band_share = 0.2;  ///< of the decisions on contested heads, nearest to the threshold
   Progress progress{};      ///< batches done

@@ -7,6 +7,7 @@
 
 namespace headkit {
 
+/// Settings of `ShadowAudit`.
 struct AuditOptions {
   double share = 0.01;           ///< of requests that are also run in full, in [0, 1]
   double risk = 0.05;            ///< the promised mean loss that is watched, in (0, bound)

@@ -14,6 +14,7 @@ struct InputImportance {
   at::Tensor blocks;  ///< [N, L, blocks of 32 neurons]; undefined unless asked for
 };
 
+/// Settings of `input_importance`.
 struct InputImportanceOptions {
   bool blocks = false;        ///< also of blocks of neurons, for a model that gates them
   at::Tensor dropped_output;  ///< [L, H, D], what closed heads would add; undefined = nothing

@@ -21,6 +21,7 @@ struct TemperatureSchedule {
   void check(const char* operation) const;  ///< std::invalid_argument unless all are positive
 };
 
+/// Settings of `SubsetGates`.
 struct SubsetSettings {
   int64_t layers = 0;
   int64_t heads = 0;

@@ -10,6 +10,7 @@
 
 namespace headkit {
 
+/// Settings of `train_gates`.
 struct TrainGatesOptions {
   int64_t steps = 0;           ///< required: optimiser steps, one a batch; the data are walked anew
   double learning_rate = 0.1;  ///< of the gates, which have their own Adam without weight decay

@@ -20,6 +20,7 @@ enum class GateRelaxation {
   kHardConcrete,
 };
 
+/// Settings of gates that are trained to read the input.
 struct InputGateSettings {
   /// Share of the cost of all heads that runs on average, in (0, 1]. Required.
   double budget = 0;
@@ -47,6 +48,7 @@ class InputGates {
 
   const std::vector<GateParameter>& parameters() const;
 
+  /// One run under the gates, with what training needs of it.
   struct Run {
     at::Tensor output;  ///< of the model's head
     at::Tensor logits;  ///< double [B, L, H]
@@ -72,6 +74,7 @@ class InputGates {
   std::unique_ptr<Parts> parts_;
 };
 
+/// Settings of `train_input_gates`.
 struct TrainInputGatesOptions {
   InputGateSettings gates = {};
   int64_t steps = 0;                   ///< required: optimiser steps, one a batch
@@ -105,10 +108,12 @@ struct InputGateReport {
   std::string warning;
 };
 
+/// A trained `LinearGate` and its report.
 struct TrainedLinearGate {
   std::shared_ptr<LinearGate> gate;
   InputGateReport report;
 };
+/// A trained `LayerGate` and its report.
 struct TrainedLayerGate {
   std::shared_ptr<LayerGate> gate;
   InputGateReport report;

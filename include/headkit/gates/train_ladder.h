@@ -10,6 +10,7 @@
 
 namespace headkit {
 
+/// Settings of `train_ladder`.
 struct TrainLadderOptions {
   int64_t steps = 0;  ///< required: optimiser steps, one a batch; the data are walked anew
   double learning_rate = 4e-5;  ///< of the model's weights, by AdamW

@@ -4,6 +4,7 @@
 
 namespace headkit {
 
+/// Settings of `prune_by_elimination`.
 struct BackwardEliminationOptions {
   TopFractionOptions share = {};  ///< how many stay
   int64_t step = 1;               ///< heads that go between two evaluations

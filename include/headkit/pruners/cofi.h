@@ -4,6 +4,7 @@
 
 namespace headkit {
 
+/// Settings of `prune_by_cofi`.
 struct CofiOptions {
   /// `share.keep` is the share of the weights of attention and feed-forward blocks that stays.
   LearnedPruningOptions training = {};

@@ -4,6 +4,7 @@
 
 namespace headkit {
 
+/// Settings of `prune_by_fixed_target`.
 struct FixedTargetOptions {
   LearnedPruningOptions training = {};
   double ramp = 0.7;     ///< share of the steps over which the target falls from all heads, [0, 1]

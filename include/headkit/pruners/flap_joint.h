@@ -6,6 +6,7 @@
 
 namespace headkit {
 
+/// Settings of `prune_flap_jointly`.
 struct FlapJointOptions {
   double keep = 0.5;    ///< share of the original model's cost that may stay, in [0, 1]
   bool neurons = true;  ///< also of neurons, where the model has gates of them

@@ -9,6 +9,7 @@
 
 namespace headkit {
 
+/// Settings of `tune_hies`.
 struct HiesTuningOptions {
   std::vector<double> alphas = {};  ///< tried, each in [0, 1]; empty = 0, 0.1, .. 1
   TopFractionOptions share = {};    ///< what is kept; `candidates` is set from the model

@@ -21,6 +21,7 @@ struct HybridBudget {
   std::optional<double> milliseconds = {};  ///< by HybridSettings::latency
 };
 
+/// Settings of `fit_hybrid`.
 struct HybridSettings {
   /// "escalation", "reactivation" (ladders of nested rungs), "linear_gate" (one decision for all
   /// layers) or "layer_gate" (one for each).
@@ -63,6 +64,7 @@ struct HybridArm {
   double quality = 0;       ///< accuracy; NaN without labels
 };
 
+/// One stage of the fit, in words.
 struct HybridStage {
   std::string name;
   std::string found;
@@ -88,6 +90,7 @@ struct HybridReport {
   std::string to_json() const;
 };
 
+/// What `fit_hybrid` returns.
 struct FittedHybrid {
   std::shared_ptr<AdjustablePolicy> policy;  ///< its knob at the budget
   HybridReport report;

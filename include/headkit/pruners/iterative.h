@@ -6,6 +6,7 @@
 
 namespace headkit {
 
+/// Settings of `prune_iteratively`.
 struct IterativeOptions {
   std::string metric = "gate_gradient";  ///< a registered scorer
   int64_t step = 1;               ///< heads that go between two scorings; 1 = exact re-estimation

@@ -7,6 +7,7 @@
 
 namespace headkit {
 
+/// Settings of `measure_latency`.
 struct LatencyOptions {
   int64_t layer = 0;           ///< the layer whose weights are timed
   int64_t neuron_entries = 8;  ///< entries of the table of neurons, a divisor of their number

@@ -12,6 +12,7 @@
 
 namespace headkit {
 
+/// What `make_ladder` builds rungs from.
 struct LadderPlan {
   /// Heads by importance, or else `order`: heads in the order in which they go, first to go first.
   /// Heads that `order` does not name stay on every rung.

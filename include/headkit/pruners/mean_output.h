@@ -10,6 +10,7 @@
 
 namespace headkit {
 
+/// Settings of `mean_head_outputs`.
 struct MeanOutputOptions {
   /// Gates at which the model runs, [L, H]: upstream removals shift what a head sees. Empty =
   /// dense.

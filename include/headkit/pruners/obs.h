@@ -4,6 +4,7 @@
 
 namespace headkit {
 
+/// Settings of `prune_obs`.
 struct ObsOptions {
   double keep = 0.5;       ///< share of the original model's MACs that may stay, in [0, 1]
   bool neurons = true;     ///< also of neurons, where the model has gates of them

@@ -45,6 +45,7 @@ struct StaticPruning {
   GateSet all_gates() const;
 };
 
+/// Settings that all pruning methods share.
 struct PruneOptions {
   TopFractionOptions share;     ///< `candidates` is set from the model
   ScoreOptions score;           ///< `progress` is told of the whole pruning

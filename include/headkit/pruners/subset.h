@@ -4,6 +4,7 @@
 
 namespace headkit {
 
+/// Settings of `prune_by_subset`.
 struct SubsetOptions {
   LearnedPruningOptions training = {.learning_rate = 0.3};
   double first_temperature = 10;

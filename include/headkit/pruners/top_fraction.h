@@ -15,6 +15,7 @@ enum class KeepRounding {
   kDown,     ///< removes ceil(share removed * heads): Michel's protocol for translation
 };
 
+/// How many heads stay, and where.
 struct TopFractionOptions {
   double keep = 0.5;          ///< share of all original heads that stay, in [0, 1]
   bool per_layer = false;     ///< the same share in every layer instead of one global ranking

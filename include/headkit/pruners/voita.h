@@ -4,6 +4,7 @@
 
 namespace headkit {
 
+/// Settings of `prune_by_voita`.
 struct VoitaOptions {
   LearnedPruningOptions training = {};
   int64_t rounds = 6;           ///< trainings of the search for lambda, >= 1

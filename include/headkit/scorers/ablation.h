@@ -6,6 +6,7 @@
 
 namespace headkit {
 
+/// Settings of `AblationScorer`.
 struct AblationOptions {
   /// What stands in for the head: zero, which equals pruning; mean, its mean output over the valid
   /// tokens of the data; resample, its mean output over the tokens of another example, drawn with

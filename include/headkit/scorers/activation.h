@@ -6,6 +6,7 @@
 
 namespace headkit {
 
+/// Settings of `ActivationScorer`.
 struct ActivationOptions {
   /// Mean over valid tokens of, with a the output of the head before the output projection:
   /// energy |a W_O^T|^2, norm |a W_O^T|, raw_norm |a|. The last ranks differently: what the output

@@ -14,6 +14,7 @@ double pearson(std::span<const double> a, std::span<const double> b);
 /// Of average ranks; NaN where one side is constant.
 double spearman(std::span<const double> a, std::span<const double> b);
 
+/// Kendall's rank correlation, with the counts behind it.
 struct KendallTau {
   double tau_b = 0;  ///< NaN where one side is constant
   int64_t concordant = 0;
@@ -46,6 +47,7 @@ enum class SeriesRuns {
   kExamples,  ///< contributions of examples: their mean is the measurement
 };
 
+/// Settings of `agreement`.
 struct AgreementOptions {
   SeriesRuns runs = SeriesRuns::kRepeats;
   int64_t top_k = 0;  ///< of the overlap; 0 = half of the heads

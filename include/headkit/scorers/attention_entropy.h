@@ -6,6 +6,7 @@
 
 namespace headkit {
 
+/// Settings of `AttentionEntropyScorer`.
 struct EntropyOptions {
   /// high: heads of high entropy are important; low: those of low entropy; calibrated: the sign of
   /// the rank correlation with ablation on the first `calibration_share` of the examples.

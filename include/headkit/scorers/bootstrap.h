@@ -14,6 +14,7 @@ enum class BootstrapUnit {
   kBoth,      ///< seeds and, on their own, examples: runs are judged on the same examples
 };
 
+/// Settings of bootstraps over examples.
 struct BootstrapOptions {
   int64_t resamples = 10000;
   double confidence = 0.95;  ///< level of the interval, in (0, 1)

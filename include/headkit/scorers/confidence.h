@@ -4,6 +4,7 @@
 
 namespace headkit {
 
+/// Settings of `ConfidenceScorer`.
 struct ConfidenceOptions {
   /// The last token of an example, its end-of-sequence mark, counts neither as query nor as key.
   bool exclude_end = true;

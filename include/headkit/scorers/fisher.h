@@ -4,6 +4,7 @@
 
 namespace headkit {
 
+/// Settings of `fisher_information`.
 struct FisherOptions {
   bool neurons = true;  ///< also neurons, where the model has gates of them
   /// Squares of the gradients of mini-batch means instead of those of examples, as some published

@@ -4,6 +4,7 @@
 
 namespace headkit {
 
+/// Settings of `FlapScorer`.
 struct FlapOptions {
   bool standardize = true;  ///< z-scores over the channels of each layer, so that layers compare
   bool square = false;      ///< squares the channel scores first, as the released code does

@@ -4,6 +4,7 @@
 
 namespace headkit {
 
+/// Settings of `GreedyGnormScorer`.
 struct GreedyGnormOptions {
   /// Computes the products anew after every removal; false: once, and these are the scores.
   bool recompute = true;

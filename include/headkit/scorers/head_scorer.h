@@ -14,6 +14,7 @@
 
 namespace headkit {
 
+/// Settings that all scorers share.
 struct ScoreOptions {
   std::string granularity = "example";  ///< gate gradient: token, example, batch, signed
   /// none, layer_l2 (divide by the norm of the layer), minmax (to 0 .. 1 over all heads). It

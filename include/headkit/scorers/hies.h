@@ -4,6 +4,7 @@
 
 namespace headkit {
 
+/// Settings of `HiesScorer`.
 struct HiesOptions {
   double alpha = 0.5;  ///< weight of the gate gradient, 0 to 1; to be tuned on held-out data
 };

@@ -4,6 +4,7 @@
 
 namespace headkit {
 
+/// Settings of `KlCurvatureScorer`.
 struct KlCurvatureOptions {
   /// Labels drawn from the model's own distribution for each example (of outputs [B, T, C] for each
   /// token that counts); 0 = sum over all classes, for outputs [B, C] only.

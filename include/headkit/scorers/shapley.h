@@ -9,6 +9,7 @@ namespace headkit {
 /// std::invalid_argument unless the size is a power of two, N <= 20.
 at::Tensor shapley_values(const at::Tensor& values);
 
+/// Settings of `ShapleyScorer`.
 struct ShapleyOptions {
   int64_t permutations =
       100;               ///< the most that are drawn, in pairs of a permutation and its reverse

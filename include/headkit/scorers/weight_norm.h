@@ -6,6 +6,7 @@
 
 namespace headkit {
 
+/// Settings of `WeightNormScorer`.
 struct WeightNormOptions {
   /// Frobenius norms without biases: output |W_O^h|; ov |W_O^h W_V^h|; qk |W_Q^h^T W_K^h|; all:
   /// root of the sum of squares of the four slices.

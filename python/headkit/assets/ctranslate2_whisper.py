@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -149,7 +149,9 @@ def _config(
         decoder_ffn_dim=shape("decoder.layers.0.fc1.weight", 2)[0],
         max_source_positions=shape("encoder.embed_positions.weight", 2)[0],
         max_target_positions=shape("decoder.embed_positions.weight", 2)[0],
-        decoder_start_token_id=tokenizer.convert_tokens_to_ids("<|startoftranscript|>"),
+        decoder_start_token_id=cast(
+            "int", tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
+        ),
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
@@ -165,7 +167,9 @@ def _generation(
     if missing := [name for name in names if name not in given]:
         raise ValueError(f"[whisper] expected {missing[0]} in config.json; found none")
     return transformers.GenerationConfig(
-        decoder_start_token_id=tokenizer.convert_tokens_to_ids("<|startoftranscript|>"),
+        decoder_start_token_id=cast(
+            "int", tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
+        ),
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,

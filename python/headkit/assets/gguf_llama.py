@@ -81,7 +81,7 @@ def convert(source: Path, folder: Path) -> None:
         if name.endswith("attn_q.weight"):
             array = half_rotation(array, config.num_attention_heads)
         elif name.endswith("attn_k.weight"):
-            array = half_rotation(array, config.num_key_value_heads)
+            array = half_rotation(array, config.num_key_value_heads or config.num_attention_heads)
         if place.startswith("blk.") and rest in IN_BLOCK:
             renamed = f"model.layers.{place.removeprefix('blk.')}.{IN_BLOCK[rest]}.weight"
         elif not place and rest in OUTSIDE:
