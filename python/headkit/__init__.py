@@ -273,6 +273,7 @@ from headkit.record_plots import (
 )
 from headkit.running import run
 from headkit.saving import load, load_policy, save
+from headkit.distributed import shared_work
 from headkit.scoring import fisher_information, plot_scores, score
 from headkit.trust import (
     check_randomisation,
@@ -542,6 +543,7 @@ __all__ = [
     "scalar_features",
     "score",
     "scorers",
+    "shared_work",
     "sentence_embedding",
     "shapley_interactions",
     "shapley_values",

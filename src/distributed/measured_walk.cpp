@@ -73,11 +73,12 @@ class SharedWalk {
       const int64_t batch = first + i;
       if (!knows(batch)) {
         const std::string& bytes = all[static_cast<size_t>(i)];
-        if (journal_ != nullptr) journal_->add(walk_, batch, bytes);
+        if (journal_ != nullptr)
+          journal_->add(walk_, batch, hashes[static_cast<size_t>(i)] + bytes);
         found.push_back(unpack(bytes));
         continue;
       }
-      found.push_back(unpack(from_journal(batch)));
+      found.push_back(unpack(from_journal(batch, hashes[static_cast<size_t>(i)])));
     }
     return found;
   }
@@ -97,10 +98,13 @@ class SharedWalk {
   }
 
  private:
-  // The journal's bytes, which only the first process has.
-  std::string from_journal(int64_t batch) {
+  // What the journal, which only the first process has, keeps of a batch behind its hash.
+  std::string from_journal(int64_t batch, const std::string& hash) {
     const std::string own = journal_ != nullptr ? journal_->read(walk_, batch) : "";
-    return exchange("known batch " + std::to_string(batch), own).front();
+    std::string entry = exchange("known batch " + std::to_string(batch), own).front();
+    HEADKIT_CHECK(entry.compare(0, hash.size(), hash) == 0, operation_,
+                  "the data that the journal was written with", "another batch ", batch);
+    return entry.substr(hash.size());
   }
 
   std::vector<std::string> exchange(const std::string& same, const std::string& own,
