@@ -226,6 +226,7 @@ from headkit.agreements import agreement, plot_agreement, plot_stability, stabil
 from headkit.calibrating import calibrate, trace_policy
 from headkit.contributions import causal_head_gating, effects
 from headkit.decisions import explain_decisions, logit_spread
+from headkit.distributed import shared_work
 from headkit.explaining import Explanation, explain
 from headkit.fitting import (
     fit_layer_gate,
@@ -273,7 +274,6 @@ from headkit.record_plots import (
 )
 from headkit.running import run
 from headkit.saving import load, load_policy, save
-from headkit.distributed import shared_work
 from headkit.scoring import fisher_information, plot_scores, score
 from headkit.trust import (
     check_randomisation,
@@ -543,11 +543,11 @@ __all__ = [
     "scalar_features",
     "score",
     "scorers",
-    "shared_work",
     "sentence_embedding",
     "shapley_interactions",
     "shapley_values",
     "shared_examples",
+    "shared_work",
     "show_config",
     "slice_heads",
     "slice_neurons",
