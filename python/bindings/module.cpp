@@ -8,6 +8,7 @@ PYBIND11_MODULE(_C, m) {
   register_attention(m);
   register_feed_forward(m);
   register_models(m);
+  register_distributed(m);
   register_scorers(m);
   register_agreement(m);
   register_gates(m);

@@ -10,6 +10,7 @@ void register_kernels(pybind11::module_& m);
 void register_attention(pybind11::module_& m);
 void register_feed_forward(pybind11::module_& m);
 void register_models(pybind11::module_& m);
+void register_distributed(pybind11::module_& m);
 void register_scorers(pybind11::module_& m);
 void register_agreement(pybind11::module_& m);
 void register_gates(pybind11::module_& m);

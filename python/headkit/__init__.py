@@ -230,6 +230,7 @@ from headkit.calibrating import calibrate, trace_policy
 from headkit.cards import HeadBehaviour, HeadCards, TaskAgreement, head_cards
 from headkit.contributions import causal_head_gating, effects
 from headkit.decisions import explain_decisions, logit_spread
+from headkit.distributed import shared_work
 from headkit.energy import energy_meter
 from headkit.explaining import Explanation, explain
 from headkit.fitting import (
@@ -556,6 +557,7 @@ __all__ = [
     "shapley_interactions",
     "shapley_values",
     "shared_examples",
+    "shared_work",
     "show_config",
     "slice_heads",
     "slice_neurons",

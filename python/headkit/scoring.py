@@ -1,6 +1,7 @@
 """Importance of every head, measured on data."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from headkit import _C
+from headkit.distributed import journal_of
 from headkit.progress import Told, reporting
 
 
@@ -53,13 +55,15 @@ def score(
     bootstrap: int = 1000,
     seed: int = 0,
     dropped_output: torch.Tensor | None = None,
+    journal: str | os.PathLike[str] | None = None,
     progress: bool | Told = False,
     **settings: Any,
 ) -> _C.HeadScores:
     """Score every head from data; larger = more important.
 
     Dropout is off while it runs. Weights, gradients and mode of the model are as before when it
-    ends, also by an error or Ctrl-C. Scores do not depend on batch size, order or padding.
+    ends, also by an error or Ctrl-C. Scores do not depend on batch size, order or padding. Several
+    processes share the work inside ``shared_work``.
 
     Args:
         model: an attached model, or a GatedModel.
@@ -77,6 +81,9 @@ def score(
         seed: of the bootstrap and of ``metric="random"``.
         dropped_output: what will replace a closed head, [layers, heads, model_dim] as
             ``mean_head_outputs`` gives it; heads are scored against it instead of against nothing.
+        journal: a file that keeps what was measured, batch by batch; the same call with the same
+            file goes on where one that was killed broke off, to the same scores. Not used by
+            ``greedy_gnorm``. Yours to delete.
         progress: True for a bar, or a function called with (batches done, batches).
         settings: those of the metric, see ``headkit.scorers()[metric]["settings"]``.
 
@@ -88,7 +95,8 @@ def score(
 
     Raises:
         ValueError: for unknown names and settings, data without examples, a model that is not
-            attached, or an objective whose minimum is the dense model with ``gate_gradient``.
+            attached, an objective whose minimum is the dense model with ``gate_gradient``, or a
+            journal of another job or other data.
         RuntimeError: if a loss is not finite or no gate reaches the loss.
 
     Example:
@@ -102,25 +110,39 @@ def score(
         >>> headkit.score(model, [batch]).values.shape
         torch.Size([2, 4])
     """
-    gated = gated_model(model, "score")
-    with reporting(f"score: {metric}", progress) as tell:
+    gated, loss = gated_model(model, "score"), as_objective(objective)
+    options = {
+        "granularity": granularity,
+        "normalization": normalization,
+        "denominator": denominator,
+        "confidence": confidence,
+        "bootstrap": bootstrap,
+        "seed": seed,
+        "settings": json.dumps(settings, sort_keys=True),
+    }
+    with (
+        journal_of(journal, lambda: _job(gated, metric, loss, options, dropped_output)),
+        reporting(f"score: {metric}", progress) as tell,
+    ):
         scores = _C.score(
-            gated,
-            data,
-            metric,
-            as_objective(objective),
-            granularity=granularity,
-            normalization=normalization,
-            denominator=denominator,
-            confidence=confidence,
-            bootstrap=bootstrap,
-            seed=seed,
-            dropped_output=dropped_output,
-            settings=json.dumps(settings),
-            progress=tell,
+            gated, data, metric, loss, dropped_output=dropped_output, progress=tell, **options
         )
     warn_of_doubts("score", metric, json.loads(scores.settings))
     return scores
+
+
+def _job(
+    gated: _C.GatedModel,
+    metric: str,
+    objective: _C.Objective,
+    options: dict[str, Any],
+    dropped_output: torch.Tensor | None,
+) -> str:
+    """What a journal is of: all that scores depend on but the data, which it checks by batch."""
+    job = {"model": gated.fingerprint(), "metric": metric, "objective": objective.name, **options}
+    if dropped_output is not None:
+        job["dropped_output"] = dropped_output.double().flatten().tolist()
+    return json.dumps(job, sort_keys=True)
 
 
 def warn_of_doubts(operation: str, metric: str, settings: dict[str, Any]) -> None:

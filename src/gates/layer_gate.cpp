@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "distributed/measured_walk.h"
 #include "gates/affine_rows.h"
 #include "gates/early_record.h"
 #include "gates/head_decision.h"
@@ -248,7 +249,7 @@ at::Tensor layer_gate_logits(GatedModel& model, const DataSource& data, const La
   const c10::NoGradGuard no_grad;
   const auto mode = model.evaluating();
   std::vector<at::Tensor> all;
-  data.for_each([&](const Batch& batch) {
+  const auto measure = [&](const Batch& batch, int64_t) -> Measured {
     ModelState state = model.embed(batch);
     const int64_t samples = state.hidden.size(0);
     const std::unique_ptr<GatePolicy::State> fresh = gate.start();
@@ -264,8 +265,10 @@ at::Tensor layer_gate_logits(GatedModel& model, const DataSource& data, const La
         state = model.run(state, stops[i], stops[i + 1], gate.decide(input, *fresh));
       }
     }
-    all.push_back(logits);
-  });
+    return {logits};
+  };
+  for_each_measured(kOperation, data, {}, measure,
+                    [&](const Batch&, const Measured& measured) { all.push_back(measured[0]); });
   HEADKIT_CHECK(!all.empty(), kOperation, "data with at least one example", "none");
   return at::cat(all);
 }

@@ -6,6 +6,7 @@
 #include <limits>
 #include <optional>
 
+#include "distributed/measured_walk.h"
 #include "gates/gate_gradients.h"
 #include "gates/head_rule.h"
 #include "gates/rank_loss.h"
@@ -108,17 +109,23 @@ Observed observe(const char* operation, GatedModel& model, const DataSource& tra
   for (size_t i = 0; i < layers.size(); ++i) {
     check_scalar_features(operation, options.features, probes.empty() ? nullptr : &probes[i]);
   }
-  train.for_each([&](const Batch& batch) {
+  // Features of every observed layer, then the importance.
+  const auto measure = [&](const Batch& batch, int64_t) {
     const c10::NoGradGuard no_grad;
-    const ModelState state = model.embed(batch);
-    importance.push_back(
-        gate_gradients(model, state, batch, objective, options.dropped_output, {}, false, layers,
-                       [&](size_t i, const ModelState& at) {
-                         features[i].push_back(gate_features(operation, options.features,
+    Measured found(layers.size() + 1);
+    found.back() = gate_gradients(model, model.embed(batch), batch, objective,
+                                  options.dropped_output, {}, false, layers,
+                                  [&](size_t i, const ModelState& at) {
+                                    found[i] = gate_features(operation, options.features,
                                                              probes.empty() ? nullptr : &probes[i],
-                                                             at.hidden, at.attention_mask));
-                       })
-            .heads);
+                                                             at.hidden, at.attention_mask);
+                                  })
+                       .heads;
+    return found;
+  };
+  for_each_measured(operation, train, {}, measure, [&](const Batch&, const Measured& measured) {
+    for (size_t i = 0; i < features.size(); ++i) features[i].push_back(measured[i]);
+    importance.push_back(measured.back());
     steps.one();
   });
   HEADKIT_CHECK(!importance.empty(), operation, "training examples", "none");

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "core/json.h"
+#include "distributed/measured_walk.h"
 #include "gates/affine_rows.h"
 #include "gates/logistic_regression.h"
 #include "gates/ridge_regression.h"
@@ -241,37 +242,51 @@ std::vector<FittedProbe> fit_linear_probes(GatedModel& model, const DataSource& 
 
   const c10::NoGradGuard no_grad;
   const auto mode = model.evaluating();
-  std::vector<std::vector<at::Tensor>> features(wanted.size());
-  std::vector<at::Tensor> labels, losses;
-  int64_t classes = 0, done = 0;
-  const auto batches = data.size();
-  data.for_each([&](const Batch& batch) {
+  // Features of every layer, then labels, losses and the number of classes; undefined = not asked.
+  const auto measure = [&](const Batch& batch, int64_t) -> Measured {
+    Measured found;
+    at::Tensor labels, losses;
+    int64_t classes = 0;
     ModelState state = model.embed(batch);
     at::Tensor dense;
     if ((compares || says_class) && !options.gates.empty())
       dense = model.head(model.run(state, 0, layers, {}));
     for (size_t i = 0; i < wanted.size(); ++i) {
       if (wanted[i] > state.layer) state = model.run(state, state.layer, wanted[i], options.gates);
-      features[i].push_back(pooled_state(kOperation, state.hidden, state.attention_mask));
+      found.push_back(pooled_state(kOperation, state.hidden, state.attention_mask));
     }
     const at::Tensor output = model.head(model.run(state, state.layer, layers, options.gates));
     if (!dense.defined()) dense = output;
     if (says_class) {
-      labels.push_back(classes_of(dense));
+      labels = classes_of(dense);
     } else if (options.task) {
       const at::Tensor given = batch_entry(batch, "labels");
       HEADKIT_CHECK(given.defined() && given.dim() == 1 && !given.is_floating_point(), kOperation,
                     "integer labels of shape [batch] in the batch", described(given));
-      labels.push_back(given.cpu().to(at::kLong));
+      labels = given.cpu().to(at::kLong);
     }
     if (says_class) classes = std::max<int64_t>(2, output.size(1));
     if (options.objective != nullptr) {
-      losses.push_back(options.objective->loss(output, batch, compares ? dense : at::Tensor())
-                           .detach()
-                           .to(at::kCPU, at::kDouble));
+      losses = options.objective->loss(output, batch, compares ? dense : at::Tensor())
+                   .detach()
+                   .to(at::kCPU, at::kDouble);
     }
-    if (options.progress) options.progress(++done, batches ? *batches : -1);
-  });
+    found.insert(found.end(), {labels, losses, at::full({}, classes, at::kLong)});
+    return found;
+  };
+  std::vector<std::vector<at::Tensor>> features(wanted.size());
+  std::vector<at::Tensor> labels, losses;
+  int64_t classes = 0;
+  for_each_measured(kOperation, data, options.progress, measure,
+                    [&](const Batch&, const Measured& measured) {
+                      const size_t layers_there = features.size();
+                      for (size_t i = 0; i < layers_there; ++i) features[i].push_back(measured[i]);
+                      if (measured[layers_there].defined())
+                        labels.push_back(measured[layers_there]);
+                      if (measured[layers_there + 1].defined())
+                        losses.push_back(measured[layers_there + 1]);
+                      if (says_class) classes = measured[layers_there + 2].item<int64_t>();
+                    });
   HEADKIT_CHECK(!features.front().empty(), kOperation, "data with at least two examples", "none");
   std::vector<FittedProbe> fitted;
   for (size_t i = 0; i < wanted.size(); ++i) {

@@ -3,7 +3,10 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include <array>
+
 #include "core/sha256.h"
+#include "distributed/measured_walk.h"
 #include "gates/early_record.h"
 #include "headkit/core/error.h"
 
@@ -12,12 +15,6 @@ namespace {
 
 constexpr auto kOperation = "trace_policy";
 constexpr int64_t kDefaultSteps = 16;
-
-at::Tensor by_grid(const std::vector<std::vector<at::Tensor>>& columns) {
-  std::vector<at::Tensor> joined;
-  for (const auto& batches : columns) joined.push_back(at::cat(batches));
-  return at::stack(joined, 1);
-}
 
 }  // namespace
 
@@ -75,48 +72,53 @@ PolicyTrace trace_policy(GatedModel& model, const AdjustablePolicy& policy, cons
   trace.policy = policy_fingerprint(policy);
   const HeadLayout layout = model.layout();
   const size_t points = trace.grid.size();
-  std::vector<std::vector<at::Tensor>> losses(points), heads(points), flops(points);
-  std::vector<at::Tensor> drift, tokens, task;
   const at::NoGradGuard no_grad;
   const auto mode = model.evaluating();
   trace.model = model.fingerprint();
   trace.data = data_fingerprint(data);
-  const int64_t total = data.size().value_or(-1);
-  data.for_each([&](const Batch& given) {
+  // Losses, heads and FLOPs [n, grid], drift, tokens and task [n].
+  const auto measure = [&](const Batch& given, int64_t) -> Measured {
     Batch batch = given;
     const int64_t count = batch_size(given);
-    if (count == 0) return;
-    if (options.task_field.empty()) {
-      task.push_back(at::zeros({count}, at::kLong));
-    } else {
+    at::Tensor task = at::zeros({count}, at::kLong);
+    if (!options.task_field.empty()) {
       HEADKIT_CHECK(batch.count(options.task_field) > 0, kOperation,
                     "batches with an entry '" + options.task_field + "'", "one without");
       const at::Tensor given_task = batch.at(options.task_field);
       HEADKIT_CHECK(given_task.dim() == 1 && !given_task.is_floating_point(), kOperation,
                     "whole numbers of shape [batch] as '" + options.task_field + "'",
                     given_task.scalar_type(), " of shape ", given_task.sizes());
-      task.push_back(given_task.to(at::kCPU, at::kLong));
+      task = given_task.to(at::kCPU, at::kLong);
       batch.erase(options.task_field);
     }
     const std::vector<PolicyRun> runs = policy.sweep(model, batch, trace.grid);
     const at::Tensor full = runs.back().output;
-    tokens.push_back(batch_tokens(model, batch));
+    const at::Tensor tokens = batch_tokens(model, batch);
+    std::vector<at::Tensor> losses, heads, flops;
     for (size_t j = 0; j < points; ++j) {
-      losses[j].push_back(j + 1 < points ? loss(runs[j].output, full, batch)
-                                         : at::zeros({count}, at::kDouble));
-      heads[j].push_back(runs[j].heads_run.to(at::kDouble));
-      flops[j].push_back(run_flops(layout, runs[j], tokens.back()));
+      losses.push_back(j + 1 < points ? loss(runs[j].output, full, batch)
+                                      : at::zeros({count}, at::kDouble));
+      heads.push_back(runs[j].heads_run.to(at::kDouble));
+      flops.push_back(run_flops(layout, runs[j], tokens));
     }
-    drift.push_back(loss(full, model(batch), batch));
-    if (options.progress) options.progress(static_cast<int64_t>(tokens.size()), total);
-  });
-  HEADKIT_CHECK(!tokens.empty(), kOperation, "examples", "none");
-  trace.losses = by_grid(losses);
-  trace.heads_run = by_grid(heads);
-  trace.flops = by_grid(flops);
-  trace.drift = at::cat(drift);
-  trace.tokens = at::cat(tokens);
-  trace.task = at::cat(task);
+    return {at::stack(losses, 1),
+            at::stack(heads, 1),
+            at::stack(flops, 1),
+            loss(full, model(batch), batch),
+            tokens,
+            task};
+  };
+  std::array<std::vector<at::Tensor>, 6> parts;
+  const int64_t examples = for_each_measured(kOperation, data, options.progress, measure,
+                                             [&](const Batch&, const Measured& measured) {
+                                               for (size_t i = 0; i < parts.size(); ++i)
+                                                 parts[i].push_back(measured[i]);
+                                             });
+  HEADKIT_CHECK(examples > 0, kOperation, "examples", "none");
+  at::Tensor PolicyTrace::*const rows[] = {&PolicyTrace::losses, &PolicyTrace::heads_run,
+                                           &PolicyTrace::flops,  &PolicyTrace::drift,
+                                           &PolicyTrace::tokens, &PolicyTrace::task};
+  for (size_t i = 0; i < parts.size(); ++i) trace.*rows[i] = at::cat(parts[i]);
   return trace;
 }
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "distributed/measured_walk.h"
 #include "gates/gate_gradients.h"
 #include "headkit/core/error.h"
 
@@ -34,19 +35,20 @@ InputImportance input_importance(GatedModel& model, const DataSource& data,
   constexpr auto kOperation = "input_importance";
   check_has_gradient(kOperation, objective);
   const auto mode = model.evaluating();
-  const auto batches = data.size();
   std::vector<at::Tensor> heads, blocks;
-  data.for_each([&](const Batch& batch) {
-    const c10::NoGradGuard no_grad;
-    GateGradients found =
-        gate_gradients(model, model.embed(batch), batch, objective, options.dropped_output,
-                       options.dropped_blocks, options.blocks, {}, {});
-    heads.push_back(std::move(found.heads));
-    if (options.blocks) blocks.push_back(std::move(found.blocks));
-    if (options.progress) {
-      options.progress(static_cast<int64_t>(heads.size()), batches ? *batches : -1);
-    }
-  });
+  for_each_measured(
+      kOperation, data, options.progress,
+      [&](const Batch& batch, int64_t) -> Measured {
+        const c10::NoGradGuard no_grad;
+        const GateGradients found =
+            gate_gradients(model, model.embed(batch), batch, objective, options.dropped_output,
+                           options.dropped_blocks, options.blocks, {}, {});
+        return {found.heads, found.blocks};
+      },
+      [&](const Batch&, const Measured& measured) {
+        heads.push_back(measured[0]);
+        if (options.blocks) blocks.push_back(measured[1]);
+      });
   HEADKIT_CHECK(!heads.empty(), kOperation, "data with at least one example", "none");
   return {at::cat(heads), blocks.empty() ? at::Tensor() : at::cat(blocks)};
 }

@@ -156,6 +156,7 @@ HeadOrder HybridJob::order_heads(double lowest) const {
   } else {
     ScoreOptions options;
     options.bootstrap = 0;
+    options.normalization = scorer_info(name).ranking_normalization;
     options.progress = tick;
     found.scores = make_scorer(name)->score(model, few, objective, options);
     note("order", c10::str(name, " of ", objective.name()),

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include "distributed/measured_walk.h"
 #include "headkit/core/error.h"
 
 namespace headkit {
@@ -37,17 +38,16 @@ Means means_of(const char* operation, GatedModel& model, const DataSource& data,
   const auto mode = model.evaluating();
   const at::Tensor present = model.neurons();
   const int64_t layers = present.size(0);
-  at::Tensor sums = at::zeros(present.sizes(), at::kDouble);
-  at::Tensor closed_sums = at::zeros_like(sums), closed_tokens = at::zeros_like(sums);
-  at::Tensor all_tokens = at::zeros({layers, 1}, at::kDouble);
-  Means means;
-  int64_t done = 0;
-  data.for_each([&](const Batch& batch) {
+  // Sums and tokens over all samples and over those where a neuron is closed; whether the model is
+  // in float64.
+  const auto measure = [&](const Batch& batch, int64_t) -> Measured {
+    at::Tensor sums = at::zeros(present.sizes(), at::kDouble);
+    at::Tensor closed_sums = at::zeros_like(sums), closed_tokens = at::zeros_like(sums);
+    at::Tensor all_tokens = at::zeros({layers, 1}, at::kDouble);
     const ModelState state = model.embed(batch);
     const GateSet gates = options.decide ? options.decide(state) : options.gates;
     const int64_t examples = state.hidden.size(0);
     const at::Tensor closed = closed_samples(operation, gates, examples, present);
-    if (state.hidden.scalar_type() == at::kDouble) means.dtype = at::kDouble;
     Taps taps;
     taps.head_contexts = taps.neuron_activations = true;
     model.run(state, 0, model.layout().layers, gates, &taps);
@@ -73,8 +73,21 @@ Means means_of(const char* operation, GatedModel& model, const DataSource& data,
       closed_sums[layer].index_add_(0, index, (sum * share).sum(0));
       closed_tokens[layer].index_add_(0, index, at::mv(share.t(), tokens));
     }
-    if (options.progress) options.progress(++done, data.size().value_or(-1));
-  });
+    const bool wide = state.hidden.scalar_type() == at::kDouble;
+    return {sums, all_tokens, closed_sums, closed_tokens, at::full({}, wide, at::kBool)};
+  };
+  at::Tensor sums = at::zeros(present.sizes(), at::kDouble);
+  at::Tensor closed_sums = at::zeros_like(sums), closed_tokens = at::zeros_like(sums);
+  at::Tensor all_tokens = at::zeros({layers, 1}, at::kDouble);
+  Means means;
+  for_each_measured(operation, data, options.progress, measure,
+                    [&](const Batch&, const Measured& measured) {
+                      sums += measured[0];
+                      all_tokens += measured[1];
+                      closed_sums += measured[2];
+                      closed_tokens += measured[3];
+                      if (measured[4].item<bool>()) means.dtype = at::kDouble;
+                    });
   HEADKIT_CHECK(!present.any().item<bool>() || all_tokens.sum().item<double>() > 0, operation,
                 "data with at least one token", "none");
   means.neurons = at::where(closed_tokens.gt(0), closed_sums / closed_tokens.clamp_min(1),

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "distributed/measured_walk.h"
 #include "headkit/core/error.h"
 
 namespace headkit {
@@ -32,6 +33,11 @@ struct Sums {
   explicit Sums(const HeadLayout& layout)
       : context(at::zeros({layout.layers, layout.heads, layout.head_dim}, at::kDouble)),
         tokens(at::zeros({layout.layers, layout.heads}, at::kDouble)) {}
+
+  void add(const at::Tensor& more_context, const at::Tensor& more_tokens) {
+    context += more_context;
+    tokens += more_tokens;
+  }
 };
 
 }  // namespace
@@ -42,11 +48,9 @@ at::Tensor mean_head_outputs(GatedModel& model, const DataSource& data,
   const auto mode = model.evaluating();
   const HeadLayout layout = model.layout();
   const HeadMask present = model.heads();
-  Sums all(layout);
-  Sums closed(layout);
-  at::ScalarType dtype = at::kFloat;
-  int64_t done = 0;
-  data.for_each([&](const Batch& batch) {
+  // Sums over all samples and over those where a head is closed; whether the model is in float64.
+  const auto measure = [&](const Batch& batch, int64_t) -> Measured {
+    Sums all(layout), closed(layout);
     const ModelState state = model.embed(batch);
     const GateSet gates = options.decide ? options.decide(state) : options.gates;
     const int64_t examples = state.hidden.size(0);
@@ -58,7 +62,6 @@ at::Tensor mean_head_outputs(GatedModel& model, const DataSource& data,
                       taps.valid.size() == taps.head_context.size(),
                   kName, "the head contexts of every attention block", taps.head_context.size(),
                   " of ", layout.layers);
-    if (state.hidden.scalar_type() == at::kDouble) dtype = at::kDouble;
     for (int64_t layer = 0; layer < layout.layers; ++layer) {
       const std::vector<int64_t> heads = present.layer_heads(layer);
       if (heads.empty()) continue;
@@ -80,8 +83,17 @@ at::Tensor mean_head_outputs(GatedModel& model, const DataSource& data,
       closed.context[layer].index_add_(0, index, (sum * share.unsqueeze(2)).sum(0));
       closed.tokens[layer].index_add_(0, index, at::mv(share.t(), tokens));
     }
-    if (options.progress) options.progress(++done, data.size().value_or(-1));
-  });
+    const bool wide = state.hidden.scalar_type() == at::kDouble;
+    return {all.context, all.tokens, closed.context, closed.tokens, at::full({}, wide, at::kBool)};
+  };
+  Sums all(layout), closed(layout);
+  at::ScalarType dtype = at::kFloat;
+  for_each_measured(kName, data, options.progress, measure,
+                    [&](const Batch&, const Measured& measured) {
+                      all.add(measured[0], measured[1]);
+                      closed.add(measured[2], measured[3]);
+                      if (measured[4].item<bool>()) dtype = at::kDouble;
+                    });
 
   const at::Tensor any_closed = closed.tokens.gt(0);
   const at::Tensor tokens = at::where(any_closed, closed.tokens, all.tokens);

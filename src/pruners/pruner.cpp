@@ -40,6 +40,9 @@ std::vector<PrunerInfo> one_shot_pruners() {
                                   const Objective& objective, const PruneOptions& options) {
                MethodSettings settings(name, options.settings);
                ScoreOptions score = options.score;
+               if (score.normalization == ScoreOptions().normalization) {
+                 score.normalization = scorer_info(name).ranking_normalization;
+               }
                read_score_settings(settings, score);
                settings.read("confidence", score.confidence, "level of the interval");
                settings.read("bootstrap", score.bootstrap, "resamples for the interval");

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <vector>
 
+#include "distributed/measured_walk.h"
 #include "headkit/core/error.h"
 #include "scorers/layer_variants.h"
 
@@ -44,31 +45,35 @@ AblationSample ablation_sample(const char* metric, GatedModel& model, const Data
   AblationSample sample;
   sample.flips = at::zeros({layout.layers, layout.heads}, at::kLong);
   bool labelled = false;
-  const auto visit = [&](const Batch& batch) {
-    const int64_t examples = batch_size(batch);
-    const at::Tensor dropped =
-        run.dropped_of_example ? run.dropped_of_example(sample.examples) : run.dropped_output;
+  // Deltas [examples, L * H], and flips of each variant or none.
+  const auto measure = [&](const Batch& batch, const at::Tensor& dropped) -> Measured {
     const VariantLosses losses = variant_losses(metric, model, batch, objective, variants, dropped);
-    at::Tensor deltas = at::zeros({examples, layout.layers * layout.heads}, at::kDouble);
+    at::Tensor deltas = at::zeros({batch_size(batch), layout.layers * layout.heads}, at::kDouble);
     deltas.index_copy_(1, place, (losses.closed - losses.open).t());
-    if (losses.flips.defined()) {
-      labelled = true;
-      sample.flips.flatten().index_add_(0, place, losses.flips);
-    }
-    sample.deltas.add(deltas.reshape({examples, layout.layers, layout.heads}),
-                      at::ones({examples}, at::kDouble));
-    sample.examples += examples;
+    return {deltas, losses.flips};
   };
-  int64_t batches = 0;
-  data.for_each([&](const Batch& batch) {
-    const int64_t examples = batch_size(batch);
-    if (run.dropped_of_example) {
-      for (int64_t i = 0; i < examples; ++i) visit(select_examples(batch, at::arange(i, i + 1)));
-    } else if (examples > 0) {
-      visit(batch);
+  const auto measure_batch = [&](const Batch& batch, int64_t first) -> Measured {
+    if (!run.dropped_of_example) return measure(batch, run.dropped_output);
+    std::vector<at::Tensor> deltas;
+    at::Tensor flips;
+    for (int64_t i = 0; i < batch_size(batch); ++i) {
+      const Measured one =
+          measure(select_examples(batch, at::arange(i, i + 1)), run.dropped_of_example(first + i));
+      deltas.push_back(one[0]);
+      if (one[1].defined()) flips = flips.defined() ? flips + one[1] : one[1];
     }
-    if (run.progress) run.progress(++batches, data.size().value_or(-1));
-  });
+    return {at::cat(deltas), flips};
+  };
+  const auto take = [&](const Batch& batch, const Measured& measured) {
+    const int64_t examples = batch_size(batch);
+    if (measured[1].defined()) {
+      labelled = true;
+      sample.flips.flatten().index_add_(0, place, measured[1]);
+    }
+    sample.deltas.add(measured[0].reshape({examples, layout.layers, layout.heads}),
+                      at::ones({examples}, at::kDouble));
+  };
+  sample.examples = for_each_measured(metric, data, run.progress, measure_batch, take);
   HEADKIT_CHECK(!sample.deltas.empty(), metric, "data with at least one example", "none");
   if (!labelled) sample.flips = at::Tensor();
   return sample;

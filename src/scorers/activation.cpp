@@ -30,24 +30,22 @@ HeadScores ActivationScorer::score(GatedModel& model, const DataSource& data, co
   HeadScores scores;
   scores.metric = kName;
   ScoreSample sample;
-  at::Tensor sums, tokens;
-  for_each_context(
+  scores.samples = for_each_context(
       kName, model, data, options.progress,
-      [&](int64_t examples) {
-        sums = at::zeros({examples, layout.layers, layout.heads}, at::kDouble);
-        tokens = at::zeros({examples, layout.layers, 1}, at::kDouble);
-        sample.add(sums, tokens);
-        scores.samples += examples;
+      [&](int64_t examples) -> Measured {
+        return {at::zeros({examples, layout.layers, layout.heads}, at::kDouble),
+                at::zeros({examples, layout.layers, 1}, at::kDouble)};
       },
       [&](int64_t layer, const std::vector<int64_t>& heads, const at::Tensor& context,
-          const at::Tensor& valid) {
+          const at::Tensor& valid, const Measured& room) {
         at::Tensor squares = statistic == "raw_norm" ? context.square().sum(3)
                                                      : at::einsum("bthd,hde,bthe->bth",
                                                                   {context, grams[layer], context});
         if (statistic != "energy") squares = squares.clamp_min(0).sqrt();
-        put_heads(at::einsum("bth,bt->bh", {squares, valid}), heads, layer, sums);
-        tokens.select(1, layer).copy_(valid.sum(1, /*keepdim=*/true));
-      });
+        put_heads(at::einsum("bth,bt->bh", {squares, valid}), heads, layer, room[0]);
+        room[1].select(1, layer).copy_(valid.sum(1, /*keepdim=*/true));
+      },
+      [&](const Measured& measured) { sample.add(measured[0], measured[1]); });
   sample.summarise(options, scores);
   scores.settings = Json{
       {"normalization", options.normalization},

@@ -74,30 +74,29 @@ at::Tensor valid_queries(const at::Tensor& valid, const at::Tensor& x, LeftOutTo
   return without_token(all, left_out);
 }
 
-void for_each_run(const char* metric, GatedModel& model, const DataSource& data, const Taps& taps,
-                  const Progress& progress,
-                  const std::function<void(const Batch& batch, const Taps& seen)>& visit) {
+int64_t for_each_run(const char* metric, GatedModel& model, const DataSource& data,
+                     const Taps& taps, const Progress& progress,
+                     const std::function<Measured(const Batch& batch, const Taps& seen)>& measure,
+                     const std::function<void(const Measured& measured)>& take) {
   const c10::NoGradGuard no_grad;
   const auto mode = model.evaluating();
   const auto layers = static_cast<size_t>(model.layout().layers);
-  int64_t batches = 0;
-  bool any = false;
-  data.for_each([&](const Batch& batch) {
-    if (batch_size(batch) > 0) {
-      any = true;
-      Taps seen = taps;
-      model.run(model.embed(batch), 0, static_cast<int64_t>(layers), {}, &seen);
-      const size_t shown =
-          taps.attention_calls ? seen.attention_call.size() : seen.head_context.size();
-      HEADKIT_CHECK(shown == layers && seen.valid.size() == layers, metric,
-                    taps.attention_calls ? "a model that shows the calls of all attention blocks"
-                                         : "a model that shows the heads of all attention blocks",
-                    shown, " of ", layers);
-      visit(batch, seen);
-    }
-    if (progress) progress(++batches, data.size().value_or(-1));
-  });
-  HEADKIT_CHECK(any, metric, "data with at least one example", "none");
+  const int64_t examples = for_each_measured(
+      metric, data, progress,
+      [&](const Batch& batch, int64_t) {
+        Taps seen = taps;
+        model.run(model.embed(batch), 0, static_cast<int64_t>(layers), {}, &seen);
+        const size_t shown =
+            taps.attention_calls ? seen.attention_call.size() : seen.head_context.size();
+        HEADKIT_CHECK(shown == layers && seen.valid.size() == layers, metric,
+                      taps.attention_calls ? "a model that shows the calls of all attention blocks"
+                                           : "a model that shows the heads of all attention blocks",
+                      shown, " of ", layers);
+        return measure(batch, seen);
+      },
+      [&](const Batch&, const Measured& measured) { take(measured); });
+  HEADKIT_CHECK(examples > 0, metric, "data with at least one example", "none");
+  return examples;
 }
 
 }  // namespace headkit

@@ -4,6 +4,7 @@
 
 #include <functional>
 
+#include "distributed/measured_walk.h"
 #include "headkit/models/gated_model.h"
 
 namespace headkit {
@@ -27,11 +28,13 @@ AttentionRows attention_rows(const AttentionBlockCall& call, LeftOutToken left_o
 /// Bool [B, T]: the queries that are valid; without the token that is left out.
 at::Tensor valid_queries(const at::Tensor& valid, const at::Tensor& x, LeftOutToken left_out);
 
-/// Runs the dense model without a graph over `data`, and calls `visit` for every batch that holds
-/// examples with what `taps` asks for. Throws std::invalid_argument if the model shows less than
-/// all of its blocks, or if there is no example.
-void for_each_run(const char* metric, GatedModel& model, const DataSource& data, const Taps& taps,
-                  const Progress& progress,
-                  const std::function<void(const Batch& batch, const Taps& seen)>& visit);
+/// Runs the dense model without a graph over `data`, and calls `measure` for every batch that holds
+/// examples with what `taps` asks for, and `take` with what it found; both as for
+/// for_each_measured. Returns the number of examples. Throws std::invalid_argument if the model
+/// shows less than all of its blocks, or if there is no example.
+int64_t for_each_run(const char* metric, GatedModel& model, const DataSource& data,
+                     const Taps& taps, const Progress& progress,
+                     const std::function<Measured(const Batch& batch, const Taps& seen)>& measure,
+                     const std::function<void(const Measured& measured)>& take);
 
 }  // namespace headkit

@@ -23,9 +23,9 @@ HeadScores ConfidenceScorer::score(GatedModel& model, const DataSource& data, co
   scores.metric = kName;
   ScoreSample sample;
   double rows = 0;
-  for_each_run(
+  scores.samples = for_each_run(
       kName, model, data, {.attention_calls = true}, options.progress,
-      [&](const Batch& batch, const Taps& seen) {
+      [&](const Batch& batch, const Taps& seen) -> Measured {
         const at::Tensor sums =
             at::zeros({batch_size(batch), layout.layers, layout.heads}, at::kDouble);
         const at::Tensor counts = at::zeros_like(sums);
@@ -47,9 +47,11 @@ HeadScores ConfidenceScorer::score(GatedModel& model, const DataSource& data, co
                     heads, layer, sums);
           put_heads(counted.sum(2).to(at::kDouble), heads, layer, counts);
         }
-        rows += counts.sum().item<double>();
-        sample.add(sums, counts);
-        scores.samples += batch_size(batch);
+        return {sums, counts};
+      },
+      [&](const Measured& measured) {
+        rows += measured[1].sum().item<double>();
+        sample.add(measured[0], measured[1]);
       });
   HEADKIT_CHECK(rows > 0, kName,
                 options_.exclude_end ? "examples of at least two tokens" : "queries that see a key",

@@ -5,18 +5,22 @@
 #include <functional>
 #include <vector>
 
+#include "distributed/measured_walk.h"
 #include "headkit/models/gated_model.h"
 
 namespace headkit {
 
-/// Calls `begin` with the number of examples of each batch, then `visit` for each of its layers
-/// with heads: the heads that are there, their outputs before the output projection [B, T, h, dh]
-/// and 1 for valid tokens [B, T]; double, CPU. Throws as for_each_run, and for data without tokens.
-void for_each_context(
+/// For each batch `begin` makes room for what is measured of so many examples; `visit` fills it
+/// from each layer with heads: the heads that are there, their outputs before the output projection
+/// [B, T, h, dh] and 1 for valid tokens [B, T]; double, CPU; `take` gets it. Returns the number of
+/// examples. Throws as for_each_run, and for data without tokens.
+int64_t for_each_context(
     const char* metric, GatedModel& model, const DataSource& data, const Progress& progress,
-    const std::function<void(int64_t examples)>& begin,
+    const std::function<Measured(int64_t examples)>& begin,
     const std::function<void(int64_t layer, const std::vector<int64_t>& heads,
-                             const at::Tensor& context, const at::Tensor& valid)>& visit);
+                             const at::Tensor& context, const at::Tensor& valid,
+                             const Measured& room)>& visit,
+    const std::function<void(const Measured& measured)>& take);
 
 /// W_O by the heads that are there, double, CPU, [h, D, dh].
 at::Tensor output_slices(GatedModel& model, int64_t layer);

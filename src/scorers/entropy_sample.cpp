@@ -19,7 +19,7 @@ ScoreSample entropy_sample(const char* metric, GatedModel& model, const DataSour
   double rows = 0;
   for_each_run(
       metric, model, data, {.attention_calls = true}, progress,
-      [&](const Batch& batch, const Taps& seen) {
+      [&](const Batch& batch, const Taps& seen) -> Measured {
         const at::Tensor sums =
             at::zeros({batch_size(batch), layout.layers, layout.heads}, at::kDouble);
         const at::Tensor counts = at::zeros_like(sums);
@@ -36,8 +36,11 @@ ScoreSample entropy_sample(const char* metric, GatedModel& model, const DataSour
           put_heads(at::where(counted, share, at::zeros_like(share)).sum(2), heads, layer, sums);
           put_heads(counted.sum(2).to(at::kDouble), heads, layer, counts);
         }
-        rows += counts.sum().item<double>();
-        sample.add(sums, counts);
+        return {sums, counts};
+      },
+      [&](const Measured& measured) {
+        rows += measured[1].sum().item<double>();
+        sample.add(measured[0], measured[1]);
       });
   HEADKIT_CHECK(rows > 0, metric, "queries that may see at least two keys", "none");
   return sample;

@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "core/json.h"
+#include "distributed/measured_walk.h"
 #include "headkit/core/error.h"
 #include "scorers/gate_slopes.h"
 #include "scorers/score_sample.h"
@@ -15,28 +16,32 @@ namespace {
 
 constexpr char kName[] = "fisher";
 
-// Calls `visit` with the slopes of every batch that holds examples; a row an example, or the mean
-// over the batch.
-void for_each_slopes(GatedModel& model, const DataSource& data, const Objective& objective,
-                     const GateSlopeOptions& options, bool per_batch, const Progress& progress,
-                     const std::function<void(const GateSlopes&, int64_t examples)>& visit) {
+// Calls `measure` with the slopes of every batch that holds examples; a row an example, or the mean
+// over the batch. Returns the number of examples.
+int64_t for_each_slopes(GatedModel& model, const DataSource& data, const Objective& objective,
+                        const GateSlopeOptions& options, bool per_batch, const Progress& progress,
+                        const std::function<Measured(const GateSlopes&)>& measure,
+                        const std::function<void(const Batch&, const Measured&)>& take) {
   const auto mode = model.evaluating();
-  int64_t batches = 0;
-  bool any = false;
-  data.for_each([&](const Batch& batch) {
-    if (const int64_t examples = batch_size(batch); examples > 0) {
-      const ModelState state = embed_without_graph(model, batch);
-      GateSlopes slopes = gate_slopes(kName, model, state, objective, options);
-      if (per_batch) {
-        slopes.heads = slopes.heads.mean(0, /*keepdim=*/true);
-        if (slopes.neurons.defined()) slopes.neurons = slopes.neurons.mean(0, /*keepdim=*/true);
-      }
-      visit(slopes, examples);
-      any = true;
-    }
-    if (progress) progress(++batches, data.size().value_or(-1));
-  });
-  HEADKIT_CHECK(any, kName, "data with at least one example", "none");
+  const int64_t examples = for_each_measured(
+      kName, data, progress,
+      [&](const Batch& batch, int64_t) {
+        const ModelState state = embed_without_graph(model, batch);
+        GateSlopes slopes = gate_slopes(kName, model, state, objective, options);
+        if (per_batch) {
+          slopes.heads = slopes.heads.mean(0, /*keepdim=*/true);
+          if (slopes.neurons.defined()) slopes.neurons = slopes.neurons.mean(0, /*keepdim=*/true);
+        }
+        return measure(slopes);
+      },
+      take);
+  HEADKIT_CHECK(examples > 0, kName, "data with at least one example", "none");
+  return examples;
+}
+
+// Sum so far; undefined = nothing yet.
+void add_to(at::Tensor& sum, const at::Tensor& more) {
+  if (more.defined()) sum = sum.defined() ? sum + more : more;
 }
 
 }  // namespace
@@ -51,22 +56,25 @@ FisherInformation fisher_information(GatedModel& model, const DataSource& data,
   FisherInformation sums;
   int64_t rows = 0;
   std::vector<at::Tensor> head_rows, neuron_rows;
-  for_each_slopes(model, data, objective, slope_options, options.per_batch, options.progress,
-                  [&](const GateSlopes& slopes, int64_t examples) {
-                    const at::Tensor g = slopes.heads * present;
-                    const at::Tensor blocks = at::einsum("blh,blk->lhk", {g, g});
-                    sums.head_blocks =
-                        sums.head_blocks.defined() ? sums.head_blocks + blocks : blocks;
-                    if (options.keep_gradients) head_rows.push_back(g);
-                    if (slopes.neurons.defined()) {
-                      const at::Tensor squares = slopes.neurons.square().sum(0);
-                      sums.neurons = sums.neurons.defined() ? sums.neurons + squares : squares;
-                      if (options.keep_gradients)
-                        neuron_rows.push_back(slopes.neurons.to(at::kFloat));
-                    }
-                    rows += g.size(0);
-                    sums.samples += examples;
-                  });
+  // Gradients of heads, sums over them, squares of those of neurons and, if they are kept, these.
+  const auto measure = [&](const GateSlopes& slopes) -> Measured {
+    const at::Tensor g = slopes.heads * present;
+    Measured found{g, at::einsum("blh,blk->lhk", {g, g}), at::Tensor(), at::Tensor()};
+    if (slopes.neurons.defined()) {
+      found[2] = slopes.neurons.square().sum(0);
+      if (options.keep_gradients) found[3] = slopes.neurons.to(at::kFloat);
+    }
+    return found;
+  };
+  const auto take = [&](const Batch&, const Measured& measured) {
+    add_to(sums.head_blocks, measured[1]);
+    add_to(sums.neurons, measured[2]);
+    if (options.keep_gradients) head_rows.push_back(measured[0]);
+    if (measured[3].defined()) neuron_rows.push_back(measured[3]);
+    rows += measured[0].size(0);
+  };
+  sums.samples = for_each_slopes(model, data, objective, slope_options, options.per_batch,
+                                 options.progress, measure, take);
   const auto count = static_cast<double>(rows);
   sums.head_blocks /= count;
   sums.heads = sums.head_blocks.diagonal(0, 1, 2).clone();
@@ -95,13 +103,13 @@ HeadScores FisherScorer::score(GatedModel& model, const DataSource& data,
   scores.metric = kName;
   scores.objective = objective.name();
   int64_t largest = 0;
-  for_each_slopes(model, data, objective, slope_options, per_batch, options.progress,
-                  [&](const GateSlopes& slopes, int64_t examples) {
-                    const at::Tensor squares = (slopes.heads * present).square();
-                    sample.add(squares, at::ones({squares.size(0)}, at::kDouble));
-                    scores.samples += examples;
-                    largest = std::max(largest, examples);
-                  });
+  scores.samples = for_each_slopes(
+      model, data, objective, slope_options, per_batch, options.progress,
+      [&](const GateSlopes& slopes) -> Measured { return {(slopes.heads * present).square()}; },
+      [&](const Batch& batch, const Measured& measured) {
+        sample.add(measured[0], at::ones({measured[0].size(0)}, at::kDouble));
+        largest = std::max(largest, batch_size(batch));
+      });
   if (sample.all_zero()) fail_all_zero(kName, objective);
   sample.summarise(options, scores);
   Json settings = {{"granularity", options.granularity},

@@ -86,10 +86,12 @@ NeuronFluctuation neuron_fluctuation(GatedModel& model, const DataSource& data,
   std::vector<double> tokens(static_cast<size_t>(present.size(0)), 0);
   for_each_run(
       kName, model, data, {.head_contexts = true, .neuron_activations = true}, progress,
-      [&](const Batch&, const Taps& seen) {
+      [&](const Batch&, const Taps& seen) -> Measured {
         HEADKIT_CHECK(seen.neurons.size() == tokens.size(), kName,
                       "the neurons of every feed-forward block", seen.neurons.size(), " of ",
                       tokens.size());
+        const at::Tensor counts = at::zeros({present.size(0)}, at::kDouble);
+        const at::Tensor means = at::zeros_like(found.mean), spreads = at::zeros_like(found.mean);
         for (size_t i = 0; i < tokens.size(); ++i) {
           const auto layer = static_cast<int64_t>(i);
           at::Tensor rows = seen.neurons[i].flatten(0, 1);
@@ -97,16 +99,24 @@ NeuronFluctuation neuron_fluctuation(GatedModel& model, const DataSource& data,
             rows = rows.index_select(0, valid.flatten().nonzero().flatten().to(rows.device()));
           }
           rows = rows.to(at::kCPU, at::kDouble);
-          const auto count = static_cast<double>(rows.size(0));
-          if (count == 0) continue;
+          if (rows.size(0) == 0) continue;
           const at::Tensor index = present[layer].nonzero().flatten();
           const at::Tensor mean = rows.mean(0);
-          const at::Tensor apart = mean - found.mean[layer].index_select(0, index);
+          counts[layer] = static_cast<double>(rows.size(0));
+          means[layer].index_copy_(0, index, mean);
+          spreads[layer].index_copy_(0, index, (rows - mean).square().sum(0));
+        }
+        return {counts, means, spreads};
+      },
+      [&](const Measured& measured) {
+        for (size_t i = 0; i < tokens.size(); ++i) {
+          const auto layer = static_cast<int64_t>(i);
+          const double count = measured[0][layer].item<double>();
+          if (count == 0) continue;
+          const at::Tensor apart = measured[1][layer] - found.mean[layer];
           const double total = tokens[i] + count;
-          found.mean[layer].index_add_(0, index, apart * (count / total));
-          deviations[layer].index_add_(
-              0, index,
-              (rows - mean).square().sum(0) + apart.square() * (tokens[i] * count / total));
+          found.mean[layer] += apart * (count / total);
+          deviations[layer] += measured[2][layer] + apart.square() * (tokens[i] * count / total);
           tokens[i] = total;
         }
       });

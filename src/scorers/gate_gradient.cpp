@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/json.h"
+#include "distributed/measured_walk.h"
 #include "headkit/core/error.h"
 #include "scorers/gate_slopes.h"
 #include "scorers/score_sample.h"
@@ -41,33 +42,29 @@ HeadScores GateGradientScorer::score(GatedModel& model, const DataSource& data,
   HeadScores scores;
   scores.metric = kName;
   scores.objective = objective.name();
-  int64_t batches = 0;
   int64_t tokens = 0;
   int64_t largest = 0;
-  data.for_each([&](const Batch& batch) {
-    const int64_t examples = batch_size(batch);
-    if (examples > 0) {
-      const ModelState state = embed_without_graph(model, batch);
-      at::Tensor values = gate_slopes(kName, model, state, objective, slope_options).heads;
-      at::Tensor valid = at::ones({examples, state.hidden.size(1)}, at::kDouble);
-      if (state.attention_mask.defined()) {
-        valid = state.attention_mask.to(at::kCPU, at::kDouble);
-      }
-      if (by_token) values = (values.abs() * valid.unsqueeze(1).unsqueeze(3)).sum(2);
-      if (options.granularity == "example") values = values.abs();
-      const at::Tensor length = valid.sum(1);
-      at::Tensor weights = options.denominator == "tokens" ? length : at::ones_like(length);
-      if (by_batch) {
-        values = values.sum(0, /*keepdim=*/true).abs();
-        weights = weights.sum(0, /*keepdim=*/true);
-      }
-      sample.add(values * present, weights);
-      scores.samples += examples;
-      tokens += length.sum().item<int64_t>();
-      largest = std::max(largest, examples);
+  const auto measure = [&](const Batch& batch, int64_t) -> Measured {
+    const ModelState state = embed_without_graph(model, batch);
+    at::Tensor values = gate_slopes(kName, model, state, objective, slope_options).heads;
+    at::Tensor valid = at::ones({batch_size(batch), state.hidden.size(1)}, at::kDouble);
+    if (state.attention_mask.defined()) {
+      valid = state.attention_mask.to(at::kCPU, at::kDouble);
     }
-    if (options.progress) options.progress(++batches, data.size().value_or(-1));
-  });
+    if (by_token) values = (values.abs() * valid.unsqueeze(1).unsqueeze(3)).sum(2);
+    if (options.granularity == "example") values = values.abs();
+    if (by_batch) values = values.sum(0, /*keepdim=*/true).abs();
+    return {values * present, valid.sum(1)};
+  };
+  const auto take = [&](const Batch& batch, const Measured& measured) {
+    const at::Tensor& length = measured[1];
+    at::Tensor weights = options.denominator == "tokens" ? length : at::ones_like(length);
+    if (by_batch) weights = weights.sum(0, /*keepdim=*/true);
+    sample.add(measured[0], weights);
+    tokens += length.sum().item<int64_t>();
+    largest = std::max(largest, batch_size(batch));
+  };
+  scores.samples = for_each_measured(kName, data, options.progress, measure, take);
   HEADKIT_CHECK(!sample.empty(), kName, "data with at least one example", "none");
   if (sample.all_zero()) fail_all_zero(kName, objective);
 

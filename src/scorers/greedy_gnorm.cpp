@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/json.h"
+#include "distributed/measured_walk.h"
 #include "headkit/core/error.h"
 #include "scorers/gate_slopes.h"
 #include "scorers/score_sample.h"
@@ -53,11 +54,8 @@ class Products {
 
   // [L, H] under gates [L, H], double; heads that are gone have 0.
   at::Tensor at(const at::Tensor& open) {
-    sums_.assign(static_cast<size_t>(3 * model_.layout().layers), at::Tensor());
-    samples_ = 0;
-    data_.for_each([&](const Batch& batch) {
-      if (batch_size(batch) > 0) add(batch, open);
-    });
+    const Measured sums = sum_measured(
+        kName, data_, {}, [&](const Batch& batch) { return gradients(batch, open); }, samples_);
     HEADKIT_CHECK(samples_ > 0, kName, "data with at least one example", "none");
     const HeadLayout layout = model_.layout();
     const HeadMask present = model_.heads();
@@ -68,7 +66,7 @@ class Products {
       const at::Tensor shared = at::tensor(layout.kv_places_of(heads), at::kLong);
       const auto norms = [&](int64_t which) {
         return block_norms(
-            sums_[static_cast<size_t>(3 * layer + which)] / static_cast<double>(samples_),
+            sums[static_cast<size_t>(3 * layer + which)] / static_cast<double>(samples_),
             layout.head_dim);
       };
       products[layer].index_copy_(
@@ -82,7 +80,8 @@ class Products {
   int64_t samples() const { return samples_; }
 
  private:
-  void add(const Batch& batch, const at::Tensor& open) {
+  // Of Q, K and V of each layer, summed over the examples.
+  Measured gradients(const Batch& batch, const at::Tensor& open) const {
     const HeadLayout layout = model_.layout();
     const int64_t examples = batch_size(batch);
     const ModelState state = embed_without_graph(model_, batch);
@@ -102,38 +101,36 @@ class Products {
     const at::Tensor dense = objective_.needs_dense() ? output.detach() : at::Tensor();
     const at::Tensor losses = objective_.loss(output, state.batch, dense);
     checked_losses(kName, losses, examples);
+    Measured found;
     torch::autograd::variable_list weights;
     std::vector<size_t> places;
     for (int64_t layer = 0; layer < layout.layers; ++layer) {
       const AttentionWeights& each = taps.attention_call[layer].weights;
       const at::Tensor own[] = {each.q, each.k, each.v};
-      for (size_t which = 0; which < 3; ++which) {
-        const size_t place = 3 * static_cast<size_t>(layer) + which;
-        if (!sums_[place].defined()) sums_[place] = at::zeros(own[which].sizes(), at::kDouble);
-        if (!own[which].requires_grad()) continue;
-        weights.push_back(own[which]);
-        places.push_back(place);
+      for (const at::Tensor& weight : own) {
+        found.push_back(at::zeros(weight.sizes(), at::kDouble));
+        if (!weight.requires_grad()) continue;
+        weights.push_back(weight);
+        places.push_back(found.size() - 1);
       }
     }
     HEADKIT_CHECK_RUNTIME(losses.requires_grad() && !weights.empty(), kName,
                           "a loss that depends on the attention weights",
                           "one without a gradient: does the model run under no_grad or detach?");
-    const auto gradients =
-        torch::autograd::grad({losses.sum()}, weights, {}, /*retain_graph=*/false,
-                              /*create_graph=*/false, /*allow_unused=*/true);
+    const auto slopes = torch::autograd::grad({losses.sum()}, weights, {}, /*retain_graph=*/false,
+                                              /*create_graph=*/false, /*allow_unused=*/true);
     for (size_t i = 0; i < places.size(); ++i) {
-      if (gradients[i].defined()) {
-        sums_[places[i]] += gradients[i].detach().to(at::kCPU, at::kDouble);
+      if (slopes[i].defined()) {
+        found[places[i]] = slopes[i].detach().to(at::kCPU, at::kDouble);
       }
     }
-    samples_ += examples;
+    return found;
   }
 
   GatedModel& model_;
   const DataSource& data_;
   const Objective& objective_;
   const ScoreOptions& options_;
-  std::vector<at::Tensor> sums_;  // of Q, K and V of each layer
   int64_t samples_ = 0;
 };
 

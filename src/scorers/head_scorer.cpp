@@ -136,7 +136,8 @@ const std::vector<ScorerInfo>& scorers() {
            .source = "Michel, Levy, Neubig 2019; Molchanov et al. 2017",
            .cost = "1 forward + 1 backward",
            .needs = kTaskNeeds,
-           .make = nullptr}),
+           .make = nullptr,
+           .ranking_normalization = "layer_l2"}),
       plain<FisherScorer>({.name = "fisher",
                            .definition = "mean over examples of (d loss / d gate)^2 at the dense "
                                          "model",
@@ -237,13 +238,17 @@ const std::vector<ScorerInfo>& scorers() {
   return all;
 }
 
-std::unique_ptr<HeadScorer> make_scorer(const std::string& name, const std::string& settings) {
+const ScorerInfo& scorer_info(const std::string& name) {
   std::string known;
   for (const ScorerInfo& each : scorers()) {
-    if (each.name == name) return std::make_unique<HashingScorer>(each.make(settings));
+    if (each.name == name) return each;
     known += (known.empty() ? "" : ", ") + each.name;
   }
   throw std::invalid_argument(error_message(kScore, "a metric among " + known, "'", name, "'"));
+}
+
+std::unique_ptr<HeadScorer> make_scorer(const std::string& name, const std::string& settings) {
+  return std::make_unique<HashingScorer>(scorer_info(name).make(settings));
 }
 
 }  // namespace headkit

@@ -26,17 +26,17 @@ HeadScores HiesScorer::score(GatedModel& model, const DataSource& data, const Ob
   scores.metric = kName;
   scores.objective = objective.name();
   ScoreSample gradient;
-  int64_t batches = 0;
-  data.for_each([&](const Batch& batch) {
-    if (const int64_t examples = batch_size(batch); examples > 0) {
-      const ModelState state = embed_without_graph(model, batch);
-      const GateSlopes slopes =
-          gate_slopes(kName, model, state, objective, {.dropped_output = options.dropped_output});
-      gradient.add(slopes.heads.abs(), at::ones({examples}, at::kDouble));
-      scores.samples += examples;
-    }
-    if (options.progress) options.progress(++batches, data.size().value_or(-1));
-  });
+  scores.samples = for_each_measured(
+      kName, data, options.progress,
+      [&](const Batch& batch, int64_t) -> Measured {
+        const ModelState state = embed_without_graph(model, batch);
+        return {
+            gate_slopes(kName, model, state, objective, {.dropped_output = options.dropped_output})
+                .heads.abs()};
+      },
+      [&](const Batch& batch, const Measured& measured) {
+        gradient.add(measured[0], at::ones({batch_size(batch)}, at::kDouble));
+      });
   HEADKIT_CHECK(!gradient.empty(), kName, "data with at least one example", "none");
   if (gradient.all_zero()) fail_all_zero(kName, objective);
   const ScoreSample entropy = entropy_sample(kName, model, data, LeftOutToken::kNone, {});

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "core/json.h"
+#include "distributed/measured_walk.h"
 #include "headkit/core/error.h"
 #include "models/counted_tokens.h"
 #include "scorers/gate_slopes.h"
@@ -58,67 +59,66 @@ HeadScores KlCurvatureScorer::score(GatedModel& model, const DataSource& data, c
   scores.metric = kName;
   scores.objective = "kl_to_dense";
   ScoreSample sample;
-  int64_t batches = 0;
-  data.for_each([&](const Batch& batch) {
+  const auto measure = [&](const Batch& batch, int64_t first) -> Measured {
     const int64_t examples = batch_size(batch);
-    if (examples > 0) {
-      const ModelState state = embed_without_graph(model, batch);
-      const c10::AutoGradMode grad_on(true);
-      GateSet gates;
-      gates.heads =
-          at::ones({examples, layout.layers, layout.heads},
-                   state.hidden.options().dtype(
-                       state.hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat))
-              .set_requires_grad(true);
-      if (options.dropped_output.defined()) {
-        gates.dropped_output = options.dropped_output.to(state.hidden.options());
-      }
-      const at::Tensor output = model.head(model.run(state, 0, layout.layers, gates));
-      HEADKIT_CHECK((output.dim() == 2 || output.dim() == 3) && output.size(-1) > 1, kName,
-                    "logits of shape [batch, classes] or [batch, tokens, classes]", "shape ",
-                    output.sizes());
-      HEADKIT_CHECK(output.dim() == 2 || options_.draws > 0, kName,
-                    "a number of draws above 0 for outputs by token", "0");
-      HEADKIT_CHECK_RUNTIME(output.requires_grad(), kName, "outputs that depend on the gates",
-                            "outputs without a gradient");
-      const at::Tensor log_p = at::log_softmax(output, -1);
-      const at::Tensor by_token = output.dim() == 2 ? log_p.unsqueeze(1) : log_p;  // [B, T, C]
-      at::Tensor counted = counted_tokens(output, batch);
-      counted = (counted.defined() ? counted : at::ones({examples, 1}, output.options()))
-                    .to(output.options());
-      const at::Tensor tokens = counted.sum(1).to(at::kCPU, at::kDouble);
-      HEADKIT_CHECK(tokens.gt(0).all().item<bool>(), kName,
-                    "at least one token that counts in every example", "none");
-      const int64_t rounds = options_.draws > 0 ? options_.draws : by_token.size(2);
-      at::Tensor drawn;
-      if (options_.draws > 0) {
-        drawn = draw_classes(by_token.detach().exp(), options.seed, scores.samples, options_.draws);
-      }
-      at::Tensor curvature = at::zeros({examples, layout.layers, layout.heads}, at::kDouble);
-      for (int64_t round = 0; round < rounds; ++round) {
-        // Scores of different tokens are independent with mean 0: the square of their sum is, in
-        // expectation, the sum of their squares.
-        const at::Tensor chosen =
-            drawn.defined()
-                ? by_token.gather(2, drawn[round].to(output.device()).unsqueeze(2)).squeeze(2)
-                : by_token.select(2, round);
-        const at::Tensor gradient =
-            torch::autograd::grad({(chosen * counted).sum()}, {gates.heads}, {},
-                                  /*retain_graph=*/round + 1 < rounds)[0]
-                .to(at::kCPU, at::kDouble);
-        const at::Tensor weight =
-            drawn.defined()
-                ? 1.0 / (tokens * static_cast<double>(options_.draws))
-                : by_token.detach().select(2, round).exp().sum(1).to(at::kCPU, at::kDouble);
-        curvature += gradient.square() * weight.reshape({-1, 1, 1});
-      }
-      HEADKIT_CHECK_RUNTIME(curvature.isfinite().all().item<bool>(), kName, "finite gradients",
-                            "NaN or infinity");
-      sample.add(curvature * present, at::ones({examples}, at::kDouble));
-      scores.samples += examples;
+    const ModelState state = embed_without_graph(model, batch);
+    const c10::AutoGradMode grad_on(true);
+    GateSet gates;
+    gates.heads =
+        at::ones({examples, layout.layers, layout.heads},
+                 state.hidden.options().dtype(
+                     state.hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat))
+            .set_requires_grad(true);
+    if (options.dropped_output.defined()) {
+      gates.dropped_output = options.dropped_output.to(state.hidden.options());
     }
-    if (options.progress) options.progress(++batches, data.size().value_or(-1));
-  });
+    const at::Tensor output = model.head(model.run(state, 0, layout.layers, gates));
+    HEADKIT_CHECK((output.dim() == 2 || output.dim() == 3) && output.size(-1) > 1, kName,
+                  "logits of shape [batch, classes] or [batch, tokens, classes]", "shape ",
+                  output.sizes());
+    HEADKIT_CHECK(output.dim() == 2 || options_.draws > 0, kName,
+                  "a number of draws above 0 for outputs by token", "0");
+    HEADKIT_CHECK_RUNTIME(output.requires_grad(), kName, "outputs that depend on the gates",
+                          "outputs without a gradient");
+    const at::Tensor log_p = at::log_softmax(output, -1);
+    const at::Tensor by_token = output.dim() == 2 ? log_p.unsqueeze(1) : log_p;  // [B, T, C]
+    at::Tensor counted = counted_tokens(output, batch);
+    counted = (counted.defined() ? counted : at::ones({examples, 1}, output.options()))
+                  .to(output.options());
+    const at::Tensor tokens = counted.sum(1).to(at::kCPU, at::kDouble);
+    HEADKIT_CHECK(tokens.gt(0).all().item<bool>(), kName,
+                  "at least one token that counts in every example", "none");
+    const int64_t rounds = options_.draws > 0 ? options_.draws : by_token.size(2);
+    at::Tensor drawn;
+    if (options_.draws > 0) {
+      drawn = draw_classes(by_token.detach().exp(), options.seed, first, options_.draws);
+    }
+    at::Tensor curvature = at::zeros({examples, layout.layers, layout.heads}, at::kDouble);
+    for (int64_t round = 0; round < rounds; ++round) {
+      // Scores of different tokens are independent with mean 0: the square of their sum is, in
+      // expectation, the sum of their squares.
+      const at::Tensor chosen =
+          drawn.defined()
+              ? by_token.gather(2, drawn[round].to(output.device()).unsqueeze(2)).squeeze(2)
+              : by_token.select(2, round);
+      const at::Tensor gradient =
+          torch::autograd::grad({(chosen * counted).sum()}, {gates.heads}, {},
+                                /*retain_graph=*/round + 1 < rounds)[0]
+              .to(at::kCPU, at::kDouble);
+      const at::Tensor weight =
+          drawn.defined()
+              ? 1.0 / (tokens * static_cast<double>(options_.draws))
+              : by_token.detach().select(2, round).exp().sum(1).to(at::kCPU, at::kDouble);
+      curvature += gradient.square() * weight.reshape({-1, 1, 1});
+    }
+    HEADKIT_CHECK_RUNTIME(curvature.isfinite().all().item<bool>(), kName, "finite gradients",
+                          "NaN or infinity");
+    return {curvature * present};
+  };
+  scores.samples = for_each_measured(
+      kName, data, options.progress, measure, [&](const Batch& batch, const Measured& measured) {
+        sample.add(measured[0], at::ones({batch_size(batch)}, at::kDouble));
+      });
   HEADKIT_CHECK(!sample.empty(), kName, "data with at least one example", "none");
   if (sample.all_zero()) fail_all_zero(kName, *kl_to_dense());
   sample.summarise(options, scores);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/json.h"
+#include "distributed/measured_walk.h"
 #include "headkit/core/error.h"
 #include "models/dense_output.h"
 #include "scorers/resampling.h"
@@ -34,9 +35,8 @@ class HeadGame {
     const c10::NoGradGuard no_grad;
     const HeadLayout layout = model_.layout();
     std::vector<at::Tensor> parts;
-    data_.for_each([&](const Batch& batch) {
+    const auto measure = [&](const Batch& batch, int64_t) -> Measured {
       const int64_t examples = batch_size(batch);
-      if (examples == 0) return;
       const ModelState state = model_.embed(batch);
       const at::Tensor dense = dense_output(model_, objective_, state);
       const auto dtype = state.hidden.options().dtype(
@@ -63,9 +63,14 @@ class HeadGame {
                                    variants * examples)
                         .reshape({variants, examples}));
       }
-      parts.push_back(found);
+      return {found};
+    };
+    const Progress all_walks = [&](int64_t, int64_t) {
       if (options_.progress) options_.progress(++done_, -1);
-    });
+    };
+    for_each_measured(
+        kName, data_, all_walks, measure,
+        [&](const Batch&, const Measured& measured) { parts.push_back(measured[0]); });
     HEADKIT_CHECK(!parts.empty(), kName, "data with at least one example", "none");
     return at::cat(parts, 1);
   }

@@ -52,8 +52,13 @@ struct ScorerInfo {
   /// From a JSON object of `settings`; std::invalid_argument for unknown ones.
   std::function<std::unique_ptr<HeadScorer>(const std::string& settings)> make;
   std::vector<SettingInfo> settings = {};  ///< its own, beside ScoreOptions
+  /// What its scores take before heads of different layers are ranked together, as in ScoreOptions:
+  /// the default of pruning, once, by this metric.
+  std::string ranking_normalization = "none";
 };
 const std::vector<ScorerInfo>& scorers();
+/// Throws std::invalid_argument, naming the known ones, for an unknown name.
+const ScorerInfo& scorer_info(const std::string& name);
 /// Throws std::invalid_argument, naming the known ones, for an unknown name or setting.
 std::unique_ptr<HeadScorer> make_scorer(const std::string& name,
                                         const std::string& settings = "{}");

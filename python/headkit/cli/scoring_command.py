@@ -19,6 +19,7 @@ from headkit.cli.options import (
     Seed,
     TaskName,
 )
+from headkit.cli.processes import joined_processes
 from headkit.cli.terminal import exit_codes, print_json, quiet_transformers, shown_progress
 
 Metric = Annotated[
@@ -60,6 +61,13 @@ def score(
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the scores to this file.")
     ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            "--journal",
+            help="Keep what was measured in this file; the same command goes on from there.",
+        ),
+    ] = None,
     limit: Limit = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -67,7 +75,8 @@ def score(
     """Score every head of a model from data.
 
     What the loss reads: the model's own logits; for text-classification with a model that has no
-    classifier a probe fitted on the data.
+    classifier a probe fitted on the data. Started by torchrun (torchrun --nproc-per-node 4 -m
+    headkit.cli score ...), processes share the work.
     """
     with exit_codes():
         import headkit
@@ -75,10 +84,13 @@ def score(
         from headkit.files import write_text
 
         _check_metric("score", metric, headkit.scorers())
-        with quiet_transformers(), shown_progress() as show:
+        with quiet_transformers(), joined_processes() as tells, shown_progress(tells) as show:
             job = start_job(model, task, data, limit, show)
             headed, head = job.headed
-            scores = _score(job, headed, metric, seed, show, _settings("score", settings))
+            given = {**_settings("score", settings), "journal": journal}
+            scores = _score(job, headed, metric, seed, show, given)
+        if not tells:
+            return
         if plot is not None:
             scores.plot(plot)
         if out is not None:

@@ -31,8 +31,15 @@ def exit_codes() -> Iterator[None]:
 
 
 @contextmanager
-def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error for each step; plain lines where that is no terminal."""
+def shown_progress(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error for each step; plain lines where that is no terminal.
+
+    Args:
+        shown: False for silence.
+    """
+    if not shown:
+        yield lambda text, done, total: None
+        return
     if not errors.is_terminal:
         last: list[str] = []
 
