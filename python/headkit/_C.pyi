@@ -75,6 +75,7 @@ __all__: list[str] = [
     "InputGateReport",
     "InputUnit",
     "IsotonicMap",
+    "JournaledWalks",
     "Ladder",
     "LadderTrace",
     "LadderTraining",
@@ -125,6 +126,7 @@ __all__: list[str] = [
     "SelectionStability",
     "SequenceSyntax",
     "ShadowAudit",
+    "SharedWalks",
     "Simulatability",
     "Stability",
     "StaticPruning",
@@ -705,6 +707,14 @@ class Objective:
     def needs_dense(self) -> bool: ...
     @property
     def stationary_at_dense(self) -> bool: ...
+
+class SharedWalks:
+    def __init__(self, group_name: str, device: torch.device) -> None: ...
+    def close(self) -> None: ...
+
+class JournaledWalks:
+    def __init__(self, path: str, identity: str) -> None: ...
+    def close(self) -> None: ...
 
 class FisherInformation:
     @property
