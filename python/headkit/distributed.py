@@ -16,8 +16,10 @@ def shared_work(group: Any = None) -> Iterator[None]:
 
     Inside, every process must make the same calls with the same data, batch by batch. Each measures
     its part of the batches, on one machine or several, and all of them get the same result, that
-    of one process alone. Shared: every metric of ``score``; everything else is done by each
-    process for itself. Where data or calls differ, a process fails or is lost, all of them raise.
+    of one process alone. Shared: every metric of ``score``, ``trace_policy``, ``calibrate``, mean
+    outputs and activations, linear probes, ``input_importance``; everything else, training too, is
+    done by each process for itself. Where data or calls differ, a process fails or is lost, all of
+    them raise.
 
     Args:
         group: a process group; None = all processes.
