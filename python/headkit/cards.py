@@ -193,14 +193,14 @@ class HeadCards:
             return "; ".join(_role(score) for score in labels)
         # Roles without a threshold are to be ranked: the one furthest above its null is told.
         ranked = [
-            score
-            for score in roles.heads[layer][head]
+            (score.score - score.best_null, place)
+            for place, score in enumerate(roles.heads[layer][head])
             if score.assessed and score.best_null is not None and score.threshold is None
         ]
         if not ranked:
             return "no label"
-        best = max(ranked, key=lambda score: score.score - score.best_null)
-        return f"no label; {_role(best)}"
+        _, best = max(ranked)
+        return f"no label; {_role(roles.heads[layer][head][best])}"
 
     def _effect(self, name: str, layer: int, head: int) -> str:
         if name not in self._effects:
@@ -280,7 +280,8 @@ def head_cards(
 def _layout_of(tasks: Mapping[str, HeadBehaviour]) -> _C.HeadLayout:
     if not tasks:
         raise ValueError("[head_cards] expected at least one task; found none")
-    layouts = {}
+    layouts: dict[str, _C.HeadLayout] = {}
+    sizes_of: dict[str, set[tuple[int, int]]] = {}
     for name, task in tasks.items():
         there = [each.layout for each in (task.usage, task.roles) if each is not None]
         if not there:
@@ -293,13 +294,11 @@ def _layout_of(tasks: Mapping[str, HeadBehaviour]) -> _C.HeadLayout:
                 f"[head_cards] expected effects of {there[0].total_heads} heads; found others for "
                 f"{name!r}"
             )
-        layouts[name] = sizes
-    found = set().union(*layouts.values())
-    if len(found) > 1:
-        told = {name: sorted(sizes) for name, sizes in layouts.items()}
+        layouts[name], sizes_of[name] = there[0], sizes
+    if len(set().union(*sizes_of.values())) > 1:
+        told = {name: sorted(sizes) for name, sizes in sizes_of.items()}
         raise ValueError(f"[head_cards] expected tasks of one model; found layers and heads {told}")
-    first = next(iter(tasks.values()))
-    return (first.usage or first.roles).layout
+    return layouts[next(iter(tasks))]
 
 
 def _role(score: _C.RoleScore) -> str:

@@ -111,7 +111,7 @@ def score(
         torch.Size([2, 4])
     """
     gated, loss = gated_model(model, "score"), as_objective(objective)
-    options = {
+    options: dict[str, Any] = {
         "granularity": granularity,
         "normalization": normalization,
         "denominator": denominator,
