@@ -195,7 +195,10 @@ class HeadCards:
         ranked = [
             (score.score - score.best_null, place)
             for place, score in enumerate(roles.heads[layer][head])
-            if score.assessed and score.best_null is not None and score.threshold is None
+            if score.score is not None
+            and score.best_null is not None
+            and score.assessed
+            and score.threshold is None
         ]
         if not ranked:
             return "no label"
