@@ -279,13 +279,11 @@ std::vector<FittedProbe> fit_linear_probes(GatedModel& model, const DataSource& 
   int64_t classes = 0;
   for_each_measured(kOperation, data, options.progress, measure,
                     [&](const Batch&, const Measured& measured) {
-                      const size_t layers_there = features.size();
-                      for (size_t i = 0; i < layers_there; ++i) features[i].push_back(measured[i]);
-                      if (measured[layers_there].defined())
-                        labels.push_back(measured[layers_there]);
-                      if (measured[layers_there + 1].defined())
-                        losses.push_back(measured[layers_there + 1]);
-                      if (says_class) classes = measured[layers_there + 2].item<int64_t>();
+                      const size_t probes = features.size();
+                      for (size_t i = 0; i < probes; ++i) features[i].push_back(measured[i]);
+                      if (measured[probes].defined()) labels.push_back(measured[probes]);
+                      if (measured[probes + 1].defined()) losses.push_back(measured[probes + 1]);
+                      if (says_class) classes = measured[probes + 2].item<int64_t>();
                     });
   HEADKIT_CHECK(!features.front().empty(), kOperation, "data with at least two examples", "none");
   std::vector<FittedProbe> fitted;

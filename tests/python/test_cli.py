@@ -87,6 +87,20 @@ def test_score_takes_settings_of_its_metric_and_draws(folders, data, tmp_path):
     refused("NAME=VALUE", *asked, "--metric", "activation", "--set", "norm")
 
 
+def test_score_under_torchrun_is_that_of_one_process(folders, data, tmp_path):
+    asked = ("score", "--model", folders["classifier"], "--data", data, "--metric", "ablation")
+    call(*asked, "--out", tmp_path / "one.json")
+    shared = [*asked, "--out", tmp_path / "two.json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "-m", "headkit.cli", *map(str, shared)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("two.json") == 1
+    assert (tmp_path / "two.json").read_text() == (tmp_path / "one.json").read_text()
+
+
 def test_prune_saves_a_model_that_can_be_loaded_and_scored(folders, data, tmp_path):
     out = tmp_path / "pruned"
     arguments = ("--model", folders["classifier"], "--data", data, "--out", out)

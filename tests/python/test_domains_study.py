@@ -12,10 +12,10 @@ import headkit as hk
 from headkit import assets
 from headkit.studies import Results
 from headkit.studies import domains as study
-from headkit.studies.domain import Domain, Tally, frozen
+from headkit.studies.domain import Domain, Tally
 from headkit.studies.domains import DomainsStudy, DomainSubject, run_domains
 from headkit.studies.domains_report import PICTURE, domains_markdown, domains_parts, plot_domains
-from headkit.studies.dynamic_task import Opened, inputs_of
+from headkit.studies.dynamic_task import Opened, frozen, inputs_of
 from headkit.studies.reactions import condensations, partners_of
 from headkit.studies.tables import fill
 from headkit.studies.word_errors import edit_distance, word_errors

@@ -12,8 +12,9 @@ namespace headkit {
 /// alone would. Every process must make the same calls with the same data, batch by batch, in the
 /// same order; where data, batches or order differ, and where one process fails, all of them throw.
 ///
-/// Shared: every scorer, policy traces, mean outputs and activations, linear probes, logits of layer
-/// gates, importance by input. What is not made of such walks is done by every process for itself.
+/// Shared: every scorer, policy traces, mean outputs and activations, linear probes, logits of
+/// layer gates, importance by input. What is not made of such walks is done by every process for
+/// itself.
 class SharedWalks {
  public:
   /// Throws std::invalid_argument without a collective, and where another lives on this thread.

@@ -9,9 +9,6 @@ from rich.console import Console
 from headkit.cli.options import Json, Limit, ModelName, TaskName
 from headkit.cli.terminal import exit_codes, print_json, quiet_transformers, shown_progress
 
-# Seconds from one frame of Whisper's encoder to the next.
-HOP = 0.02
-
 
 def cards(
     model: ModelName,
@@ -119,7 +116,9 @@ def _roles(prepared: Any, batches: list[Any]) -> Any:
     if prepared.task.INPUT == "text":
         return headkit.roles(opened.gated, batches, opened.processor)
     if prepared.task.INPUT == "audio":
-        return headkit.audio_roles(opened.gated, batches, HOP)
+        from headkit.studies.forced_alignment import FRAME_SECONDS
+
+        return headkit.audio_roles(opened.gated, batches, FRAME_SECONDS)
     config = opened.model.config
     side = config.image_size // config.patch_size
     grid = headkit.PatchGrid(rows=side, columns=side, patch_size=config.patch_size)

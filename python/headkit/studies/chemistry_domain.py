@@ -11,8 +11,8 @@ from headkit.cli.model_source import find_model
 from headkit.cli.tasks.task import cut
 from headkit.head_roles import for_each_attention
 from headkit.huggingface import attach
-from headkit.studies.domain import Domain, Tally, frozen
-from headkit.studies.dynamic_task import Batch, Opened, inputs_of
+from headkit.studies.domain import Domain, Tally
+from headkit.studies.dynamic_task import Batch, Opened, frozen, inputs_of
 from headkit.studies.reactions import Reaction, condensations, partners_of
 
 SIZES = {"train": 32, "validation": 16, "test": 64}

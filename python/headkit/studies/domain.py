@@ -116,10 +116,3 @@ class Domain(ABC):
     def tell(self, text: str, done: int, total: int) -> None:
         """Report progress."""
         self.show(f"{self.NAME}, seed {self.seed}, {text}", done, total)
-
-
-def frozen(module: torch.nn.Module) -> torch.nn.Module:
-    """In evaluation mode, without gradients of weights."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    return module.eval()

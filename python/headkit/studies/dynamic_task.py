@@ -138,7 +138,8 @@ class Task(ABC):
         return (outputs.argmax(1) == dense.argmax(1)).double()
 
 
-def _frozen(module: torch.nn.Module) -> torch.nn.Module:
+def frozen(module: torch.nn.Module) -> torch.nn.Module:
+    """In evaluation mode, without gradients of weights."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return module.eval()
@@ -200,7 +201,7 @@ class SentenceTask(Sentences):
         """A fresh copy of the model as transformers made it, frozen."""
         import transformers
 
-        return _frozen(
+        return frozen(
             transformers.AutoModelForSequenceClassification.from_pretrained(
                 self.subject.trained.folder, local_files_only=True
             )
@@ -246,7 +247,7 @@ class EmbeddingTask(Sentences):
 
     def plain(self) -> torch.nn.Module:
         """A fresh copy of the model as transformers made it, frozen."""
-        return _frozen(self._source.load("AutoModel"))
+        return frozen(self._source.load("AutoModel"))
 
     def forward(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The task's output by the model's own forward."""
@@ -333,7 +334,7 @@ class DigitsTask(Task):
                 folder, self.sizes, self.digits["train"], self.recipe, self.seed,
                 lambda done, steps: self.tell("training", done, steps),
             )  # fmt: skip
-        return _frozen(
+        return frozen(
             transformers.ViTForImageClassification.from_pretrained(folder, local_files_only=True)
         )
 

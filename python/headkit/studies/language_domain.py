@@ -16,8 +16,8 @@ from headkit.cli.text_lines import read_whole
 from headkit.demo.reviews import load_reviews
 from headkit.huggingface import attach
 from headkit.huggingface import gates as gated
-from headkit.studies.domain import Domain, Tally, frozen
-from headkit.studies.dynamic_task import Batch, Opened, inputs_of
+from headkit.studies.domain import Domain, Tally
+from headkit.studies.dynamic_task import Batch, Opened, frozen, inputs_of
 
 WINDOW, BATCH = 128, 4
 WINDOWS = {"train": 48, "validation": 16, "test": 48}

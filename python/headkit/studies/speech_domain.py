@@ -20,8 +20,8 @@ from headkit.studies.alignment_heads import (
     precision_interval,
     published_heads,
 )
-from headkit.studies.domain import Domain, Tally, frozen
-from headkit.studies.dynamic_task import Batch, Opened
+from headkit.studies.domain import Domain, Tally
+from headkit.studies.dynamic_task import Batch, Opened, frozen
 from headkit.studies.forced_alignment import token_times
 from headkit.studies.word_errors import word_errors
 

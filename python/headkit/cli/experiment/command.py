@@ -1,9 +1,9 @@
 """The command ``headkit experiment``: studies that go on where they were cut off."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -97,6 +97,36 @@ def _recipe(model: str, epochs: int | None, rate: float | None) -> Any:
 
     recipe = FROM_SCRATCH if is_small(model) else Recipe()
     return recipe.again(epochs or recipe.epochs, rate or recipe.learning_rate)
+
+
+class Shown(NamedTuple):
+    """How a report is shown: its tables, the parts of its page, its pictures in a folder."""
+
+    markdown: Callable[[dict[str, Any]], str]
+    parts: Callable[[dict[str, Any]], dict[str, str]]
+    plot: Callable[[dict[str, Any], Path], None]
+
+
+def _publish(
+    name: str, report: dict[str, Any], shown: Shown, out: Path | None, page: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Write NAME.json, tables.md and pictures to ``out``, fill the page, print the tables."""
+    from headkit.files import write_json, write_text
+    from headkit.studies.tables import fill
+
+    tables = shown.markdown(report)
+    if out is not None:
+        write_json(out / f"{name}.json", report)
+        write_text(out / "tables.md", tables)
+        shown.plot(report, out)
+    if page is not None:
+        write_text(page, fill(page.read_text(encoding="utf-8"), shown.parts(report)))
+        shown.plot(report, page.parent)
+    if as_json:
+        print_json(report)
+    else:
+        Console().print(Markdown(tables))
 
 
 @app.command()
@@ -204,12 +234,10 @@ def static(
 ) -> None:
     """Run every static pruning method on one fine-tuned model, at several shares and seeds."""
     with _resumable():
-        from headkit.files import write_json, write_text
         from headkit.studies import Results, read_splits
         from headkit.studies.methods import all_methods, tuned_methods
         from headkit.studies.static import StaticStudy, run_static
         from headkit.studies.static_report import plot_static, static_markdown, static_parts
-        from headkit.studies.tables import fill
 
         recipe = _recipe(model, epochs, learning_rate)
         asked = StaticStudy(
@@ -229,17 +257,8 @@ def static(
         results = Results(out / "cache" if cache is None else cache, frozen=found_only)
         with quiet_transformers(), shown_progress() as show:
             report = run_static(asked, splits, results, show)
-        write_json(out / "static.json", report)
-        write_text(out / "tables.md", static_markdown(report))
-        plot_static(report, out)
-        if page is not None:
-            text = page.read_text(encoding="utf-8")
-            write_text(page, fill(text, static_parts(report)))
-            plot_static(report, page.parent)
-        if as_json:
-            print_json(report)
-        else:
-            Console().print(Markdown(static_markdown(report)))
+        shown = Shown(static_markdown, static_parts, plot_static)
+        _publish("static", report, shown, out, page, as_json)
 
 
 @app.command()
@@ -286,12 +305,10 @@ def dynamic(
 ) -> None:
     """Compare policies that decide by input with static masks at equal measured time."""
     with _resumable():
-        from headkit.files import write_json, write_text
         from headkit.studies import Results, read_splits
         from headkit.studies.dynamic import IMAGES, DynamicStudy, run_dynamic
         from headkit.studies.dynamic_report import dynamic_markdown, dynamic_parts, plot_dynamic
         from headkit.studies.dynamic_rungs import Choices
-        from headkit.studies.tables import fill
 
         asked = DynamicStudy(
             tasks=tuple(tasks.split(",")),
@@ -315,18 +332,8 @@ def dynamic(
             splits = read_splits(data, test, calibration=calibration, validation=validation)
         with quiet_transformers(), shown_progress() as show:
             report = run_dynamic(asked, splits, Results(cache, frozen=found_only), show)
-        if out is not None:
-            write_json(out / "dynamic.json", report)
-            write_text(out / "tables.md", dynamic_markdown(report))
-            plot_dynamic(report, out)
-        if page is not None:
-            text = page.read_text(encoding="utf-8")
-            write_text(page, fill(text, dynamic_parts(report)))
-            plot_dynamic(report, page.parent)
-        if as_json:
-            print_json(report)
-        else:
-            Console().print(Markdown(dynamic_markdown(report)))
+        shown = Shown(dynamic_markdown, dynamic_parts, plot_dynamic)
+        _publish("dynamic", report, shown, out, page, as_json)
 
 
 @app.command()
@@ -375,11 +382,9 @@ def domains(
     FLOPs and, where the machine counts it, energy.
     """
     with _resumable():
-        from headkit.files import write_json, write_text
         from headkit.studies import Results
         from headkit.studies.domains import DomainsStudy, run_domains
         from headkit.studies.domains_report import domains_markdown, domains_parts, plot_domains
-        from headkit.studies.tables import fill
 
         asked = DomainsStudy(
             domains=tuple(names.split(",")),
@@ -396,15 +401,5 @@ def domains(
         asked.check()
         with quiet_transformers(), shown_progress() as show:
             report = run_domains(asked, Results(cache, frozen=found_only), show)
-        if out is not None:
-            write_json(out / "domains.json", report)
-            write_text(out / "tables.md", domains_markdown(report))
-            plot_domains(report, out)
-        if page is not None:
-            content = page.read_text(encoding="utf-8")
-            write_text(page, fill(content, domains_parts(report)))
-            plot_domains(report, page.parent)
-        if as_json:
-            print_json(report)
-        else:
-            Console().print(Markdown(domains_markdown(report)))
+        shown = Shown(domains_markdown, domains_parts, plot_domains)
+        _publish("domains", report, shown, out, page, as_json)
