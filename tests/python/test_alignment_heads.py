@@ -12,6 +12,7 @@ import headkit as hk
 from headkit import assets
 from headkit.studies import Results
 from headkit.studies.alignment_heads import (
+    alignment_focus,
     alignment_scores,
     average_precision,
     cross_attention,
@@ -83,6 +84,18 @@ def test_alignment_is_the_correlation_over_the_frames_of_the_sound():
         alignment_scores(rows, [NAN, NAN, NAN, 0.1, 0.2], 1.0)
 
 
+def test_focus_is_the_share_near_the_time():
+    rows = torch.zeros(2, 4, 100, dtype=torch.float64)
+    times = [0.5, NAN, 1.0, 0.2]
+    rows[0, :, 99] = 1.0  # only looks at the end of a sound of 2 s
+    for token, frame in ((0, 24), (2, 49), (3, 9)):
+        rows[1, token, frame], rows[1, token, 90] = 3.0, 1.0
+    assert alignment_focus(rows, times, 2.0).tolist() == [0.0, 0.75]
+    assert alignment_focus(rows, times, 2.0, within=2.0).tolist() == [1.0, 1.0]
+    # Of the sound alone: what follows it does not count.
+    assert alignment_focus(rows, times, 1.5).tolist() == [0.0, 1.0]
+
+
 def test_average_precision_is_that_of_scikit_learn():
     generator = torch.Generator().manual_seed(0)
     for _ in range(10):
@@ -143,7 +156,8 @@ def test_whispers_published_heads_follow_the_sound(tmp_path, monkeypatch):
     monkeypatch.setattr(Speech, "_recordings", {"test": recordings})
     found = domain.alignment()
     assert found["chance"] == pytest.approx(8 / 24) and found["recordings"] == 2
-    assert found["average_precision"] > 0.5
-    scores = torch.tensor(found["scores"])
+    correlation = found["measures"]["correlation"]
+    assert correlation["average_precision"] > 0.5
+    scores = torch.tensor(correlation["scores"])
     assert scores[tuple(torch.tensor(found["published"]).T)].min() > 0.9
     assert scores.flatten().sort().values[:8].max() < 0.9

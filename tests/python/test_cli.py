@@ -97,7 +97,7 @@ def test_score_under_torchrun_is_that_of_one_process(folders, data, tmp_path):
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("two.json") == 1
+    assert done.stdout.count("ablation of cross_entropy") == 1
     assert (tmp_path / "two.json").read_text() == (tmp_path / "one.json").read_text()
 
 

@@ -28,6 +28,38 @@ def alignment_scores(
     Raises:
         ValueError: for other numbers of tokens and times, or fewer than three known times.
     """
+    rows, said = _known_rows(attention, times, seconds)
+    looked = (rows * torch.arange(rows.shape[-1]) * FRAME_SECONDS).sum(-1)
+    looked, said = looked - looked.mean(-1, keepdim=True), said - said.mean()
+    norms = looked.norm(dim=-1) * said.norm()
+    return torch.where(norms > 1e-12, (looked * said).sum(-1) / norms.clamp_min(1e-12), 0.0)
+
+
+def alignment_focus(
+    attention: torch.Tensor, times: Sequence[float], seconds: float, within: float = 0.4
+) -> torch.Tensor:
+    """Mean share of the attention to the sound that is near the time at which a token was said.
+
+    Args:
+        attention: as for ``alignment_scores``, and so are ``times`` and ``seconds``.
+        within: seconds from the middle of a frame; by default a part of the forced alignment.
+
+    Returns:
+        torch.Tensor: float64 [heads], 0 to 1.
+
+    Raises:
+        ValueError: as ``alignment_scores``.
+    """
+    rows, said = _known_rows(attention, times, seconds)
+    middles = (torch.arange(rows.shape[-1]) + 0.5) * FRAME_SECONDS
+    near = (middles - said[:, None]).abs() <= within
+    return (rows * near).sum(-1).mean(-1)
+
+
+def _known_rows(
+    attention: torch.Tensor, times: Sequence[float], seconds: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of the tokens whose time is known, over the sound, and these times."""
     if attention.shape[1] != len(times):
         raise ValueError(
             f"[alignment] expected a time for each of {attention.shape[1]} tokens; found "
@@ -39,11 +71,7 @@ def alignment_scores(
     frames = max(1, math.ceil(seconds / FRAME_SECONDS))
     rows = attention[:, known, :frames].double()
     rows = rows / rows.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    looked = (rows * torch.arange(rows.shape[-1]) * FRAME_SECONDS).sum(-1)
-    said = torch.tensor([times[place] for place in known], dtype=torch.float64)
-    looked, said = looked - looked.mean(-1, keepdim=True), said - said.mean()
-    norms = looked.norm(dim=-1) * said.norm()
-    return torch.where(norms > 1e-12, (looked * said).sum(-1) / norms.clamp_min(1e-12), 0.0)
+    return rows, torch.tensor([times[place] for place in known], dtype=torch.float64)
 
 
 @torch.no_grad()

@@ -146,21 +146,25 @@ def _alignment(report: dict[str, Any]) -> str:
     if not found:
         return "Not run."
     published = {tuple(head) for head in found["published"]}
-    body = [
-        [f"{layer}"]
-        + [
-            f"**{value:.3f}**" if (layer, head) in published else f"{value:.3f}"
-            for head, value in enumerate(row)
-        ]
-        for layer, row in enumerate(found["scores"])
+    parts = [
+        f"{found['recordings']} recordings, {found['tokens']} tokens; chance {found['chance']:.2f}."
     ]
-    heads = [f"head {head}" for head in range(len(found["scores"][0]))]
-    return (
-        f"Average precision {found['average_precision']:.3f} "
-        f"({found['lower']:.3f}..{found['upper']:.3f}), chance {found['chance']:.2f}; "
-        f"{found['recordings']} recordings, {found['tokens']} tokens.\n\n"
-        + table(["decoder layer", *heads], body)
-    )
+    for name, measured in found["measures"].items():
+        body = [
+            [f"{layer}"]
+            + [
+                f"**{value:.3f}**" if (layer, head) in published else f"{value:.3f}"
+                for head, value in enumerate(row)
+            ]
+            for layer, row in enumerate(measured["scores"])
+        ]
+        heads = [f"head {head}" for head in range(len(measured["scores"][0]))]
+        parts.append(
+            f"By {name}: average precision {measured['average_precision']:.3f} "
+            f"({measured['lower']:.3f}..{measured['upper']:.3f}).\n\n"
+            + table(["decoder layer", *heads], body)
+        )
+    return "\n\n".join(parts)
 
 
 def plot_domains(report: dict[str, Any], folder: Path) -> None:

@@ -15,6 +15,7 @@ from headkit.cli.tasks.task import cut
 from headkit.huggingface import attach
 from headkit.huggingface import gates as gated
 from headkit.studies.alignment_heads import (
+    alignment_focus,
     alignment_scores,
     cross_attention,
     precision_interval,
@@ -28,6 +29,8 @@ from headkit.studies.word_errors import word_errors
 SHORTEST, LONG = 2.0, 5.0
 SIZES = {"train": 48, "validation": 24}
 BATCH, MOST_TOKENS = 4, 160
+# How heads are ranked by following the sound.
+ALIGNMENT = {"correlation": alignment_scores, "focus": alignment_focus}
 
 
 class Speech(Domain):
@@ -137,24 +140,37 @@ class Speech(Domain):
         Word times come from forced alignment with the dense model.
 
         Returns:
-            dict: average precision with its interval over recordings, chance, mean scores
-            [layers][heads], the published heads, number of recordings and tokens.
+            dict: by measure of ``ALIGNMENT`` average precision with its interval over recordings
+            and mean scores [layers][heads]; chance, the published heads, number of recordings and
+            tokens.
         """
         found = []
         for done, recording in enumerate(self._recordings["test"]):
             found.append(self._aligned(recording))
             self.tell("alignment", done + 1, len(self._recordings["test"]))
         published = published_heads(self._dense)
-        scores = torch.tensor([each["scores"] for each in found], dtype=torch.float64)
         tokens = torch.tensor([each["tokens"] for each in found])
-        value, lower, upper = precision_interval(scores, tokens, published)
-        weight = tokens.double()[:, None, None]
-        mean = (scores * weight).sum(0) / weight.sum()
         return {
-            "average_precision": value, "lower": lower, "upper": upper,
-            "chance": float(published.double().mean()), "scores": mean.tolist(),
+            "measures": {
+                name: self._precision([each[name] for each in found], tokens, published)
+                for name in ALIGNMENT
+            },
+            "chance": float(published.double().mean()),
             "published": published.nonzero().tolist(),
-            "recordings": len(found), "tokens": int(tokens.sum()),
+            "recordings": len(found),
+            "tokens": int(tokens.sum()),
+        }
+
+    @staticmethod
+    def _precision(
+        scores: list[Any], tokens: torch.Tensor, published: torch.Tensor
+    ) -> dict[str, Any]:
+        each = torch.tensor(scores, dtype=torch.float64)
+        value, lower, upper = precision_interval(each, tokens, published)
+        weight = tokens.double()[:, None, None]
+        mean = (each * weight).sum(0) / weight.sum()
+        return {
+            "average_precision": value, "lower": lower, "upper": upper, "scores": mean.tolist(),
         }  # fmt: skip
 
     @cached_property
@@ -172,9 +188,11 @@ class Speech(Domain):
             seconds = len(recording.samples) / SAMPLE_RATE
             times = token_times(model, encoded, ids, labels, seconds, model.config.eos_token_id)
             rows = cross_attention(model, encoded, ids)
-            scores = [alignment_scores(layer, times, seconds).tolist() for layer in rows]
-            return {"scores": scores, "tokens": sum(not math.isnan(time) for time in times)}
+            measured = {
+                name: [measure(layer, times, seconds).tolist() for layer in rows]
+                for name, measure in ALIGNMENT.items()
+            }
+            return {**measured, "tokens": sum(not math.isnan(time) for time in times)}
 
-        return self.results.get(
-            "domain_alignment", {"model": self.ASSET, "recording": recording.name}, compute
-        )
+        asked = {"model": self.ASSET, "recording": recording.name, "measures": list(ALIGNMENT)}
+        return self.results.get("domain_alignment", asked, compute)
