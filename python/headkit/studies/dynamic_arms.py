@@ -207,8 +207,13 @@ class Arms(Rungs):
         return ladder, chosen
 
     def _lows(self, budget: float, trained: bool) -> list[float]:
-        lows = [low for low in self.choices.lows if low <= budget - 0.02]
-        return lows[-1:] if trained else lows
+        lows = (self._trained_low(),) if trained else self.choices.lows
+        return [low for low in lows if low <= budget - 0.02]
+
+    def _trained_low(self) -> float:
+        """Of the one ladder that is trained: what validation chose at half the FLOPs."""
+        way = self.escalation if self.task.classifies else self.reactivation
+        return way(0.5).chosen["low"]
 
     def escalation(self, budget: float, *, trained: bool = False) -> Arm:
         """Run low, run unsure inputs again on everything; low rung and threshold by validation."""
@@ -468,7 +473,7 @@ class Arms(Rungs):
 
     def drift(self) -> dict[str, Any]:
         """How far the trained ladder's own top rung is from the original model, on test data."""
-        low = self.choices.lows[-1]
+        low = self._trained_low()
 
         def compute() -> Any:
             _, chosen = self._rungs(low, True)
@@ -482,10 +487,10 @@ class Arms(Rungs):
         return {"low": low, "outputs": outputs}
 
     def knob(self, *, trained: bool) -> Knob:
-        """What test examples lose and cost over the threshold of escalation from the highest low
-        rung; dense is the ladder's own top rung.
+        """What test examples lose and cost over the threshold of escalation from the low rung of
+        the trained ladder; dense is the ladder's own top rung.
         """
-        low = self.choices.lows[-1]
+        low = self._trained_low()
 
         def compute() -> Any:
             ladder, chosen = self._rungs(low, trained)

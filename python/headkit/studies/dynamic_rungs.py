@@ -32,14 +32,14 @@ class Choices:
         metrics: orders in which heads may go: of ``headkit.scorers()``, ``michel`` or backward
             elimination.
         mixes: shares of the heads; the share of the neurons follows from the budget.
-        lows: FLOPs of the lowest rung, as a share of dense.
+        lows: FLOPs of the low rung, as a share of dense.
         layers: before which reactivation may decide, as shares of the depth.
         again: of training the rungs.
     """
 
     metrics: tuple[str, ...] = (MICHEL, "ablation", GREEDY)
     mixes: tuple[float, ...] = (1.0, 0.75, 0.5, 0.34, 0.25)
-    lows: tuple[float, ...] = (0.2, 0.3)
+    lows: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6)
     layers: tuple[float, ...] = (0.34, 0.5)
     again: Recipe = field(default_factory=lambda: Recipe(epochs=1, learning_rate=4e-5))
 
