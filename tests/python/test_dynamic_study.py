@@ -1,6 +1,7 @@
 """The dynamic study at toy size: three tasks, whole, cut off, and found again."""
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,9 @@ from headkit.studies.distillation import distilled
 from headkit.studies.dynamic import DynamicStudy, Subject, run_dynamic, subjects_of
 from headkit.studies.dynamic_report import PICTURES, dynamic_markdown, dynamic_parts
 from headkit.studies.dynamic_rungs import Choices
+from headkit.studies.dynamic_task import Opened
 from headkit.studies.equal_cost import Point, against, at_cost
+from headkit.studies.kept_budget import SETTLED, kept, kept_budget
 from headkit.studies.realised_risk import Knob, realised_risk
 from headkit.studies.recipe import Recipe
 from headkit.studies.results import Missing
@@ -70,7 +73,7 @@ def asked_of(model, **options):
     standard = {
         "model": str(model), "seeds": (0,), "budgets": (0.5,), "trained_budgets": (0.6,),
         "draws": 1, "oracle": 3, "oracle_step": 2, "rounds": 1, "recipe": QUICK, "choices": CHOICES,
-        "digits": DIGITS, "risks": (0.02, 0.2), "splits": 4,
+        "digits": DIGITS, "risks": (0.02, 0.2), "splits": 4, "targets": (),
     }  # fmt: skip
     return DynamicStudy(**{**standard, **options})
 
@@ -337,6 +340,45 @@ def test_rules_of_the_study():
         run_dynamic(DynamicStudy(tasks=("sst2",)), None, Results("unused"), quiet)
     with pytest.raises(Missing):
         Results("unused", frozen=True).check_not_frozen("kind")
+
+
+def test_a_target_of_time_is_asked_of_the_arm_at_half_the_flops(asked, splits, cache, report):
+    """16 sentences cannot promise 5 %: told, and nothing else is lost."""
+    found = run_dynamic(asked(tasks=("sst2",), targets=(0.7,)), splits, Results(cache), quiet)
+    ((name, why),) = found["tasks"]["sst2"]["refused"]
+    assert name == "a target of 0.7" and "found 16" in why
+
+
+@torch.no_grad()
+def test_a_kept_budget_never_goes_below_its_floor(study_model):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(study_model).eval()
+    gated = hk.attach(model, feed_forward=True)
+    low = hk.HeadMask(torch.tensor([[1, 0, 0, 0]] * LAYERS))
+    batches = [
+        {
+            "input_ids": torch.randint(3, 30, (16, 6 + n)),
+            "attention_mask": torch.ones(16, 6 + n, dtype=torch.int64),
+            "labels": torch.randint(2, (16,)),
+        }
+        for n in range(10)
+    ]
+    policy = hk.Escalation(low, threshold=0.5)
+    found = kept_budget(Opened(model, gated, gated), policy, batches[:6], batches[6:], 0.8, 60)
+    assert json.loads(json.dumps(found)) == found
+    assert found["target"] == pytest.approx(0.8 * found["dense"])
+    assert len(found["milliseconds"]) == len(found["lambdas"]) == 60
+    assert min(found["milliseconds"]) > 0
+    assert all(found["floor"] <= each <= 1 for each in found["lambdas"])
+
+
+def test_what_is_told_of_a_kept_budget():
+    costs = [5.0] * SETTLED + [1.0, 3.0, 1.0, 3.0]
+    found = {"target": 1.6, "milliseconds": costs, "lambdas": [1.0] * SETTLED + [0.2, 0.4] * 2}
+    told = kept(found)
+    assert told["mean"] == 2 and told["error"] == pytest.approx(0.25)
+    assert told["lowest"] == 0.2 and told["lambda"] == pytest.approx(0.3)
+    assert told["simulation_error"] == pytest.approx(math.sqrt(4 / 3) / 2 / 1.6)
 
 
 def test_the_page_has_a_place_for_every_table(report):

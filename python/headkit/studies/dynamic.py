@@ -23,6 +23,7 @@ from headkit.studies.dynamic_task import (
 )
 from headkit.studies.equal_cost import Point, against
 from headkit.studies.fine_tuned import Show
+from headkit.studies.kept_budget import kept
 from headkit.studies.methods import VARIANTS
 from headkit.studies.realised_risk import Knob, realised_risk
 from headkit.studies.recipe import Recipe
@@ -50,6 +51,7 @@ class DynamicStudy:
         oracle: examples of the greedy oracle; 0 = none.
         oracle_step: heads that it closes at once.
         rounds: of the measurement of time; 0 = none.
+        targets: of milliseconds that a controller keeps, as shares of dense; with ``rounds``.
         risks: mean shares of flipped labels that are promised.
         splits: random halves on which a promise is tried.
         recipe: of fine-tuning.
@@ -66,6 +68,7 @@ class DynamicStudy:
     oracle: int = 64
     oracle_step: int = 6
     rounds: int = 5
+    targets: tuple[float, ...] = (0.9, 0.75, 0.6)
     risks: tuple[float, ...] = (0.01, 0.02, 0.05)
     splits: int = 100
     recipe: Recipe = field(default_factory=Recipe)
@@ -87,19 +90,16 @@ class DynamicStudy:
             )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"[dynamic] expected different seeds; found {list(self.seeds)}")
-        for name in ("budgets", "trained_budgets"):
-            for budget in getattr(self, name):
-                if not 0 < budget < 1:
-                    raise ValueError(f"[dynamic] expected {name} between 0 and 1; found {budget:g}")
+        for name in ("budgets", "trained_budgets", "targets", "risks"):
+            for share in getattr(self, name):
+                if not 0 < share < 1:
+                    raise ValueError(f"[dynamic] expected {name} between 0 and 1; found {share:g}")
         known = (GREEDY, *VARIANTS, *(name for name in _C.scorers() if name != "random"))
         for name in self.choices.metrics or ("none",):
             if name not in known:
                 raise ValueError(f"[dynamic] expected orders of {', '.join(known)}; found {name!r}")
         if not self.budgets:
             raise ValueError("[dynamic] expected budgets; found none")
-        for risk in self.risks:
-            if not 0 < risk < 1:
-                raise ValueError(f"[dynamic] expected risks between 0 and 1; found {risk:g}")
         if self.splits < 2:
             raise ValueError(f"[dynamic] expected splits >= 2; found {self.splits}")
         for name in ("draws", "oracle", "rounds"):
@@ -127,6 +127,7 @@ class Subject:
         self.greedy: dict[str, Any] | None = None
         self.drift: dict[str, Any] | None = None
         self.knob: Knob | None = None
+        self.kept: list[dict[str, Any]] = []
 
     def _try(self, name: str, compute: Callable[[], Any]) -> Any:
         try:
@@ -224,6 +225,21 @@ class Subject:
             task.tell("measuring time", done + 1, len(part.batches))
         return seconds
 
+    def controlled(self) -> None:
+        """Escalation of sentences at about half the FLOPs, under targets of time."""
+        names = [
+            f"escalation {how}at {b:g}" for how in ("trained ", "") for b in self.asked.budgets
+        ]
+        arm = next((self.found[name] for name in names if name in self.found), None)
+        if not self.asked.rounds or arm is None or not isinstance(self.task, SentenceTask):
+            return
+        for share in self.asked.targets:
+            found = self._try(
+                f"a target of {share:g}", lambda s=share, a=arm: self.arms.kept_budget(a, s)
+            )
+            if found is not None:
+                self.kept.append(found)
+
     def cost(self, name: str, kind: str) -> float | None:
         """Seconds, or FLOPs as a share of dense, of an arm."""
         if kind == "time":
@@ -288,7 +304,7 @@ def run_dynamic(
     for subjects in every:
         kept = [each for each in subjects if _learnt(each)]
         there.append(kept)
-    stages = ("without_training", "timed", "with_training", "timed", "beside")
+    stages = ("without_training", "timed", "with_training", "timed", "controlled", "beside")
     for stage in stages:
         for subjects in there:
             for subject in subjects:
@@ -329,6 +345,11 @@ def _task_report(subjects: Sequence[Subject]) -> dict[str, Any]:
         "oracle": _oracle(subjects),
         "drift": _drift(subjects),
         "promises": _promises(subjects),
+        "kept": [
+            {"seed": each.task.seed, **found, **kept(found)}
+            for each in subjects
+            for found in each.kept
+        ],
         "reference_seconds": _mean(
             [each.seconds["transformers"] for each in subjects if "transformers" in each.seconds]
         ),

@@ -17,7 +17,8 @@ from headkit.pruning import apply
 from headkit.running import run
 from headkit.studies.distillation import distilled
 from headkit.studies.dynamic_rungs import GREEDY_KEEP, Rungs, full_rung
-from headkit.studies.dynamic_task import Batch, Opened
+from headkit.studies.dynamic_task import BATCH, Batch, Opened
+from headkit.studies.kept_budget import kept_budget
 from headkit.studies.realised_risk import Knob, knob_of
 from headkit.studies.results import key_of
 
@@ -503,6 +504,23 @@ class Arms(Rungs):
             found = self.task.get("knobs", {**asked, "metrics": self.choices.metrics}, compute)
         rows = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in found.items()}
         return Knob(**rows)
+
+    def kept_budget(self, arm: Arm, share: float) -> dict[str, Any]:
+        """Escalation under a target of time, on the second half of the test sentences; the promise
+        is made on the first half.
+        """
+
+        def compute() -> Any:
+            self.task.tell(f"a target of {share:g} of the time", 0, -1)
+            batches = self.task.arriving(BATCH)
+            half = len(batches) // 2
+            policy = self.policy(arm.way, arm.chosen)
+            opened = self.opened(self._path(arm.chosen))
+            return kept_budget(opened, policy, batches[:half], batches[half:], share)
+
+        asked = {"arm": arm.chosen, "share": share, "threads": torch.get_num_threads()}
+        with torch.no_grad():
+            return self.task.get("kept_budgets", asked, compute)
 
     def runner(self, arm: Arm) -> Callable[[Batch], torch.Tensor]:
         """The arm as it would be deployed, for the clock: static ones are cut, not gated."""

@@ -7,6 +7,7 @@ from headkit.plotting import COLOURS, DENSE, RANDOM, pyplot_for, save_figure
 from headkit.studies.tables import interval, signed, table
 
 PICTURES = ("dynamic_time.svg", "dynamic_flops.svg")
+KEPT = "dynamic_kept.svg"
 WAYS = (
     *("static", "escalation", "reactivation", "linear gate", "layer gate"),
     *("escalation, oracle", "random"),
@@ -30,6 +31,7 @@ def dynamic_parts(report: dict[str, Any]) -> dict[str, str]:
         "oracle": _by_task(report, _oracle),
         "drift": _by_task(report, _drift),
         "promise": _by_task(report, _promise),
+        "kept": _kept(report),
         "refused": _by_task(report, _refused),
     }
 
@@ -177,6 +179,35 @@ def _promise(task: dict[str, Any]) -> str:
     return table(["promised", "realised", "splits x seeds", "worst split", "FLOPs"], body)
 
 
+def _kept(report: dict[str, Any]) -> str:
+    rows = [row for task in report["tasks"].values() for row in task["kept"]]
+    if not rows:
+        return "Not measured."
+    body = [
+        [
+            f"{row['seed']}", f"{row['share']:g}", f"{row['target']:.3f}", f"{row['mean']:.3f}",
+            f"{100 * row['error']:+.1f} ± {100 * row['simulation_error']:.1f}",
+            f"{row['lowest']:.3f}", f"{row['floor']:.3f}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return (
+        table(
+            [
+                "seed",
+                "share of dense",
+                "target, ms",
+                "kept, ms",
+                "error, %",
+                "lowest knob",
+                "floor",
+            ],
+            body,
+        )
+        + f"\n\n![milliseconds of an example by batch]({KEPT})"
+    )
+
+
 def _refused(task: dict[str, Any]) -> str:
     if not task["refused"]:
         return "None."
@@ -191,6 +222,27 @@ def plot_dynamic(report: dict[str, Any], folder: Path) -> None:
     """
     for name, cost in zip(PICTURES, ("time", "flops"), strict=True):
         _plot(report, folder / name, cost)
+    rows = [row for task in report["tasks"].values() for row in task["kept"]]
+    if rows:
+        _plot_kept(rows, folder / KEPT)
+
+
+def _plot_kept(rows: list[dict[str, Any]], path: Path) -> None:
+    """Moving means of what the batches of the first seed cost, each beside its target."""
+    pyplot = pyplot_for("experiment")
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.4), constrained_layout=True)
+    shown = [row for row in rows if row["seed"] == rows[0]["seed"]]
+    for row, colour in zip(shown, COLOURS, strict=False):
+        costs = row["milliseconds"]
+        means = [sum(costs[max(0, n - 9) : n + 1]) / min(n + 1, 10) for n in range(len(costs))]
+        axes.plot(means, color=colour, linewidth=1, label=f"{row['share']:g} of dense")
+        axes.axhline(row["target"], color=colour, linewidth=0.8, linestyle="--")
+    axes.axhline(rows[0]["dense"], color=DENSE, linewidth=1, label="dense")
+    axes.set_xlabel("batch")
+    axes.set_ylabel("milliseconds of an example, mean of ten batches")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=7)
+    save_figure(pyplot, figure, path)
 
 
 def _plot(report: dict[str, Any], path: Path, cost: str) -> None:

@@ -169,6 +169,15 @@ class Sentences(Task):
         for group in groups_of(self.splits.train, size, random.Random(seed)):
             yield encode(self.tokenizer, group)
 
+    def arriving(self, size: int) -> list[Batch]:
+        """The test sentences in batches as requests arrive, in an order by the seed."""
+        order = list(self.splits.test)
+        random.Random(self.seed).shuffle(order)
+        return [
+            encode(self.tokenizer, order[first : first + size])
+            for first in range(0, len(order), size)
+        ]
+
 
 class SentenceTask(Sentences):
     """Sentences of one class or another: the fine-tuned models of the static study."""
