@@ -16,8 +16,8 @@ from headkit.ladders import fit_reactivation
 from headkit.pruning import apply
 from headkit.running import run
 from headkit.studies.distillation import distilled
-from headkit.studies.dynamic_rungs import GREEDY_KEEP, Rungs, full_rung
-from headkit.studies.dynamic_task import BATCH, Batch, Opened
+from headkit.studies.dynamic_rungs import GREEDY_KEEP, Choices, Rungs, full_rung
+from headkit.studies.dynamic_task import BATCH, Batch, Opened, Task
 from headkit.studies.kept_budget import kept_budget
 from headkit.studies.realised_risk import Knob, knob_of
 from headkit.studies.results import key_of
@@ -60,6 +60,10 @@ class Arm:
 
 class Arms(Rungs):
     """Every arm of one task and seed, from the disk if it is there."""
+
+    def __init__(self, task: Task, choices: Choices):
+        super().__init__(task, choices)
+        self._traces: dict[str, _C.LadderTrace] = {}
 
     def _arm(
         self,
@@ -223,10 +227,7 @@ class Arms(Rungs):
             tried = []
             for low in self._lows(budget, trained):
                 ladder, chosen = self._rungs(low, trained)
-                draft = _C.Escalation(ladder, threshold=0.5)
-                trace = draft.trace(
-                    self.opened(self._path(chosen)).gated, self.task.part("validation").batches
-                )
+                trace = self._trace(_C.Escalation(ladder, threshold=0.5), chosen)
                 threshold = self._threshold(trace, budget)
                 if threshold is not None:
                     loss = _reached(trace, threshold)
@@ -252,9 +253,8 @@ class Arms(Rungs):
                 for layer in self._layers():
                     for signal in signals if self.task.classifies else signals[1:]:
                         found = self._reactivation(opened, ladder, chosen, layer, signal)
-                        trace = _C.Reactivation(ladder, **_fitted(found)).trace(
-                            opened.gated, self.task.part("validation").batches
-                        )
+                        draft = _C.Reactivation(ladder, **_fitted(found))
+                        trace = self._trace(draft, {**chosen, "layer": layer, "signal": signal})
                         lambda_ = self._threshold(trace, budget)
                         if lambda_ is not None:
                             loss = _reached(trace, lambda_)
@@ -300,6 +300,16 @@ class Arms(Rungs):
             }  # fmt: skip
 
         return self.task.get("probes", {"of": chosen, "layer": layer, "signal": signal}, compute)
+
+    def _trace(
+        self, draft: _C.Escalation | _C.Reactivation, chosen: dict[str, Any]
+    ) -> _C.LadderTrace:
+        """What validation examples do on every rung, once for all budgets."""
+        name = key_of({"way": type(draft).__name__, **chosen})
+        if name not in self._traces:
+            opened = self.opened(self._path(chosen))
+            self._traces[name] = draft.trace(opened.gated, self.task.part("validation").batches)
+        return self._traces[name]
 
     @staticmethod
     def _threshold(trace: _C.LadderTrace, budget: float) -> float | None:
