@@ -8,7 +8,7 @@
 namespace headkit {
 namespace {
 
-constexpr int64_t kMaxHeads = int64_t{1} << 24;  // a bound for files: no model has 16 million heads
+constexpr int64_t kMaxHeads = int64_t{1} << 20;  // a bound for files: no model has a million heads
 
 }  // namespace
 

@@ -129,7 +129,7 @@ WorkList WorkList::from_json(const std::string& text) {
   } catch (const Json::exception& error) {
     throw std::invalid_argument(error_message(kOperation, "lists of numbers", error.what()));
   }
-  constexpr int64_t kMaxHeads = int64_t{1} << 24;
+  constexpr int64_t kMaxHeads = int64_t{1} << 20;
   HEADKIT_CHECK(list.heads >= 0 && list.heads <= kMaxHeads && list.batch >= 0, kOperation,
                 "a batch and heads in range", list.batch, " and ", list.heads);
   check_offsets(kOperation, "row_offset", list.row_offset, list.batch, list.pairs());
