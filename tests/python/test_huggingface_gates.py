@@ -97,7 +97,7 @@ def test_threads_have_their_own_gates(tiny):
     plain, model = tiny.make("Bert", TASK), tiny.make("Bert", TASK)
     hk.attach(model)
     inputs = tiny.inputs(2)
-    choices = torch.rand(4, tiny.layers, tiny.heads).round(decimals=1)
+    choices = torch.rand(8, tiny.layers, tiny.heads).round(decimals=1)
     expected = []
     for gates in choices:
         with tiny.oracle(plain, gates), torch.no_grad():
@@ -122,6 +122,45 @@ def test_threads_have_their_own_gates(tiny):
             thread.start()
         for thread in threads:
             thread.join()
+    assert not failures
+
+
+def test_threads_attach_run_and_detach_models_of_their_own(tiny):
+    inputs = tiny.inputs(2)
+    models, expected = [], []
+    for seed in range(8):
+        model = tiny.make("Bert", TASK, seed=seed)
+        gates = torch.rand(tiny.layers, tiny.heads).round(decimals=1)
+        with torch.no_grad():
+            dense = model(**inputs).logits
+            with tiny.oracle(model, gates):
+                expected.append((dense, gates, model(**inputs).logits))
+        models.append(model)
+    barrier = threading.Barrier(len(models))
+    failures = []
+
+    def work(model, dense, gates, gated):
+        try:
+            barrier.wait(timeout=30)
+            with torch.no_grad():
+                for _ in range(5):
+                    hk.attach(model)
+                    close(model(**inputs).logits, dense)
+                    with hk.gates(model, gates):
+                        close(model(**inputs).logits, gated)
+                    hk.detach(model)
+                    assert torch.equal(model(**inputs).logits, dense)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [
+        threading.Thread(target=work, args=(model, *found))
+        for model, found in zip(models, expected, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert not failures
 
 

@@ -387,7 +387,7 @@ TEST(ModelFolderTest, AKilledSaveLeavesOneOfTheTwoModels) {
   const ModelFolder models[] = {pruned_model(1), pruned_model(2)};
   write_model_folder(folder, models[0]);
   std::mt19937 random(5);
-  for (int round = 0; round < 40; ++round) {
+  for (int round = 0; round < 100; ++round) {
     const pid_t child = ::fork();
     ASSERT_GE(child, 0);
     if (child == 0) {
