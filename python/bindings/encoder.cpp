@@ -37,7 +37,11 @@ Attributes:
 )pbdoc")
       .def_readonly("model", &SavedEncoder::model)
       .def_readonly("gates", &SavedEncoder::gates)
-      .def_readonly("policy", &SavedEncoder::policy);
+      .def_property_readonly(
+          "policy", [](const SavedEncoder& saved) -> std::optional<std::shared_ptr<GatePolicy>> {
+            if (saved.policy == nullptr) return std::nullopt;
+            return saved.policy;
+          });
 
   m.def(
       "load_encoder",
