@@ -1,5 +1,6 @@
 """The installed package as a C++ project sees it."""
 
+import json
 import pathlib
 import re
 import subprocess
@@ -96,6 +97,21 @@ def test_a_custom_scorer_prunes_and_the_result_is_served(installed, plain, tmp_p
     assert [[int(head) for head in row.split()] for row in ran] == [
         row.nonzero().flatten().tolist() for row in kept
     ]
+
+
+def test_a_report_is_written_without_python(installed, plain, tmp_path):
+    ids, page = [5, 6, 7, 8, 9], tmp_path / "report.html"
+    said = built_and_run(tmp_path / "report", "write_report", plain, page, *ids)
+    assert said.startswith("8 of 8 heads on by mask")
+    blocks = re.findall(r"<script[^>]*json[^>]*>(.*?)</script>", page.read_text(), re.DOTALL)
+    heads = json.loads(blocks[0])["records"][0]["heads"]
+    model = transformers.BertForSequenceClassification.from_pretrained(plain)
+    batch = {"input_ids": torch.tensor([ids])}
+    expected = hk.effects(hk.attach(model), batch, ablation="zero")[0]
+    for told, effects in zip(heads, expected.heads, strict=True):
+        frozen = told["effects"]["toggle"]["frozen"]
+        assert frozen == pytest.approx(effects.toggle.frozen, abs=1e-4)
+        assert told["attention"]["encoding"]
 
 
 def test_a_custom_gate_reads_the_length(installed, plain, tmp_path):

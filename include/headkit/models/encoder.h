@@ -28,9 +28,12 @@ struct EncoderUnits {
 ///
 /// Names, order, dtypes and shapes of `parameters()` are those of the class in transformers 5, and
 /// so is `fingerprint()`: what was fitted to the model in Python fits it here. Heads, neurons,
-/// whole blocks and, in the BERT line, dimensions of the residual stream have gates. Parameters
-/// take gradients, as those of a torch module do: run under c10::InferenceMode or NoGradGuard to
-/// keep no graph. There is no dropout.
+/// whole blocks and, in the BERT line, dimensions of the residual stream have gates. There is no
+/// dropout.
+///
+/// Parameters take gradients, as those of a torch module do: run under NoGradGuard or
+/// c10::InferenceMode to keep no graph. Make the model outside of the latter: torch counts no
+/// changes of weights that were made inside, so that they are packed anew at each call.
 ///
 /// Runs of several threads may share an encoder; replacing weights may not go on beside a run.
 class Encoder final : public GatedModel, public DirectPaths {
