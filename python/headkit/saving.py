@@ -176,7 +176,8 @@ def _describe(gated: _C.GatedModel) -> _C.ModelFolder:
     from headkit import huggingface
 
     content = _C.describe_model(gated, base_fingerprint(gated))
-    module, details = getattr(gated, "model", None), {}
+    details: dict[str, Any] = {}
+    module = getattr(gated, "model", None)
     if module is not None:
         details["model_class"] = type(module).__name__
         details["feed_forward"] = huggingface.has_feed_forward(module)

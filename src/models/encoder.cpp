@@ -32,7 +32,7 @@ class WeightReader {
 
   bool contains(const std::string& name) const { return by_name_.count(name) > 0; }
 
-  void operator()(const std::string& name, at::Tensor& place, std::vector<int64_t> shape) {
+  void operator()(const std::string& name, at::Tensor& place, const std::vector<int64_t>& shape) {
     const auto found = by_name_.find(name);
     HEADKIT_CHECK(found != by_name_.end(), kOperation,
                   c10::str("a weight '", name, "' of shape ", at::IntArrayRef(shape)), "none");
@@ -91,6 +91,27 @@ void check_units(const EncoderUnits& units, const HeadLayout& layout) {
   }
 }
 
+// A layer without weights.
+EncoderLayer empty_layer(const EncoderConfig& config, const EncoderFamily& family,
+                         const EncoderUnits& units, int64_t number) {
+  const HeadLayout& layout = config.layout;
+  const auto heads =
+      units.heads.layers() > 0 ? units.heads.layer_heads(number) : all_of(layout.heads);
+  const auto neurons =
+      units.neurons.defined() ? places_of(units.neurons[number]) : all_of(layout.feed_forward);
+  EncoderLayer layer{.attention = AttentionBlock(layout, number, heads, config.qkv_bias),
+                     .feed_forward = FeedForwardBlock(layout, number, neurons, config.activation),
+                     .attention_norm = LayerNorm(config.norm_eps),
+                     .feed_forward_norm = LayerNorm(config.norm_eps),
+                     .norm_first = family.norm_first};
+  const auto is_open = [&](const std::vector<bool>& open) {
+    return open.empty() || open[static_cast<size_t>(number)];
+  };
+  layer.attention.open = is_open(units.sublayers.attention);
+  layer.feed_forward.open = is_open(units.sublayers.feed_forward);
+  return layer;
+}
+
 }  // namespace
 
 struct Encoder::Parts {
@@ -102,8 +123,19 @@ struct Encoder::Parts {
   std::string base_fingerprint;
 
   std::string prefix() const { return config.labels > 0 ? family.prefix : ""; }
-  std::string layer_prefix(size_t layer) const {
+  std::string layer_prefix(int64_t layer) const {
     return prefix() + family.layers + std::to_string(layer) + ".";
+  }
+  // In the order of the state dictionary.
+  void visit(const ParameterVisitor& visitor) {
+    if (family.lists_classifier_first) output.visit_classifier(visitor);
+    embeddings->visit(prefix(), visitor);
+    for (size_t l = 0; l < layers.size(); ++l) {
+      const std::string path = layer_prefix(static_cast<int64_t>(l));
+      layers[l].visit(path, family, config.layout.model_dim, visitor);
+    }
+    output.visit_base(prefix(), visitor);
+    if (!family.lists_classifier_first) output.visit_classifier(visitor);
   }
   EncoderLayer& layer(const char* operation, int64_t number) {
     HEADKIT_CHECK_INDEX(number >= 0 && number < static_cast<int64_t>(layers.size()), operation,
@@ -122,7 +154,7 @@ Encoder::Encoder(EncoderConfig config,
   HEADKIT_CHECK(family != nullptr, kOperation, "model_type " + family_names(), "'",
                 config.model_type, "'");
   auto embeddings =
-      family->norm_first ? make_patch_embeddings(config) : make_token_embeddings(config);
+      family->norm_first ? make_patch_embeddings(config) : make_token_embeddings(config, *family);
   EncoderHead output(config, *family);
   parts_ = std::make_unique<Parts>(Parts{std::move(config),
                                          *family,
@@ -137,20 +169,8 @@ Encoder::Encoder(EncoderConfig config,
   parts.embeddings->visit(parts.prefix(), read);
   // Layer by layer, so that a configuration of very many ends at the first that is not there.
   for (int64_t l = 0; l < layout.layers; ++l) {
-    const auto heads = units.heads.layers() > 0 ? units.heads.layer_heads(l) : all_of(layout.heads);
-    const auto neurons =
-        units.neurons.defined() ? places_of(units.neurons[l]) : all_of(layout.feed_forward);
-    EncoderLayer layer{
-        .attention = AttentionBlock(layout, l, heads, parts.config.qkv_bias),
-        .feed_forward = FeedForwardBlock(layout, l, neurons, parts.config.activation),
-        .attention_norm = LayerNorm(parts.config.norm_eps),
-        .feed_forward_norm = LayerNorm(parts.config.norm_eps),
-        .norm_first = family->norm_first};
-    const auto place = static_cast<size_t>(l);
-    const Sublayers& open = units.sublayers;
-    layer.attention.open = open.attention.empty() || open.attention[place];
-    layer.feed_forward.open = open.feed_forward.empty() || open.feed_forward[place];
-    layer.visit(parts.layer_prefix(place), *family, layout.model_dim, read);
+    EncoderLayer layer = empty_layer(parts.config, *family, units, l);
+    layer.visit(parts.layer_prefix(l), *family, layout.model_dim, read);
     parts.layers.push_back(std::move(layer));
   }
   if (is_base && parts.output.has_pooler) {
@@ -277,16 +297,9 @@ void Encoder::set_sublayers(const Sublayers& open) {
 
 std::vector<std::pair<std::string, at::Tensor>> Encoder::parameters() {
   std::vector<std::pair<std::string, at::Tensor>> all;
-  const ParameterVisitor list = [&](const std::string& name, at::Tensor& place,
-                                    const std::vector<int64_t>&) { all.emplace_back(name, place); };
-  if (parts_->family.lists_classifier_first) parts_->output.visit_classifier(list);
-  parts_->embeddings->visit(parts_->prefix(), list);
-  for (size_t l = 0; l < parts_->layers.size(); ++l) {
-    parts_->layers[l].visit(parts_->layer_prefix(l), parts_->family,
-                            parts_->config.layout.model_dim, list);
-  }
-  parts_->output.visit_base(parts_->prefix(), list);
-  if (!parts_->family.lists_classifier_first) parts_->output.visit_classifier(list);
+  parts_->visit([&](const std::string& name, at::Tensor& place, const std::vector<int64_t>&) {
+    all.emplace_back(name, place);
+  });
   return all;
 }
 

@@ -1,8 +1,8 @@
 #include "headkit/models/encoder_config.h"
 
-#include <algorithm>
 #include <array>
 #include <cmath>
+#include <tuple>
 #include <utility>
 
 #include "core/json.h"
@@ -20,13 +20,13 @@ constexpr int64_t kMostRows = int64_t{1} << 31;
 
 constexpr std::array<std::pair<const char*, const char*>, 8> kActivations = {
     {{"gelu", "gelu"},
+     {"gelu_python", "gelu"},
      {"gelu_new", "gelu_tanh"},
      {"gelu_fast", "gelu_tanh"},
      {"gelu_pytorch_tanh", "gelu_tanh"},
      {"relu", "relu"},
      {"silu", "silu"},
-     {"swish", "silu"},
-     {"gelu_python", "gelu"}}};
+     {"swish", "silu"}}};
 
 int64_t size_of(const Json& json, const char* name, int64_t most = kMostRows) {
   const int64_t size = integer_member(kOperation, json, name);
@@ -43,16 +43,15 @@ bool flag_or(const Json& json, const char* name, bool otherwise) {
 }
 
 std::string activation_of(const Json& json, const char* name) {
-  const std::string given = optional_text(kOperation, json, name);
-  const auto found = std::find_if(kActivations.begin(), kActivations.end(), [&](const auto& known) {
-    return (given.empty() ? "gelu" : given) == known.first;
-  });
+  const std::string given =
+      known_member(json, name) == nullptr ? "gelu" : string_member(kOperation, json, name);
   std::string known;
-  for (const auto& [theirs, ours] : kActivations)
+  for (const auto& [theirs, ours] : kActivations) {
+    if (given == theirs) return ours;
     known += (known.empty() ? "" : ", ") + std::string(theirs);
-  HEADKIT_CHECK(found != kActivations.end(), kOperation, c10::str(name, " among ", known), "'",
-                given, "'");
-  return found->second;
+  }
+  throw std::invalid_argument(
+      error_message(kOperation, c10::str(name, " among ", known), "'", given, "'"));
 }
 
 // Height and width: one number for both, or two.
@@ -79,7 +78,7 @@ int64_t labels_of(const Json& json) {
 // -1 = none, which a model that counts positions from it cannot have.
 int64_t padding_of(const Json& json, const EncoderFamily& family) {
   const int64_t least = family.counts_positions ? 0 : -1;
-  if (!json.contains("pad_token_id")) return least + 1;
+  if (!json.contains("pad_token_id")) return family.counts_positions ? 1 : 0;
   const int64_t given = optional_integer(kOperation, json, "pad_token_id").value_or(-1);
   HEADKIT_CHECK(given >= least, kOperation, c10::str("pad_token_id of at least ", least), given);
   return given;

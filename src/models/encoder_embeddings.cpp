@@ -17,7 +17,7 @@ constexpr std::array<std::string_view, 7> kNotInputs = {
 }  // namespace
 
 void check_inputs(const Batch& batch, const std::vector<std::string>& inputs) {
-  std::string known, unknown;
+  std::string known;
   for (const std::string& name : inputs) known += name + ", ";
   for (const std::string_view name : kNotInputs) known += std::string(name) + ", ";
   known.resize(known.size() - 2);

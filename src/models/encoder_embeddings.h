@@ -2,9 +2,11 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "headkit/models/batch.h"
 #include "headkit/models/encoder_config.h"
+#include "models/encoder_family.h"
 #include "models/parameter_visitor.h"
 
 namespace headkit {
@@ -22,7 +24,8 @@ class EncoderEmbeddings {
 };
 
 /// Words, positions and token types, summed and normed: those of the BERT line.
-std::unique_ptr<EncoderEmbeddings> make_token_embeddings(const EncoderConfig& config);
+std::unique_ptr<EncoderEmbeddings> make_token_embeddings(const EncoderConfig& config,
+                                                         const EncoderFamily& family);
 /// Patches of an image after a token of their own, with positions: those of ViT.
 std::unique_ptr<EncoderEmbeddings> make_patch_embeddings(const EncoderConfig& config);
 

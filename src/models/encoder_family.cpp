@@ -5,8 +5,10 @@
 namespace headkit {
 namespace {
 
-const std::vector<std::pair<const char*, const char*>> kOldNorms = {
-    {"LayerNorm.gamma", "LayerNorm.weight"}, {"LayerNorm.beta", "LayerNorm.bias"}};
+// As the checkpoints of TensorFlow had them.
+Renamings old_norms() {
+  return {{"LayerNorm.gamma", "LayerNorm.weight"}, {"LayerNorm.beta", "LayerNorm.bias"}};
+}
 
 EncoderFamily bert() {
   return {.model_type = "bert",
@@ -26,7 +28,7 @@ EncoderFamily bert() {
           .dense = nullptr,
           .dense_activation = "tanh",
           .output = "classifier",
-          .renamed = kOldNorms};
+          .renamed = old_norms()};
 }
 
 EncoderFamily roberta() {
@@ -68,7 +70,7 @@ EncoderFamily distilbert() {
       .dense_activation = "relu",
       .output = "classifier",
       .has_token_types = false,
-      .renamed = kOldNorms};
+      .renamed = old_norms()};
 }
 
 EncoderFamily vit() {

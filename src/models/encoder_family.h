@@ -15,6 +15,9 @@ struct FeedForwardNames {
   const char *in, *out;
 };
 
+/// Spellings and what they become, in the order in which they apply.
+using Renamings = std::vector<std::pair<const char*, const char*>>;
+
 /// How transformers names the parts of a family of encoders: in config.json and in the state
 /// dictionary.
 struct EncoderFamily {
@@ -32,16 +35,17 @@ struct EncoderFamily {
   FeedForwardNames feed_forward;
   const char *attention_norm, *feed_forward_norm;
 
-  const char* pooler;  ///< nullptr = none; a classifier has it only to classify by
-  /// On the first token: a dense layer and an activation, then the classifier.
+  const char* pooler;  ///< nullptr = none; in a classifier only where that has no `dense`
+  /// A classifier is a dense layer on the first token, an activation and a linear map. `dense` =
+  /// nullptr: the dense layer is the pooler, or there is none where there is no activation.
   const char *dense, *dense_activation, *output;
 
-  bool counts_positions = false;  ///< positions count tokens that are no padding, after its number
+  bool counts_positions = false;  ///< over tokens that are no padding, from pad_token_id + 1
   bool has_token_types = true;
   bool lists_classifier_first = false;  ///< in the state dictionary
 
-  /// Spellings of older checkpoints and those of today, in the order in which they apply.
-  std::vector<std::pair<const char*, const char*>> renamed = {};
+  /// From what checkpoints say, or said once, to what the modules of today are called.
+  Renamings renamed = {};
 
   /// What a tensor of a checkpoint is called in a model, the base alone or with a classifier.
   std::string parameter_name(std::string name, bool is_base) const;

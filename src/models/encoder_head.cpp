@@ -16,7 +16,7 @@ EncoderHead::EncoderHead(const EncoderConfig& config, const EncoderFamily& famil
 }
 
 at::Tensor EncoderHead::operator()(const at::Tensor& hidden) const {
-  const at::Tensor last = norm_ ? (*norm_)(hidden) : hidden;
+  at::Tensor last = norm_ ? (*norm_)(hidden) : hidden;
   if (config_.labels == 0) return last;
   at::Tensor first = last.select(1, 0);
   if (family_.dense_activation != nullptr) {

@@ -75,7 +75,7 @@ at::Tensor FeedForwardBlock::by_neuron(const at::Tensor& x, const GateSet& gates
   const at::Tensor gate = gates.blocks.select(-2, layer_).to(x.options());
   const at::Tensor of_block = kept.floor_divide(kNeuronBlock);
   values = values * by_token(gate.index_select(-1, of_block));
-  const at::Tensor added = at::linear(values, weights_.out, weights_.out_bias);
+  at::Tensor added = at::linear(values, weights_.out, weights_.out_bias);
   if (!gates.dropped_blocks.defined()) return added;
   // A block whose neurons are all gone left nothing to stand in for.
   const at::Tensor there = at::zeros({gate.size(-1)}, x.options()).index_fill_(0, of_block, 1);

@@ -15,7 +15,7 @@ at::Tensor LayerNorm::operator()(const at::Tensor& x, const at::Tensor& gate) co
 at::Tensor LayerNorm::over_open(const at::Tensor& x, const at::Tensor& gate) const {
   const at::Tensor gates = gate.to(x.device());
   const at::Tensor kept = gates.detach().nonzero().flatten();
-  const at::Tensor zeros = at::zeros(x.sizes(), x.options());
+  at::Tensor zeros = at::zeros(x.sizes(), x.options());
   if (kept.numel() == 0) return zeros;
   const auto open = [&](const at::Tensor& values) { return values.index_select(-1, kept); };
   const at::Tensor normed =

@@ -10,8 +10,8 @@ namespace headkit {
 
 /// Shown each parameter of a part of an encoder, in the order of the state dictionary: its name,
 /// its place, and its shape.
-using ParameterVisitor =
-    std::function<void(const std::string& name, at::Tensor& place, std::vector<int64_t> shape)>;
+using ParameterVisitor = std::function<void(const std::string& name, at::Tensor& place,
+                                            const std::vector<int64_t>& shape)>;
 
 /// Weight [rows, columns] and bias [rows] of a linear map.
 struct Linear {

@@ -4,7 +4,6 @@
 
 #include "headkit/core/error.h"
 #include "models/encoder_embeddings.h"
-#include "models/encoder_family.h"
 #include "models/layer_norm.h"
 
 namespace headkit {
@@ -31,10 +30,8 @@ at::Tensor rows(const at::Tensor& table, const at::Tensor& index, const char* na
 
 class TokenEmbeddings final : public EncoderEmbeddings {
  public:
-  explicit TokenEmbeddings(const EncoderConfig& config)
-      : config_(config),
-        counts_positions_(find_family(config.model_type)->counts_positions),
-        norm_(config.norm_eps) {
+  TokenEmbeddings(const EncoderConfig& config, const EncoderFamily& family)
+      : config_(config), counts_positions_(family.counts_positions), norm_(config.norm_eps) {
     inputs_ = {"input_ids", "attention_mask", "position_ids"};
     if (config.token_types > 0) inputs_.push_back("token_type_ids");
   }
@@ -114,8 +111,9 @@ class TokenEmbeddings final : public EncoderEmbeddings {
 
 }  // namespace
 
-std::unique_ptr<EncoderEmbeddings> make_token_embeddings(const EncoderConfig& config) {
-  return std::make_unique<TokenEmbeddings>(config);
+std::unique_ptr<EncoderEmbeddings> make_token_embeddings(const EncoderConfig& config,
+                                                         const EncoderFamily& family) {
+  return std::make_unique<TokenEmbeddings>(config, family);
 }
 
 }  // namespace headkit

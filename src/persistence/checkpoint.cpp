@@ -48,7 +48,7 @@ NamedTensors read_checkpoint(const std::string& folder) {
   for (const auto& [name, file] : read_index(folder + kIndex)) {
     auto shard = opened.find(file);
     if (shard == opened.end()) {
-      shard = opened.emplace(file, SafetensorsFile(folder + "/" + file)).first;
+      shard = opened.emplace(file, SafetensorsFile(c10::str(folder, "/", file))).first;
     }
     HEADKIT_CHECK_RUNTIME(shard->second.contains(name), "load",
                           "'" + name + "' where the index says it is", "none in '", folder, "/",

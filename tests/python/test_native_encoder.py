@@ -379,6 +379,19 @@ def policies(tmp_path_factory):
     return gated, data, folder
 
 
+def test_gates_are_fitted_to_the_same_numbers(policies, tmp_path):
+    gated, data, _ = policies
+    native = hk.load_encoder(saved(make("BertForSequenceClassification"), tmp_path / "m")).model
+    (one, found), (other, expected) = (
+        hk.fit_linear_gate(model, data[:4], data[4:], mean_heads=6) for model in (native, gated)
+    )
+    torch.testing.assert_close(one.weight, other.weight, atol=1e-5, rtol=1e-4)
+    assert found.mean_heads == pytest.approx(expected.mean_heads, abs=0.1)
+    trace = hk.trace_policy(native, one, data)
+    promise = hk.calibrate(trace, risk=0.5, length_buckets=1)
+    hk.CalibratedPolicy(one, promise).check_model(gated)
+
+
 @pytest.mark.parametrize("name", ("linear", "calibrated"))
 def test_a_saved_policy_decides_as_in_python(policies, name):
     gated, data, folder = policies
