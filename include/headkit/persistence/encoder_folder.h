@@ -33,7 +33,8 @@ struct SavedEncoder {
 /// Loads an encoder from a folder of Hugging Face (config.json with model.safetensors, or with the
 /// parts that model.safetensors.index.json names), or from one that headkit wrote, in Python or
 /// here, whatever was removed from the model. Weights share a mapping of the file until they are
-/// written to. Tensors of other parts of the model are left out.
+/// written to: it may be replaced meanwhile, but not be changed in place. Tensors of other parts of
+/// the model are left out.
 ///
 /// Throws std::runtime_error, naming the file, where one is missing, damaged or contradicts
 /// another, and for a model that `EncoderConfig` or `Encoder` refuses; std::invalid_argument for a
