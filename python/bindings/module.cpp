@@ -24,6 +24,7 @@ PYBIND11_MODULE(_C, m) {
   register_control(m);
   register_hybrid(m);
   register_persistence(m);
+  register_encoder(m);
   register_explain(m);
   register_effects(m);
   register_roles(m);

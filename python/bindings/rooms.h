@@ -26,6 +26,7 @@ void register_control(pybind11::module_& m);
 void register_pruners(pybind11::module_& m);
 void register_hybrid(pybind11::module_& m);
 void register_persistence(pybind11::module_& m);
+void register_encoder(pybind11::module_& m);
 void register_explain(pybind11::module_& m);
 void register_effects(pybind11::module_& m);
 void register_roles(pybind11::module_& m);

@@ -38,6 +38,7 @@ __all__: list[str] = [
     "DataSource",
     "DecisionRecord",
     "DependencySentence",
+    "Encoder",
     "EnergyMeter",
     "Escalation",
     "ExplanationStability",
@@ -122,6 +123,7 @@ __all__: list[str] = [
     "Rung",
     "RungTrainer",
     "SampleAttention",
+    "SavedEncoder",
     "SecondLook",
     "SelectionStability",
     "SequenceSyntax",
@@ -159,6 +161,7 @@ __all__: list[str] = [
     "conformal_samples_needed",
     "data_hash",
     "decompose_gate",
+    "describe_encoder",
     "describe_model",
     "effect_faithfulness",
     "encoder_flops",
@@ -206,6 +209,7 @@ __all__: list[str] = [
     "learn_then_test",
     "learn_then_test_samples_needed",
     "learned_gate_scores",
+    "load_encoder",
     "logit_spread",
     "make_ladder",
     "make_objective",
@@ -1895,6 +1899,21 @@ class ModelFolder:
     @property
     def weights_sha256(self) -> str: ...
 
+class Encoder(GatedModel):
+    def base_fingerprint(self) -> str: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def config(self) -> str: ...
+
+class SavedEncoder:
+    @property
+    def gates(self) -> GateSet: ...
+    @property
+    def model(self) -> Encoder: ...
+    @property
+    def policy(self) -> GatePolicy | None: ...
+
 class RivalHead:
     @property
     def head(self) -> int: ...
@@ -2858,6 +2877,7 @@ def decompose_gate(
     fixed: torch.Tensor | None = None,
     min_heads: int = 0,
 ) -> GateDecomposition: ...
+def describe_encoder(model: Encoder) -> ModelFolder: ...
 def describe_model(model: GatedModel, base_fingerprint: str = "") -> ModelFolder: ...
 def effect_faithfulness(
     model: GatedModel,
@@ -3268,6 +3288,12 @@ def learn_then_test(
 ) -> LearnThenTestResult: ...
 def learn_then_test_samples_needed(risk: float, delta: float = 0.1, bound: float = 1.0) -> int: ...
 def learned_gate_scores(gates: LearnedGatesCore, parameter: str = "") -> HeadScores: ...
+def load_encoder(
+    folder: str | os.PathLike[str],
+    *,
+    architecture: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> SavedEncoder: ...
 def logit_spread(model: GatedModel, data: DataSource, policy: GatePolicy) -> torch.Tensor: ...
 def make_ladder(
     model: GatedModel,

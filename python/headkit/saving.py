@@ -48,18 +48,8 @@ def save(
         >>> headkit.load("pruned").config.num_hidden_layers
         2
     """
-    from headkit import huggingface
-
     gated = gated_model(model, "save")
-    module = getattr(gated, "model", None)
-    content = _C.describe_model(gated, base_fingerprint(gated))
-    details: dict[str, Any] = {}
-    if module is not None:
-        details["model_class"] = type(module).__name__
-        details["feed_forward"] = huggingface.has_feed_forward(module)
-        if hasattr(module, "config"):
-            content.config = json.dumps(module.config.to_dict())
-    content.details = json.dumps(details)
+    content = _C.describe_encoder(gated) if isinstance(gated, _C.Encoder) else _describe(gated)
     if policy is not None:
         content.policy = _as_json(policy)
     if gates is not None:
@@ -180,6 +170,21 @@ def remember_base(gated: "StagedModel", content: _C.ModelFolder) -> None:
     from headkit.huggingface.weight_replacement import BASE
 
     setattr(gated.model, BASE, content.base_fingerprint)
+
+
+def _describe(gated: _C.GatedModel) -> _C.ModelFolder:
+    from headkit import huggingface
+
+    content = _C.describe_model(gated, base_fingerprint(gated))
+    details: dict[str, Any] = {}
+    module = getattr(gated, "model", None)
+    if module is not None:
+        details["model_class"] = type(module).__name__
+        details["feed_forward"] = huggingface.has_feed_forward(module)
+        if hasattr(module, "config"):
+            content.config = json.dumps(module.config.to_dict())
+    content.details = json.dumps(details)
+    return content
 
 
 def _as_json(policy: Any) -> str:

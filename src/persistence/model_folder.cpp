@@ -2,14 +2,9 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <filesystem>
 #include <iterator>
 #include <map>
@@ -23,6 +18,7 @@
 #include "headkit/core/error.h"
 #include "headkit/core/version.h"
 #include "headkit/pruners/removal.h"
+#include "persistence/text_file.h"
 #include "persistence/write_safetensors.h"
 
 namespace headkit {
@@ -110,32 +106,6 @@ std::vector<bool> open_from_json(const Json& json) {
 }
 
 std::string text_or_empty(const Json& value) { return value.is_null() ? "" : value.dump(); }
-
-std::string read_text(const std::string& path) {
-  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  HEADKIT_CHECK_RUNTIME(file >= 0, "load", "a folder written by headkit", "'", path,
-                        "': ", std::strerror(errno));
-  struct stat status {};
-  const bool regular = ::fstat(file, &status) == 0 && S_ISREG(status.st_mode);
-  const size_t size = regular ? static_cast<size_t>(status.st_size) : 0;
-  std::string text;
-  bool complete = regular && size <= kMaxManifestBytes;
-  if (complete) {
-    text.resize(size);
-    size_t done = 0;
-    while (done < size) {
-      const ssize_t got = ::read(file, text.data() + done, size - done);
-      if (got < 0 && errno == EINTR) continue;
-      if (got <= 0) break;
-      done += static_cast<size_t>(got);
-    }
-    complete = done == size;
-  }
-  ::close(file);
-  HEADKIT_CHECK_RUNTIME(complete, "load", "a headkit.json of 64 MiB at most", "'", path, "' with ",
-                        size, " bytes", regular ? "" : ", not a regular file");
-  return text;
-}
 
 void check_unit_gates(const char* operation, const ModelFolder& content) {
   const GateSet& gates = content.gates;
@@ -316,7 +286,7 @@ void write_model_folder(const std::string& folder, const ModelFolder& content) {
 
 ModelFolder read_model_folder(const std::string& folder) {
   const std::string path = folder + "/" + kManifest;
-  const std::string text = read_text(path);
+  const std::string text = read_text_file(path, "a folder written by headkit", kMaxManifestBytes);
   ModelFolder content;
   Json gates;
   try {

@@ -8,6 +8,7 @@
 #include "core/json.h"
 #include "headkit/core/error.h"
 #include "headkit/models/data_hash.h"
+#include "headkit/models/encoder.h"
 #include "headkit/pruners/backward_elimination.h"
 #include "headkit/pruners/bottom_up.h"
 #include "headkit/pruners/cofi.h"
@@ -442,10 +443,15 @@ void apply_pruning(GatedModel& model, const StaticPruning& pruning) {
                 "re-fitted weights or dropped_neurons", "both");
   std::vector<Swap> swaps = bias_swaps(model, pruning);
   for (const OutputRefit& refit : pruning.refits) swaps.push_back(swap_of(model, refit));
+  // Swaps come before the first cut, at which an encoder notes what it was.
+  auto* const encoder = swaps.empty() ? nullptr : dynamic_cast<Encoder*>(&model);
+  const std::string base =
+      encoder != nullptr && model.is_whole() ? model.fingerprint() : std::string();
   size_t done = 0;
   try {
     for (; done < swaps.size(); ++done) swaps[done].put(model, false);
     remove_units(model, pruning.all_gates());
+    if (!base.empty()) encoder->remember_base(base);
   } catch (...) {
     const std::exception_ptr cause = std::current_exception();
     while (done-- > 0) swaps[done].put(model, true);

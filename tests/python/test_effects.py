@@ -153,6 +153,17 @@ def test_direct_effects_behind_norms_freeze_every_scale():
     assert abs(found.direct_residual) < 1e-9
 
 
+def test_direct_effects_where_headkit_runs_the_feed_forward_blocks():
+    model = bert()
+    batch = tokens(1)
+    hk.attach(model)
+    expected = hk.effects(model, batch, ablation="zero", toggles=False)[0]
+    hk.attach(model, feed_forward=True)
+    found = hk.effects(model, batch, ablation="zero", toggles=False)[0]
+    for one, other in zip(found.heads, expected.heads, strict=True):
+        assert one.direct == pytest.approx(other.direct, abs=1e-9)
+
+
 def test_a_pooler_that_bends_is_a_linearisation():
     model = bert()
     hk.attach(model)

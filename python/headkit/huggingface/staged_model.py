@@ -13,6 +13,7 @@ from headkit import _C
 from headkit.gating import CALL, Call, Gating, bind, enter_call, leave_call
 from headkit.huggingface.attention_block import BLOCK, Block
 from headkit.huggingface.direct_paths import only_direct_paths
+from headkit.huggingface.feed_forward import has_feed_forward
 from headkit.huggingface.masks import read_mask
 from headkit.huggingface.neurons import find_neurons, hook_neurons
 from headkit.huggingface.shallow import with_modules
@@ -435,8 +436,10 @@ class StagedModel(_C.GatedModel):
         crossing = any(site.cross for site in self.structure.sites)
         if not self.feed_forwards or crossing or len(self.structure.stacks) != 1:
             return None
-        maps = [site.inner for site in self.feed_forwards]
-        maps += [site.up for site in self.feed_forwards if site.up is not None]
+        maps: list[nn.Module] = []
+        if not has_feed_forward(self.model):  # blocks that headkit runs read constants themselves
+            maps += [site.inner for site in self.feed_forwards]
+            maps += [site.up for site in self.feed_forwards if site.up is not None]
         return only_direct_paths(self.model, maps)
 
     def parameters(self) -> list[tuple[str, torch.Tensor]]:
