@@ -1,6 +1,7 @@
 """Neurons of feed-forward blocks: where they are, and gates of those that run their own code."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +43,11 @@ class NeuronOrigin:
         return len(self.kept) < self.neurons
 
 
+@cache
+def _whole(count: int) -> NeuronOrigin:
+    return NeuronOrigin(count, list(range(count)))
+
+
 @dataclass(frozen=True)
 class NeuronBlock:
     """What the hooks of a block need.
@@ -76,8 +82,7 @@ class NeuronSite:
     def origin(self) -> NeuronOrigin:
         """Which neurons are there."""
         known = getattr(self.out, NEURON_ORIGIN, None)
-        count = len(weight_of(self.inner))
-        return NeuronOrigin(count, list(range(count))) if known is None else known
+        return _whole(len(weight_of(self.inner))) if known is None else known
 
     def weights(self) -> _C.FeedForwardWeights:
         """Those of the neurons that are there."""

@@ -215,7 +215,7 @@ class StagedModel(_C.GatedModel):
         origins = [site.origin for site in self.feed_forwards]
         keep = torch.zeros(len(origins), origins[0].neurons, dtype=torch.bool)
         for row, origin in zip(keep, origins, strict=True):
-            row[origin.kept] = True
+            row[origin.kept if origin.is_pruned else slice(None)] = True
         return keep
 
     def sublayers(self) -> _C.Sublayers:
