@@ -282,7 +282,7 @@ def run_dynamic(
 ) -> dict[str, Any]:
     """Run the study, or what is left of it.
 
-    Every seed's arms without training come first, then time, training, and what is beside it.
+    Every seed's arms without training come first, then training, time, and what is beside it.
 
     Args:
         asked: what is asked.
@@ -304,7 +304,7 @@ def run_dynamic(
     for subjects in every:
         kept = [each for each in subjects if _learnt(each)]
         there.append(kept)
-    stages = ("without_training", "timed", "with_training", "timed", "controlled", "beside")
+    stages = ("without_training", "with_training", "timed", "controlled", "beside")
     for stage in stages:
         for subjects in there:
             for subject in subjects:
